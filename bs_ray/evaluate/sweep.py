@@ -1,0 +1,151 @@
+"""Sweep sliders over faces and read the results: the work that one evaluation actor does."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bs_ray.config import EvalJob
+from bs_ray.editing.editor import Edit, Editor, to_uint8
+from bs_ray.models import base_folder, load_base
+from bs_ray.models.base import Condition
+from bs_ray.models.diffusion import sample_euler
+from bs_ray.models.judges import Judges
+from bs_ray.sliders.registry import Registry
+from bs_ray.tiny import captions, faces
+
+HELD_OUT_SEED = 1_000_000
+"""Scenes from here on are never drawn by the recipe of the tiny base."""
+LATE_ACTIVATION = 0.75
+"""Text-guided: sliders act from this share of the noise range on, so the layout is the base's."""
+TEXT_STEPS = 15
+STRIPS = 8
+"""Faces per setting whose pictures are kept for the report."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One forward-sized piece of an evaluation: some faces of one setting under one slider."""
+
+    setting: str
+    slider: str
+    first: int
+    count: int
+
+
+def tasks(job: EvalJob) -> list[Task]:
+    """The whole grid, in order."""
+    return [
+        Task(setting, slider, first, min(job.batch_size, count - first))
+        for setting, count in job.settings.items()
+        for slider in job.sliders
+        for first in range(0, count, job.batch_size)
+    ]
+
+
+class Sweeper:
+    """Holds the base, the sliders and the judges; measures one Task at a time."""
+
+    def __init__(self, job: EvalJob):
+        self.job = job
+        model = load_base(job.base)
+        sliders = [Registry(job.registry).resolve(reference) for reference in job.sliders]
+        self.names = dict(zip(job.sliders, (s.card.name for s in sliders), strict=True))
+        self.editor = Editor(model, sliders, job.editor)
+        self.judges = Judges.load(base_folder(job.base))
+
+    def measure(self, task: Task) -> list[dict]:
+        """One row per face and strength: readings, judges' scores, and a PNG-able picture early on."""
+        scene = faces.sample_scenes(task.count, HELD_OUT_SEED + self.job.seed + task.first)
+        pictures, exact = self._pictures(task, scene)
+        seen = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        return self._judge(task, seen, pictures, exact)
+
+    def _pictures(self, task: Task, scene: faces.Scene) -> tuple[np.ndarray, list[bool]]:
+        """uint8 [F, K, H, W, 3] of the sweep, and whether strength 0 gave each input back."""
+        name, strengths = self.names[task.slider], self.job.strengths
+        if task.setting == "text":
+            return self._generate(task, scene), [True] * task.count
+        seed = HELD_OUT_SEED + self.job.seed + task.first
+        images = faces.render_wild(scene, seed) if task.setting == "wild" else faces.render(scene)
+        pixels = to_uint8((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5)
+        mixes = [{name: strength} for strength in strengths]
+        edits = [
+            Edit(f"{task.setting}-{task.first + i}", photo, mixes, self.job.seed)
+            for i, photo in enumerate(pixels)
+        ]
+        done = np.stack([[to_uint8(out) for out in row] for row in self.editor.edit(edits)])
+        zero = strengths.index(0)
+        return done, [bool((done[i, zero] == pixels[i]).all()) for i in range(task.count)]
+
+    def _generate(self, task: Task, scene: faces.Scene) -> np.ndarray:
+        """Prompts -> the same picture at every strength (the paper's first setting)."""
+        attribute, strengths = self.job.sliders[task.slider], self.job.strengths
+        rng = random.Random(task.first)
+        own = {phrase for ends in captions.PHRASES[attribute] for phrase in ends}
+        prompts = []
+        for row in range(task.count):
+            told = [p for p in captions.phrases(scene, row, rng) if p not in own]
+            prompts.append(", ".join(["a photo of a person", *rng.sample(told, 4)]))
+        count = len(strengths)
+        table = self.editor.strengths(
+            [{self.names[task.slider]: s} for _ in prompts for s in strengths]
+        )
+        model = self.editor.model
+        start = LATE_ACTIVATION * model.prediction.num_train_timesteps
+
+        def forward(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            gates = torch.cat([table, table]) * (t < start)[:, None]
+            return self.editor.predict(x_t, t, condition, gates)
+
+        latents = sample_euler(
+            model,
+            [p for p in prompts for _ in strengths],
+            [f"text-{task.first + i}" for i in range(len(prompts)) for _ in strengths],
+            seed=self.job.seed,
+            steps=TEXT_STEPS,
+            guidance_scale=self.job.guidance_scale,
+            rows_forward=forward,
+        )
+        with torch.no_grad():
+            images = model.decode(latents).clamp(-1, 1)
+        pixels = to_uint8((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5)
+        return pixels.reshape(len(prompts), count, *pixels.shape[1:])
+
+    @torch.no_grad()
+    def _judge(
+        self, task: Task, seen: Tensor, pictures: np.ndarray, exact: list[bool]
+    ) -> list[dict]:
+        strengths = self.job.strengths
+        zero = strengths.index(0)
+        flat, still = seen.flatten(0, 1), seen[:, [zero] * len(strengths)].flatten(0, 1)
+        readings = self.judges.reader.read(flat)
+        scores = {
+            "identity": self.judges.identity.similarity(flat, still),
+            "perceptual": self.judges.perceptual.distance(flat, still),
+            "clip": self.judges.clip.score(
+                flat, self.editor.sliders[self.names[task.slider]].card.prompts.positive
+            ),
+        }
+        rows = []
+        for index in range(len(flat)):
+            face, k = divmod(index, len(strengths))
+            number = task.first + face
+            rows.append(
+                {
+                    "setting": task.setting,
+                    "slider": task.slider,
+                    "face": number,
+                    "strength": float(strengths[k]),
+                    "zero_exact": exact[face],
+                    "readings": readings[index].tolist(),
+                    "picture": pictures[face, k].tobytes() if number < STRIPS else None,
+                    "picture_px": pictures.shape[2],
+                    **{name: float(score[index]) for name, score in scores.items()},
+                }
+            )
+        return rows

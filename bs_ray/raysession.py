@@ -1,0 +1,72 @@
+"""One way into Ray for every verb: join what runs, or start a local Ray and stop it afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+WORKER_ENV = {
+    # glibc hands large blocks back to the kernel at once by default; a training step on a CPU
+    # then spends half its time in page faults.
+    "MALLOC_MMAP_THRESHOLD_": str(2 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    # Several workers share the cores; one that wants more threads asks torch for them.
+    "OMP_NUM_THREADS": "1",
+}
+_OBJECT_STORE_BYTES = 500 << 20
+_CHATTY = ("ray.data", "ray.tune", "ray.train")
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iterator[None]:
+    """Within, Ray is there: the one already joined, else the cluster at `address` (default:
+    $RAY_ADDRESS), else a local one with `num_cpus` logical CPUs (at least 4, or the cores).
+
+    Only what was started or joined here is left again. Storage credentials are not passed on:
+    workers have their node's environment, which for a local Ray is ours.
+    Raises RuntimeError where no Ray answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        if address:
+            _join(address)
+        else:
+            _start(max(4, os.cpu_count() or 4, num_cpus or 0))
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, runtime_env={"env_vars": WORKER_ENV}, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise RuntimeError(
+            f"Ray: got no cluster at {address} ({error}); expected a running one. Start it, or "
+            "unset RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def _start(num_cpus: int) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        runtime_env={"env_vars": WORKER_ENV},
+    )

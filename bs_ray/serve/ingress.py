@@ -1,0 +1,316 @@
+"""The HTTP side: reads a request, checks it before any heavy work, and words the reply."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from PIL import Image
+from pydantic.json_schema import models_json_schema
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bs_ray import __version__
+from bs_ray.config import ServeJob
+from bs_ray.data.decode import decode_photo
+from bs_ray.editing.editor import Edit, to_uint8
+from bs_ray.serve.replica import Edited
+from bs_ray.serve.schema import (
+    MAX_IMAGES,
+    EditedImage,
+    EditReply,
+    EditRequest,
+    Meta,
+    OutputFormat,
+    Problem,
+    SliderInfo,
+    SliderList,
+    parse_form,
+    parse_json,
+)
+from bs_ray.sliders.artifact import Card
+
+RETRY_AFTER_S = 1
+_READY_WITHIN_S = 5.0
+_FORM_OVERHEAD_BYTES = 64 << 10
+_log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """The engine has no room, or no replica, right now; asking again later is safe."""
+
+
+class Engine(Protocol):
+    """What computes edits: a Ray Serve deployment, or anything like it."""
+
+    async def edit(self, edit: Edit) -> Edited:
+        """One photo under one mix of sliders. Raises Busy."""
+        ...
+
+    async def ready(self) -> None:
+        """Returns once an edit would be computed at once. Raises Busy."""
+        ...
+
+
+def create_app(job: ServeJob, cards: Sequence[Card], engine: Engine) -> FastAPI:
+    """The HTTP API of `job` in front of `engine`, whose sliders are `cards`, in order."""
+    app = FastAPI(title="bs_ray", version=__version__)
+    edits = _Edits(job, cards, engine)
+
+    @app.post("/v1/images/edits", openapi_extra=_EDIT_BODY)
+    async def edit(request: Request) -> EditReply:
+        """Move sliders on photos."""
+        return await edits.reply(request)
+
+    @app.get("/v1/sliders")
+    async def sliders() -> SliderList:
+        """The sliders that requests may name."""
+        return SliderList(data=[_info(card) for card in cards], max_strength=job.max_strength)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """This process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """A replica has its base and sliders loaded."""
+        try:
+            await asyncio.wait_for(engine.ready(), _READY_WITHIN_S)
+        except TimeoutError:
+            raise Busy from None
+        return {"status": "ready"}
+
+    app.add_exception_handler(Exception, _answer_unexpected)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.add_middleware(_LimitBody, max_bytes=_body_bytes(job))
+    # FastAPI cannot derive the body of a route that takes JSON and forms.
+    derived = app.openapi
+    app.openapi = lambda: _with_request_schema(derived())  # type: ignore[method-assign]
+    return app
+
+
+class _Edits:
+    """`POST /v1/images/edits`, step by step."""
+
+    def __init__(self, job: ServeJob, cards: Sequence[Card], engine: Engine):
+        self.job, self.engine = job, engine
+        self.cards = {card.name: card for card in cards}
+        # The Editor embeds this one at its start.
+        self.prompt = job.editor.prompt
+        if self.prompt is None:
+            self.prompt = cards[0].prompts.target
+
+    async def reply(self, request: Request) -> EditReply:
+        start_s = time.perf_counter()
+        asked = await _read(request)
+        self._check(asked)
+        photos = await asyncio.gather(*(asyncio.to_thread(self._decode, d) for d in asked.image))
+        mix = asked.mix()
+        edits = [
+            Edit(hashlib.sha256(data).hexdigest(), pixels, [mix], asked.seed)
+            for data, pixels in zip(asked.image, photos, strict=True)
+        ]
+        done = await asyncio.gather(*(self.engine.edit(edit) for edit in edits))
+        encode = _ENCODERS[asked.output_format]
+        files = await asyncio.gather(*(asyncio.to_thread(encode, d.pixels) for d in done))
+        return EditReply(
+            created=int(time.time()),
+            data=[EditedImage(b64_json=base64.b64encode(file).decode()) for file in files],
+            meta=Meta(
+                batch_rows=max(d.batch_rows for d in done),
+                seconds=time.perf_counter() - start_s,
+                sliders={f"{n}@{self.cards[n].version}": scale for n, scale in mix.items()},
+                base_id=next(iter(self.cards.values())).base_id,
+                seed=asked.seed,
+            ),
+        )
+
+    def _check(self, asked: EditRequest) -> None:
+        """What only this server can know to be wrong. Raises Problem 422."""
+        limit = self.job.max_strength
+        for name, scale in asked.mix().items():
+            if name not in self.cards:
+                known = list(self.cards)
+                detail = f"slider: got {name!r}; expected one of {', '.join(known)}"
+                raise Problem(422, "unknown-slider", detail, known=known)
+            if abs(scale) > limit:
+                detail = f"slider {name}: got scale {scale:g}; expected -{limit:g} to {limit:g}"
+                raise Problem(422, "scale-out-of-range", detail, max_strength=limit)
+        if asked.prompt not in (None, "", self.prompt):
+            detail = (
+                f"prompt: got {asked.prompt[:60]!r}; expected none, or this server's own, "
+                f"{self.prompt!r}. Say what to change with `sliders`"
+            )
+            raise Problem(422, "prompt-not-supported", detail)
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        """A photo file -> uint8 RGB [H, W, 3], as batch does it. Raises Problem 400 or 413."""
+        if len(data) > self.job.max_bytes:
+            raise _too_large(f"got {len(data)} bytes", self.job.max_bytes)
+        pixels = decode_photo(data, max_pixels=self.job.max_pixels)
+        if isinstance(pixels, str):
+            raise Problem(400, "bad-image", f"image: {pixels}")
+        return pixels
+
+
+async def _read(request: Request) -> EditRequest:
+    """The body as a request. Raises Problem for one that cannot be understood."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        return parse_json(await request.body())
+    if media_type != "multipart/form-data":
+        detail = f"body: got {media_type or 'no content type'}; expected multipart/form-data or JSON"
+        raise Problem(415, "unsupported-media-type", detail)
+    async with request.form(max_files=MAX_IMAGES, max_fields=MAX_IMAGES) as form:
+        fields = [
+            (name, await value.read() if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+        ]
+    return parse_form(fields)
+
+
+# --- pixels to files --------------------------------------------------------------------------
+def _pillow(name: str, **options: Any) -> Callable[[np.ndarray], bytes]:
+    def encode(pixels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(to_uint8(pixels)).save(file, name, **options)
+        return file.getvalue()
+
+    return encode
+
+
+def _npy(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels.astype(np.float32, copy=False), allow_pickle=False)
+    return file.getvalue()
+
+
+_ENCODERS: dict[OutputFormat, Callable[[np.ndarray], bytes]] = {
+    "png": _pillow("PNG"),
+    "jpeg": _pillow("JPEG", quality=95),
+    "npy": _npy,
+}
+
+
+# --- the size of bodies -----------------------------------------------------------------------
+def _body_bytes(job: ServeJob) -> int:
+    """A request's photos share `max_bytes`; base64 makes 4 bytes of 3."""
+    return job.max_bytes * 4 // 3 + _FORM_OVERHEAD_BYTES
+
+
+def _too_large(got: str, limit_bytes: int) -> Problem:
+    detail = f"body: {got}; expected at most {limit_bytes} bytes"
+    return Problem(413, "too-large", detail, max_bytes=limit_bytes)
+
+
+class _LimitBody:
+    """Refuses a body that is announced too large unread, and stops reading one that grows so."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int):
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request = Request(scope)
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > self.max_bytes:
+            problem = _too_large(f"got {announced} bytes", self.max_bytes)
+            return await _answer(request, problem)(scope, receive, send)
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_bytes:
+                raise _too_large(f"got more than {self.max_bytes} bytes", self.max_bytes)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+# --- errors as problems -----------------------------------------------------------------------
+def _answer(
+    request: Request, problem: Problem, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    body = problem.body()
+    if request_id := request.headers.get("x-request-id"):  # Ray Serve's proxy sees to one
+        body["request_id"] = request_id
+    return JSONResponse(body, problem.status, headers, media_type="application/problem+json")
+
+
+async def _answer_problem(request: Request, problem: Any) -> JSONResponse:
+    return _answer(request, problem)
+
+
+async def _answer_http(request: Request, error: Any) -> JSONResponse:
+    """Starlette's own: no such path, wrong method, a form that cannot be parsed."""
+    return _answer(request, Problem(error.status_code, "http-error", error.detail), error.headers)
+
+
+async def _answer_busy(request: Request, _: Any) -> JSONResponse:
+    detail = f"the server is busy or starting; try again in {RETRY_AFTER_S} s"
+    return _answer(request, Problem(503, "busy", detail), {"Retry-After": str(RETRY_AFTER_S)})
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("request failed", exc_info=error)
+    detail = "the edit failed on the server; its log has the cause under this request's id"
+    return _answer(request, Problem(500, "internal-error", detail))
+
+
+_HANDLERS: dict[type[Exception], Any] = {
+    Problem: _answer_problem,
+    HTTPException: _answer_http,
+    Busy: _answer_busy,
+}
+
+
+# --- descriptions -----------------------------------------------------------------------------
+def _info(card: Card) -> SliderInfo:
+    return SliderInfo(**card.model_dump(include=set(SliderInfo.model_fields)))
+
+
+_SCHEMAS = "#/components/schemas/"
+_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "sliders": {"type": "string", "description": 'JSON: [{"name": "smile", "scale": 1.5}]'},
+        "seed": {"type": "integer"},
+        "prompt": {"type": "string"},
+        "output_format": {"type": "string", "enum": list(_ENCODERS)},
+        "response_format": {"type": "string", "enum": ["b64_json"]},
+    },
+}
+_EDIT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _FORM},
+            "application/json": {"schema": {"$ref": f"{_SCHEMAS}EditRequest"}},
+        },
+    }
+}
+
+
+def _with_request_schema(document: dict[str, Any]) -> dict[str, Any]:
+    _, schemas = models_json_schema(
+        [(EditRequest, "validation")], ref_template=_SCHEMAS + "{model}"
+    )
+    document["components"]["schemas"] |= schemas["$defs"]
+    return document

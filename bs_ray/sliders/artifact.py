@@ -1,0 +1,95 @@
+"""A slider: low-rank factors and the card that explains them, in one safetensors file.
+
+Keys are diffusers' own (`unet.<layer>.lora_A.weight` [r, in], `.lora_B.weight` [out, r]), with
+alpha / r folded into B, so that any loader's scale 1.0 is our strength 1.0.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bs_ray.config import Prompts
+
+_CARD = "bs_ray_card"
+_PREFIX = "unet."
+
+
+class SliderError(ValueError):
+    """A slider that cannot be used; the message says got, expected and what to do."""
+
+
+class Card(BaseModel):
+    """What made a slider and what it is good for."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    version: int = 0
+    """Given by the registry when published; 0 before."""
+    base: str
+    """The base's name or folder, for people."""
+    base_id: str
+    """The base's content hash, for machines."""
+    prompts: Prompts
+    rank: int
+    training: dict[str, Any] = Field(default_factory=dict)
+    """The job's settings and what the run measured."""
+
+
+@dataclass(frozen=True)
+class Slider:
+    """Factors per layer of the denoiser, float32: (A [r, in, ...], B [out, r, ...])."""
+
+    card: Card
+    factors: dict[str, tuple[Tensor, Tensor]]
+
+    @property
+    def reference(self) -> str:
+        """name@version."""
+        return f"{self.card.name}@{self.card.version}"
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file; equal sliders give equal bytes."""
+        tensors = {}
+        for layer, (a, b) in sorted(self.factors.items()):
+            tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a.detach().float().contiguous()
+            tensors[f"{_PREFIX}{layer}.lora_B.weight"] = b.detach().float().contiguous()
+        # One header entry only: safetensors writes several in no fixed order.
+        return save(tensors, metadata={_CARD: self.card.model_dump_json()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, source: str) -> Slider:
+        """Read what `to_bytes` wrote. Raises SliderError, naming `source`, for anything else."""
+        try:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            tensors = load(data)
+            card = Card.model_validate_json(header["__metadata__"][_CARD])
+        except (SafetensorError, ValueError, KeyError, ValidationError) as error:
+            raise SliderError(
+                f"slider {source}: got a file that is not a bs_ray slider ({type(error).__name__}); "
+                "expected the .safetensors file that `bs-ray train` publishes"
+            ) from None
+        factors = {}
+        for key, a in tensors.items():
+            if key.endswith(".lora_A.weight"):
+                layer = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+                factors[layer] = (a, tensors[f"{_PREFIX}{layer}.lora_B.weight"])
+        if not all(torch.isfinite(t).all() for pair in factors.values() for t in pair):
+            raise SliderError(f"slider {source}: got weights that are not finite; train it again")
+        return cls(card, factors)
+
+    def check_base(self, base_id: str) -> None:
+        """Raise SliderError unless the slider was trained on the base with this hash."""
+        if self.card.base_id != base_id:
+            raise SliderError(
+                f"slider {self.reference}: got base {base_id}; expected {self.card.base_id} "
+                f"({self.card.base}), which it was trained on. Use that base, or train it again"
+            )

@@ -1,0 +1,152 @@
+"""Fit one stage of the recipe: when to step, average, save and show. Resumable at any point."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bs_ray.tiny.recipe import STAGES, Stage, to_uint8
+
+_SAVE_EVERY = 200
+_WARMUP_STEPS = 50
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+"""report(stage, step, steps, numbers): called every few steps on rank 0."""
+
+
+def fit(stage: Stage, work: Path, report: Report, steps: int | None = None) -> None:
+    """Train `stage` to its end and export it; continues from `work` if it was stopped.
+
+    Under torch.distributed every rank takes its own part of the randomness and gradients are
+    averaged.
+    """
+    steps = steps or stage.steps
+    rank, world = _rank()
+    parameters = [p for p in stage.net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=1e-2, betas=(0.9, 0.99))
+    average = {n: p.detach().clone() for n, p in stage.net.state_dict().items()}
+    state = work / f"{stage.name}.safetensors"
+    done = _restore(state, stage, optimizer, average)
+    stage.net.train()
+    for step in range(done, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr * _schedule(step, steps)
+        rng = torch.Generator().manual_seed(1_000_003 * STAGES.index(stage.name) + step * world + rank)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = stage.loss(rng)
+        if not math.isfinite(float(parts["loss"])):
+            raise FloatingPointError(f"{stage.name}: loss is not finite at step {step}")
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        for parameter in parameters if world > 1 else ():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        _update_average(average, stage, step)
+        if rank == 0 and (step + 1) % 10 == 0:
+            report(stage.name, step + 1, steps, {k: float(v) for k, v in parts.items()})
+        if rank == 0 and ((step + 1) % _SAVE_EVERY == 0 or step + 1 == steps):
+            _save(state, stage, optimizer, average, step + 1)
+            _show(stage, average, work / "sheets" / f"{stage.name}-{step + 1:05d}.png")
+    if rank == 0:
+        with _averaged(stage, average):
+            stage.export()
+
+
+def finished(name: str, work: Path) -> bool:
+    """Whether stage `name` has been exported."""
+    return (work / f"{name}.done").exists()
+
+
+def mark_finished(name: str, work: Path) -> None:
+    """Remember that stage `name` needs no further run."""
+    (work / f"{name}.done").touch()
+
+
+def _rank() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then cosine to a fiftieth."""
+    if step < _WARMUP_STEPS:
+        return (step + 1) / _WARMUP_STEPS
+    share = (step - _WARMUP_STEPS) / max(1, steps - _WARMUP_STEPS)
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2
+
+
+def _update_average(average: dict[str, Tensor], stage: Stage, step: int) -> None:
+    decay = min(stage.ema_decay, (step + 1) / (step + 10))
+    for name, value in stage.net.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value.detach(), 1 - decay)
+
+
+@contextmanager
+def _averaged(stage: Stage, average: dict[str, Tensor]):
+    """The stage's network with its averaged weights, in evaluation mode."""
+    own = {n: p.detach().clone() for n, p in stage.net.state_dict().items()}
+    stage.net.load_state_dict(average)
+    stage.net.eval()
+    try:
+        yield
+    finally:
+        if next(iter(stage.net.parameters())).dtype == torch.float32:  # exported networks are halved
+            stage.net.load_state_dict(own)
+            stage.net.train()
+
+
+def _save(path: Path, stage: Stage, optimizer, average: dict[str, Tensor], step: int) -> None:
+    flat = {f"net/{n}": p.detach().contiguous().clone() for n, p in stage.net.state_dict().items()}
+    flat |= {f"average/{n}": p.contiguous().clone() for n, p in average.items()}
+    names = [n for n, p in stage.net.named_parameters() if p.requires_grad]
+    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            flat[f"{key}/{name}"] = optimizer.state[parameter][key].contiguous().clone()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(flat, part, metadata={"step": str(step)})
+    os.replace(part, path)
+
+
+def _restore(path: Path, stage: Stage, optimizer, average: dict[str, Tensor]) -> int:
+    """Load what `_save` wrote; the number of steps done, 0 where nothing was saved."""
+    if not path.exists():
+        return 0
+    with safe_open(str(path), "pt") as file:
+        step = int(file.metadata()["step"])
+        flat = {key: file.get_tensor(key) for key in file.keys()}
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.partition("/")[2]: v for k, v in flat.items() if k.startswith(f"{prefix}/")}
+
+    stage.net.load_state_dict(under("net"))
+    average.update(under("average"))
+    first, second = under("exp_avg"), under("exp_avg_sq")
+    names = [n for n, p in stage.net.named_parameters() if p.requires_grad]
+    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": first[name],
+            "exp_avg_sq": second[name],
+        }
+    return step
+
+
+def _show(stage: Stage, average: dict[str, Tensor], path: Path) -> None:
+    with _averaged(stage, average):
+        picture = stage.sheet()
+    if picture is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()).save(path)

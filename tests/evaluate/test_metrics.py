@@ -1,0 +1,42 @@
+"""Figures by hand."""
+
+import numpy as np
+import pytest
+
+from bs_ray.evaluate.metrics import psnr_db, row_correlation, slider_figures
+
+STRENGTHS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+
+
+def figures(curve: np.ndarray, other: np.ndarray):
+    readings = np.stack([curve, other], axis=-1)
+    flat = np.ones_like(curve)
+    return slider_figures(STRENGTHS, readings, 0, flat, 0 * flat, np.tile(STRENGTHS, (len(curve), 1)), True)
+
+
+def test_effect_drift_and_monotonicity() -> None:
+    rising = 0.5 + 0.1 * STRENGTHS
+    bent = np.array([0.5, 0.4, 0.5, 0.6, 0.55])
+    other = np.array([[0.0, 0.2, 0.2, 0.1, 0.0], [0.3, 0.3, 0.3, 0.3, 0.3]])
+    found = figures(np.stack([rising, bent]), other)
+    assert found.effect == pytest.approx(0.2)
+    assert found.drift_other == pytest.approx(0.05)
+    assert found.monotone_share == 0.5
+    assert found.clip_change == pytest.approx(2.0)
+    assert found.zero_exact and found.faces == 2
+
+
+def test_a_flat_curve_is_not_monotone_and_has_no_correlation() -> None:
+    found = figures(np.full((1, 5), 0.5), np.zeros((1, 5)))
+    assert (found.effect, found.monotone_share, found.linearity) == (0, 0, 0)
+
+
+def test_correlation_is_numpys() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 4, 50))
+    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
+    assert row_correlation(a, b) == pytest.approx(expected)
+
+
+def test_psnr_has_peak_two() -> None:
+    assert psnr_db(np.zeros(10), np.full(10, 0.2)) == pytest.approx(20)
