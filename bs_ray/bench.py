@@ -46,7 +46,8 @@ def bank(base: str, rows: int) -> dict[str, float]:
 
     bare_s = _median_seconds(bare)
     full.attach(model.denoiser)
-    uniform_s, mixed_s = (_median_seconds(lambda g=g: forward(g)) for g in (uniform, mixed))
+    uniform_s = _median_seconds(lambda: forward(uniform))
+    mixed_s = _median_seconds(lambda: forward(mixed))
     together = forward(mixed)
     alone = torch.cat([forward(mixed, slice(i, i + 1)) for i in range(rows)])
     full.detach()

@@ -20,10 +20,12 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train, apply, serve and measure continuous attribute sliders for diffusion models, on Ray.",
+    help="Train, apply, serve and measure continuous attribute sliders (LoRA), on Ray.",
     epilog="Start with [bold]bs-ray demo[/]; then read jobs/tiny/*.yaml.",
 )
-tiny_app = typer.Typer(no_args_is_help=True, help="The embedded base: a small SDXL of 64-pixel faces.")
+tiny_app = typer.Typer(
+    no_args_is_help=True, help="The embedded base: a small SDXL of 64-pixel faces."
+)
 ingest_app = typer.Typer(no_args_is_help=True, help="Bring photos into storage.")
 sliders_app = typer.Typer(no_args_is_help=True, help="Published sliders.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure ratios, side by side in one run.")
@@ -37,9 +39,13 @@ console = Console()
 JobFile = Annotated[Path, typer.Argument(help="A job file, see jobs/.", metavar="JOB.yaml")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings to change, e.g. steps=400 losses.adversarial=0.", metavar="[KEY=VALUE]..."),
+    typer.Argument(
+        help="Settings to change, e.g. steps=400 losses.adversarial=0.", metavar="[KEY=VALUE]..."
+    ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.")
+]
 
 
 def main() -> None:
@@ -58,7 +64,9 @@ def main() -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+    Console(stderr=True).print(
+        f"[bold red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True
+    )
     sys.exit(code)
 
 
@@ -85,7 +93,9 @@ def _version(
 
 @app.command(epilog="Example: bs-ray demo --quick --out /tmp/demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the report and everything else.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="Folder for the report and everything else.")] = Path(
+        "demo-out"
+    ),
     quick: Annotated[bool, typer.Option(help="Under 3 minutes: one slider, fewer photos.")] = False,
 ) -> None:
     """Everything once, offline: ingest, train, edit, serve, evaluate; a report to look at."""
@@ -126,7 +136,9 @@ def serve(job: JobFile, overrides: Overrides = None) -> None:
     serve_job(loaded, console=console)
 
 
-@app.command(epilog="Example: bs-ray evaluate jobs/tiny/quick.yaml settings.text=16 --json figures.json")
+@app.command(
+    epilog="Example: bs-ray evaluate jobs/tiny/quick.yaml settings.text=16 --json figures.json"
+)
 def evaluate(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
     """Measure sliders: effect, drift, identity, monotonicity; writes report.html."""
     loaded = _load(job, overrides, "evaluate")
@@ -155,7 +167,9 @@ def _print_figures(figures: dict) -> None:
     console.print(table)
 
 
-@app.command(epilog="Example: bs-ray submit jobs/tiny/train-smile.yaml --address http://127.0.0.1:8265")
+@app.command(
+    epilog="Example: bs-ray submit jobs/tiny/train-smile.yaml --address http://127.0.0.1:8265"
+)
 def submit(
     job: JobFile,
     address: Annotated[str, typer.Option(help="The Ray head's dashboard address.")],
@@ -176,14 +190,26 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@tiny_app.command("build", epilog="Example: bs-ray tiny build --out my-base --stages reader,clip,vae,unet")
+@tiny_app.command(
+    "build", epilog="Example: bs-ray tiny build --out my-base --stages reader,clip,vae,unet"
+)
 def tiny_build(
     out: Annotated[Path, typer.Option(help="Folder of the finished base.")] = Path("tiny-base"),
-    work: Annotated[Path, typer.Option(help="Folder of pictures, checkpoints and sample sheets.")] = Path("tiny-work"),
-    stages: Annotated[str | None, typer.Option(help="Comma list of stages; all by default.")] = None,
-    workers: Annotated[int, typer.Option(help="Ray Train workers (gradients are averaged).", min=1)] = 1,
-    threads: Annotated[int | None, typer.Option(help="CPU threads per worker; all cores by default.")] = None,
-    share: Annotated[float, typer.Option(help="Share of the recipe's steps, for a quick try.", min=0.001, max=1)] = 1.0,
+    work: Annotated[
+        Path, typer.Option(help="Folder of pictures, checkpoints and sample sheets.")
+    ] = Path("tiny-work"),
+    stages: Annotated[
+        str | None, typer.Option(help="Comma list of stages; all by default.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Ray Train workers (gradients are averaged).", min=1)
+    ] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads per worker; all cores by default.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(help="Share of the recipe's steps, for a quick try.", min=0.001, max=1)
+    ] = 1.0,
 ) -> None:
     """Train the tiny base from nothing (about an hour on 2 cores). The same command resumes."""
     from bs_ray.tiny.build import build
@@ -206,7 +232,9 @@ def ingest_lfw(
 def ingest_tiny_world(
     destination: Annotated[str, typer.Argument(help="Prefix for wild/ and lfw/, local or s3://.")],
     photos: Annotated[int, typer.Option(help="In-the-wild photos to draw.", min=1)] = 500,
-    people: Annotated[int, typer.Option(help="People of the LFW-layout training set.", min=1)] = 200,
+    people: Annotated[
+        int, typer.Option(help="People of the LFW-layout training set.", min=1)
+    ] = 200,
     broken: Annotated[int, typer.Option(help="Broken files among the photos.", min=0)] = 10,
     seed: int = 0,
 ) -> None:

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -193,8 +200,8 @@ class Autoscaling(_Strict):
     def _ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
-                f"got min_replicas {self.min_replicas} > max_replicas {self.max_replicas}; expected "
-                "min <= max"
+                f"got min_replicas {self.min_replicas} > max_replicas {self.max_replicas}; "
+                "expected min <= max"
             )
         return self
 
@@ -297,7 +304,9 @@ def load(path: str | Path, overrides: list[str] | None = None, kind: str | None 
     if found not in _KINDS:
         raise JobError(f"{path}: got kind {found!r}; expected one of {', '.join(_KINDS)}")
     if kind and found != kind:
-        raise JobError(f"{path}: got a {found} job; expected a {kind} job: try `bs-ray {found} {path}`")
+        raise JobError(
+            f"{path}: got a {found} job; expected a {kind} job: try `bs-ray {found} {path}`"
+        )
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
@@ -325,7 +334,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise JobError(f"override: got {override!r}, but {parent} is a value; expected a section")
+            raise JobError(
+                f"override: got {override!r}, but {parent} is a value; expected a section"
+            )
     values[leaf] = yaml.safe_load(text)
 
 
@@ -341,7 +352,9 @@ def _explain(error: ValidationError, kind: str) -> str:
         else:
             got = json.dumps(finding["input"], default=str)[:80]
             message = finding["msg"].removeprefix("Value error, ")
-            lines.append(f"{'.'.join(place) or 'job'}: got {got}; {message[0].lower()}{message[1:]}")
+            lines.append(
+                f"{'.'.join(place) or 'job'}: got {got}; {message[0].lower()}{message[1:]}"
+            )
     return "; ".join(lines)
 
 

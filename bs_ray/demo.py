@@ -27,6 +27,8 @@ from rich.table import Table
 
 from bs_ray.batch import contact_sheet, edit
 from bs_ray.config import EditJob, EvalJob, ServeJob, TrainJob, shipped_job
+from bs_ray.data import is_quarantined
+from bs_ray.data.decode import decode
 from bs_ray.evaluate.report import write_report
 from bs_ray.evaluate.run import evaluate
 from bs_ray.raysession import ray_session
@@ -193,13 +195,13 @@ def summarise(figures: dict) -> dict[str, str]:
     rows = {}
     for name, slider in figures["sliders"].items():
         rows[f"slider {name}"] = (
-            f"trained in {slider['train_seconds']:.0f} s; effect {slider['effect']:+.2f} from -1 to +1, "
-            f"drift of others {slider['drift_other']:.3f}, monotone {slider['monotone_share']:.1%}, "
+            f"trained in {slider['train_seconds']:.0f} s; effect {slider['effect']:+.2f}, "
+            f"drift {slider['drift_other']:.3f}, monotone {slider['monotone_share']:.1%}, "
             f"zero exact: {'yes' if slider['zero_exact'] else 'no'}"
         )
     rows["batch"] = (
-        f"{batch['inputs']} photos = {batch['outputs']} edited + {batch['quarantined']} quarantined, "
-        f"{batch['images_per_s']:.1f} images/s"
+        f"{batch['inputs']} photos = {batch['outputs']} edited + {batch['quarantined']} "
+        f"quarantined, {batch['images_per_s']:.1f} images/s"
     )
     rows["serve"] = (
         f"{served['requests']} requests, {served['mean_batch_rows']:.1f} rows a batch, "
@@ -256,7 +258,7 @@ def _some_photos(store: Store, count: int) -> list[tuple[str, bytes]]:
     found: list[tuple[str, bytes]] = []
     for entry in store.list():
         data = store.read(entry.key)
-        if not isinstance(decode_photo(data), str):
+        if not is_quarantined(decode(entry.key, data, max_pixels=1 << 22)):
             found.append((Path(entry.key).name, data))
         if len(found) == count:
             break

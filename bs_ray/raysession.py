@@ -16,7 +16,6 @@ WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
 }
 _OBJECT_STORE_BYTES = 500 << 20
-_CHATTY = ("ray.data", "ray.tune", "ray.train")
 
 
 @contextmanager
@@ -29,19 +28,18 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     Raises RuntimeError where no Ray answers at the address.
     """
     import ray
+    import ray.data  # sets its own loggers up, which _quieten then changes
 
+    _quieten()
     if ray.is_initialized():
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         if address:
             _join(address)
         else:
             _start(max(4, os.cpu_count() or 4, num_cpus or 0))
-        for name in _CHATTY:
-            logging.getLogger(name).setLevel(logging.WARNING)
         yield
     finally:
         ray.shutdown()
@@ -51,7 +49,7 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, runtime_env={"env_vars": WORKER_ENV}, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, **_OPTIONS)
     except (ConnectionError, ValueError) as error:
         raise RuntimeError(
             f"Ray: got no cluster at {address} ({error}); expected a running one. Start it, or "
@@ -67,6 +65,15 @@ def _start(num_cpus: int) -> None:
         num_cpus=num_cpus,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        runtime_env={"env_vars": WORKER_ENV},
+        logging_level=logging.ERROR,
+        **_OPTIONS,
     )
+
+
+_OPTIONS = {"log_to_driver": False, "runtime_env": {"env_vars": WORKER_ENV}}
+
+
+def _quieten() -> None:
+    """Plans and progress go to Ray's log files; a job's console is for what it did."""
+    for name in ("ray.data", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -22,7 +22,9 @@ def write(folder: Path, values: dict) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(JOBS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(JOBS)))
+@pytest.mark.parametrize(
+    "path", sorted(JOBS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(JOBS))
+)
 def test_every_shipped_job_loads(path: Path) -> None:
     assert load(path).kind == yaml.safe_load(path.read_text())["kind"]
 
@@ -60,7 +62,11 @@ def test_wrong_kind_names_the_verb(tmp_path: Path) -> None:
 def test_files_that_are_no_jobs(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     (tmp_path / "list.yaml").write_text("- a")
-    for name, message in (("no.yaml", "not a file"), ("bad.yaml", "not YAML"), ("list.yaml", "list")):
+    for name, message in (
+        ("no.yaml", "not a file"),
+        ("bad.yaml", "not YAML"),
+        ("list.yaml", "list"),
+    ):
         with pytest.raises(JobError, match=message):
             load(tmp_path / name)
 

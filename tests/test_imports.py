@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "bs_ray"
 # Right may import left. Rooms of one row never import each other, but for the first, the last, and
 # the pairs in ALSO.
 ROWS: list[set[str]] = [
-    {"", "_torchvision", "config", "storage", "seaweed"},
+    {"", "_torchvision", "config", "storage", "seaweed", "raysession", "progress"},
     {"models", "data"},
     {"sliders", "tiny"},
     {"editing"},
@@ -20,8 +20,9 @@ ROWS: list[set[str]] = [
     {"cli", "demo", "doctor", "submit", "bench", "__main__"},
 ]
 FREE_ROWS = {0, len(ROWS) - 1}
-# Rooms that stay further left than their place in a row would allow.
-NEVER = {("serve", "data"), ("train", "editing"), ("sliders", "data"), ("editing", "data")}
+# Rooms that stay further left than their place in a row would allow. (serve does read data.decode:
+# the same preprocessing everywhere is a promise.)
+NEVER = {("train", "editing"), ("sliders", "data"), ("editing", "data")}
 
 # Top-level module -> the only places that may import it. A trailing slash means the folder.
 DOORWAYS = {
@@ -34,6 +35,7 @@ DOORWAYS = {
     "starlette": ["serve/"],
     "ray": [
         *["data/sources.py", "data/sinks.py", "train/run.py", "train/teacher.py", "batch.py"],
+        *["raysession.py", "progress.py", "tiny/build.py"],
         *["serve/", "evaluate/run.py", "cli.py", "demo.py", "doctor.py", "submit.py", "bench.py"],
     ],
 }
@@ -132,6 +134,6 @@ def test_the_rule_itself() -> None:
     assert allowed("serve", "editing") and allowed("cli", "train") and allowed("demo", "cli")
     assert allowed("seaweed", "storage") and allowed("tiny", "models")
     assert not allowed("models", "data") and not allowed("sliders", "train")
-    assert not allowed("batch", "serve") and not allowed("serve", "data")
+    assert not allowed("batch", "serve") and allowed("serve", "data")
     assert room_named("bs_ray.models.sdxl") == "models" and room_named("torch.nn") is None
     assert "bs_ray" not in sys.stdlib_module_names

@@ -118,4 +118,4 @@ def quarantined(
 
 def is_quarantined(row: Any) -> TypeGuard[QuarantinedRow]:
     """Whether a row of any stage is a QuarantinedRow."""
-    return "stage" in row
+    return isinstance(row, dict) and "stage" in row

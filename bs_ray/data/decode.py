@@ -8,12 +8,11 @@ import warnings
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bs_ray.data import DecodedRow, QuarantinedRow, quarantined
 
-# MPO is what many phones write: a JPEG with more pictures behind it. The first is the photo.
-_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP", "BMP": "BMP", "TIFF": "TIFF"}
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I"}
 _DEEP_MODES = {"I;16", "I;16L", "I;16B", "I"}
 # In a TIFF the tags of the photo and those of its storage share a directory; these are the former.
@@ -60,7 +59,8 @@ def _decode(key: str, data: bytes, max_pixels: int, keep_source: bool) -> Decode
                 pixels=pixels,
                 alpha=alpha,
                 grey=image.mode in _GREY_MODES,
-                format=_FORMATS[str(image.format)],  # type: ignore[typeddict-item]
+                # MPO is what many phones write: a JPEG with more pictures behind the photo.
+                format="JPEG" if image.format == "MPO" else image.format,  # type: ignore[typeddict-item]
                 lossless=image.format in ("PNG", "BMP", "TIFF") or data[12:16] == b"VP8L",
                 exif=exif,
                 icc=(image.info.get("icc_profile") or b"") if profiled else b"",
@@ -74,8 +74,8 @@ def _open(data: bytes) -> Image.Image:
         raise _Refused("empty: the file has no bytes")
     Image.MAX_IMAGE_PIXELS = None  # our own limit, which is the job's, is checked next
     try:
-        return Image.open(BytesIO(data), formats=list(_FORMATS))
-    except Image.UnidentifiedImageError:
+        return Image.open(BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
         raise _Refused(
             f"not an image: got content that begins {data[:8]!r}; expected JPEG, PNG, WebP, BMP or "
             "TIFF"

@@ -17,8 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bs_ray.data import INPUT_SCHEMA, EmptyInputError, ImageRow, QuarantinedRow, quarantined
-from bs_ray.storage import AccessError, Entry, MissingKeyError, StorageError, Store
-from bs_ray.storage import MissingBucketError, UnreachableError
+from bs_ray.storage import (
+    AccessError,
+    Entry,
+    MissingBucketError,
+    MissingKeyError,
+    StorageError,
+    Store,
+    UnreachableError,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 INPUT_KEY = "_bs_ray/input.parquet"

@@ -21,8 +21,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bs_ray.data import OUTPUT_SCHEMA, EditedRow, OutputRow, QuarantinedRow
-from bs_ray.data import is_quarantined, quarantined
+from bs_ray.data import (
+    OUTPUT_SCHEMA,
+    EditedRow,
+    OutputRow,
+    QuarantinedRow,
+    is_quarantined,
+    quarantined,
+)
 from bs_ray.data.manifest import Manifest
 from bs_ray.storage import Store
 
@@ -68,8 +74,7 @@ def read_provenance(data: bytes) -> dict[str, Any] | None:
 
 def _image(row: EditedRow) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(row["pixels"]))
-    # BMP knows transparency only beside three colours.
-    if row["grey"] and not (row["format"] == "BMP" and row["alpha"] is not None):
+    if row["grey"]:
         image = image.convert("L")
     if row["alpha"] is not None:
         image.putalpha(Image.fromarray(row["alpha"]))
@@ -92,7 +97,8 @@ def _webp_options(row: EditedRow, provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tiff_options(row: EditedRow, provenance: dict[str, Any]) -> dict[str, Any]:
-    return {"compression": "tiff_adobe_deflate", "exif": _with_comment(row["exif"], provenance)}
+    # Uncompressed: libtiff, which would compress, writes no EXIF directories.
+    return {"exif": _with_comment(row["exif"], provenance)}
 
 
 _OPTIONS: dict[str, Callable[[EditedRow, dict[str, Any]], dict[str, Any]]] = {
@@ -140,9 +146,7 @@ def commit_shard(
     return done
 
 
-def _put(
-    output: Store, row: EditedRow, provenance: dict[str, Any]
-) -> OutputRow | QuarantinedRow:
+def _put(output: Store, row: EditedRow, provenance: dict[str, Any]) -> OutputRow | QuarantinedRow:
     try:
         data = encode(row, provenance)
     except Exception as error:  # such as metadata too long for the format

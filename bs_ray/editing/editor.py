@@ -41,9 +41,7 @@ class Edit:
 class Editor:
     """A base with some sliders resident. Not thread-safe: one Editor, one forward at a time."""
 
-    def __init__(
-        self, model: DiffusionModel, sliders: Sequence[Slider], settings: EditorSettings
-    ):
+    def __init__(self, model: DiffusionModel, sliders: Sequence[Slider], settings: EditorSettings):
         """Raises SliderError where a slider was trained on another base."""
         for slider in sliders:
             slider.check_base(model.base_id)
@@ -97,7 +95,8 @@ class Editor:
         side = self.settings.working_px or self.model.native_px
         unit = self.model.multiple_px
         aspect = min(max(height / width, 0.25), 4.0)
-        return tuple(max(unit, round(side * a / unit) * unit) for a in (aspect**0.5, aspect**-0.5))
+        tall, wide = side * aspect**0.5, side / aspect**0.5
+        return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
 
     def _edit_bucket(self, edits: Sequence[Edit], size: tuple[int, int]) -> list[list[np.ndarray]]:
         """All edits of one working size in one run of the method."""
@@ -105,7 +104,7 @@ class Editor:
         source_of = torch.tensor([i for i, edit in enumerate(edits) for _ in edit.mixes])
         # A row whose strengths are all 0 is the photo itself: nothing to compute.
         moving = strengths.abs().amax(1) > 0
-        residuals: dict[int, np.ndarray] = {}
+        residuals: dict[int, Tensor] = {}
         if self.settings.method == "sdedit":
             moving = torch.ones_like(moving)
         if moving.any():
@@ -131,17 +130,17 @@ class Editor:
         x0 = model.encode(photos)
         seeds, keys = [e.seed for e in edits], [e.key for e in edits]
         condition = self._condition.rows(torch.zeros(len(edits), dtype=torch.int64))
-        schedule = {"steps": settings.steps, "strength": settings.strength}
         if settings.method == "sdedit":
             noise = batch_noise(x0.shape[1:], seeds, keys, 0).to(x0.device)
             edited = sdedit(
                 self.predict, model.prediction, x0[source_of], noise[source_of],
-                condition.rows(source_of), strengths, **schedule,
+                condition.rows(source_of), strengths,
+                steps=settings.steps, strength=settings.strength,
             )  # fmt: skip
         else:
             d = displace(
                 self.predict, model.prediction, x0, condition, strengths, source_of,
-                seeds=seeds, keys=keys, **schedule,
+                seeds=seeds, keys=keys, steps=settings.steps, strength=settings.strength,
             )  # fmt: skip
             edited = x0[source_of] + d
         return (model.decode(edited) - model.decode(x0)[source_of]).cpu()

@@ -45,7 +45,7 @@ def caption_figures(
     model: DiffusionModel, reader: AttributeReader, count: int, seed: int = 0, steps: int = 20,
     guidance_scale: float = 4.0,
 ) -> dict:  # fmt: skip
-    """`class_accuracy` by attribute: generate from captions, read back, right side of the middle."""
+    """`class_accuracy` by attribute: generate from captions, read which side each comes out on."""
     rng = np.random.default_rng(seed)
     wanted = rng.integers(0, 2, (count, len(CLASSES)))
     hits = []

@@ -34,7 +34,7 @@ class SliderFigures:
     clip_change: float
     """Mean CLIP score of the positive prompt at +1 less that at -1."""
     zero_exact: bool
-    """Strength 0 returned every input bit for bit (false in text-guided settings' absence of one)."""
+    """Strength 0 returned every input bit for bit (true where there is no input: text)."""
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -54,7 +54,9 @@ def slider_figures(
         effect=float(move[:, own].mean()),
         drift_other=float(others.mean()),
         monotone_share=float((np.diff(curve, axis=1) > 0).all(axis=1).mean()),
-        spearman_share=float((row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8).mean()),
+        spearman_share=float(
+            (row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8).mean()
+        ),
         linearity=float(row_correlation(curve, strengths[None]).mean()),
         identity=float(identity[:, [low, high]].mean()),
         perceptual=float(perceptual[:, [low, high]].mean()),

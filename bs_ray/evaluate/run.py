@@ -95,11 +95,18 @@ def _run_grid(job: EvalJob, names: list[str], console: Console) -> pd.DataFrame:
         compute=ray.data.ActorPoolStrategy(size=job.workers),
         num_cpus=1,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("faces"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("faces"),
+    )
     frames = []
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         shown = bar.add_task("Evaluating", total=sum(task.count for task in grid))
-        for batch in measured.iter_batches(batch_size=None, batch_format="pandas", prefetch_batches=0):
+        for batch in measured.iter_batches(
+            batch_size=None, batch_format="pandas", prefetch_batches=0
+        ):
             frames.append(batch)
             bar.advance(shown, len(batch) / len(job.strengths))
     table = pd.concat(frames, ignore_index=True)
@@ -112,7 +119,7 @@ def summarise(job: EvalJob, table: pd.DataFrame, names: list[str]) -> dict:
     found: dict = {}
     for (slider, setting), rows in table.groupby(["slider", "setting"]):
 
-        def grid(column: str, rows=rows) -> np.ndarray:
+        def grid(column: str, rows: pd.DataFrame = rows) -> np.ndarray:
             values = np.stack(rows[column].to_list())
             return values.reshape(-1, count, *values.shape[1:])
 

@@ -59,7 +59,7 @@ class Sweeper:
         self.judges = Judges.load(base_folder(job.base))
 
     def measure(self, task: Task) -> list[dict]:
-        """One row per face and strength: readings, judges' scores, and a PNG-able picture early on."""
+        """One row per face and strength: readings, scores, and the first faces' pictures."""
         scene = faces.sample_scenes(task.count, HELD_OUT_SEED + self.job.seed + task.first)
         pictures, exact = self._pictures(task, scene)
         seen = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).float() / 127.5 - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bs_ray.models.base import DiffusionModel
@@ -17,7 +17,7 @@ def base_folder(base: str) -> Path:
     return TINY if base == "tiny" else Path(base)
 
 
-def load_base(base: str, **options) -> DiffusionModel:
+def load_base(base: str, **options: Any) -> DiffusionModel:
     """Load a base by job-file name: `tiny`, or a diffusers SDXL folder.
 
     Options go to `SDXL.load` (dtype, device). Raises BaseNotFound; nothing is downloaded.

@@ -39,9 +39,7 @@ class Condition:
     @staticmethod
     def cat(parts: list[Condition]) -> Condition:
         """One after the other."""
-        return Condition(
-            torch.cat([p.tokens for p in parts]), torch.cat([p.pooled for p in parts])
-        )
+        return Condition(torch.cat([p.tokens for p in parts]), torch.cat([p.pooled for p in parts]))
 
 
 class DiffusionModel(Protocol):
@@ -49,8 +47,6 @@ class DiffusionModel(Protocol):
 
     base_id: str
     """Content hash of the weights that a slider depends on."""
-    denoiser: nn.Module
-    """The network that sliders attach to."""
     prediction: EpsPrediction
     latent_shape: tuple[int, int, int]
     """(C, h, w) at the model's native size."""
@@ -60,7 +56,12 @@ class DiffusionModel(Protocol):
     """Image sides must be multiples of this, pixels."""
 
     @property
-    def device(self) -> torch.device: ...
+    def denoiser(self) -> nn.Module:
+        """The network that sliders attach to."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Images -> latents (the posterior's mean, scaled)."""

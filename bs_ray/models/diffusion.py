@@ -7,14 +7,14 @@ Legend: x0 clean latents, x_t noisy latents, both [B, C, h, w]; t int64 timestep
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from bs_ray.models.base import DiffusionModel
+    from bs_ray.models.base import Condition, DiffusionModel
 
 
 class EpsPrediction:
@@ -59,7 +59,9 @@ def keyed_noise(shape: Sequence[int], seed: int, key: str, step: int) -> Tensor:
     return torch.randn(tuple(shape), generator=generator)
 
 
-def batch_noise(shape: Sequence[int], seeds: Sequence[int], keys: Sequence[str], step: int) -> Tensor:
+def batch_noise(
+    shape: Sequence[int], seeds: Sequence[int], keys: Sequence[str], step: int
+) -> Tensor:
     """`keyed_noise` of several rows: [len(keys), *shape]."""
     return torch.stack([keyed_noise(shape, s, k, step) for s, k in zip(seeds, keys, strict=True)])
 
@@ -82,7 +84,7 @@ def sample_euler(
     seed: int,
     steps: int,
     guidance_scale: float,
-    rows_forward=None,
+    rows_forward: Callable[[Tensor, Tensor, Condition], Tensor] | None = None,
 ) -> Tensor:
     """Prompts -> latents [B, C, h, w] by DDIM with eta 0 (Euler's method on the probability flow).
 
@@ -99,5 +101,9 @@ def sample_euler(
         with_text, without = predict(torch.cat([x, x]), t, condition).chunk(2)
         noise = without + guidance_scale * (with_text - without)
         x0 = model.prediction.to_x0(x, noise, t[:count])
-        x = x0 if then is None else model.prediction.add_noise(x0, noise, torch.full_like(t[:count], then))
+        x = (
+            x0
+            if then is None
+            else model.prediction.add_noise(x0, noise, torch.full_like(t[:count], then))
+        )
     return x

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ class JudgeNet(nn.Module):
         """Read what `save` wrote; float32, frozen, in evaluation mode."""
         with safe_open(str(path), "pt") as file:
             card = file.metadata()
-            weights = {key: file.get_tensor(key).float() for key in file.keys()}
+            weights = {key: file.get_tensor(key).float() for key in list(file.keys())}
         net = cls(json.loads(card["outputs"]), tuple(json.loads(card["widths"])))
         net.load_state_dict(weights)
         return net.eval().requires_grad_(False)
@@ -103,7 +104,7 @@ class AttributeReader:
         self.names = tuple(net.outputs)
 
     def read(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, len(names)], about [0, 1] (not clipped, so that moves stay visible)."""
+        """[B, 3, H, W] -> [B, len(names)], about [0, 1]; not clipped, so moves show."""
         return self.net(_resize(images))
 
 
@@ -120,7 +121,7 @@ class Perceptual:
     def distance(self, images: Tensor, others: Tensor) -> Tensor:
         """How different two pictures look, per pair: [B], 0 for equal pictures."""
         pairs = zip(self.features(images), self.features(others), strict=True)
-        return sum(((a - b) ** 2).sum(1).mean((1, 2)) for a, b in pairs)
+        return torch.stack([((a - b) ** 2).sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
 
 
 class Identity:
@@ -141,7 +142,7 @@ class Identity:
 class ClipScore:
     """CLIP's image-text agreement, 100 x cosine (`logits_per_image` of the published protocol)."""
 
-    def __init__(self, model: nn.Module, tokenizer):
+    def __init__(self, model: Any, tokenizer: Any):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
 
@@ -179,7 +180,10 @@ class Judges:
                 f"judges: got {folder}, which holds none; expected the tiny base's judge networks. "
                 "Use base `tiny`, or run `bs-ray tiny build`"
             )
-        nets = {n: JudgeNet.load(folder / f"{n}.safetensors") for n in ("reader", "perceptual", "identity")}
+        nets = {
+            n: JudgeNet.load(folder / f"{n}.safetensors")
+            for n in ("reader", "perceptual", "identity")
+        }
         return cls(
             AttributeReader(nets["reader"]),
             Perceptual(nets["perceptual"]),
@@ -188,6 +192,6 @@ class Judges:
         )
 
 
-def _pooled(output) -> Tensor:
+def _pooled(output: Any) -> Tensor:
     """transformers 5 returns an output object where 4 returned the tensor."""
     return output if isinstance(output, Tensor) else output.pooler_output

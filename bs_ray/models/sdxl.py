@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -22,7 +23,10 @@ _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 class SDXL:
     """A Stable Diffusion XL base from a diffusers folder (Podell et al. 2023). Frozen."""
 
-    def __init__(self, unet, vae, encoders, tokenizers, prediction: EpsPrediction, base_id: str):
+    def __init__(
+        self, unet: Any, vae: Any, encoders: tuple[Any, Any], tokenizers: tuple[Any, Any],
+        prediction: EpsPrediction, base_id: str,
+    ):  # fmt: skip
         self.unet, self.vae = unet, vae
         self.text_encoders, self.tokenizers = encoders, tokenizers
         self.prediction = prediction
@@ -58,7 +62,7 @@ class SDXL:
                 "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
             )
 
-        def read(part_class, part: str):
+        def read(part_class: Any, part: str) -> Any:
             return part_class.from_pretrained(folder / part, torch_dtype=dtype).to(device)
 
         own = unet is None

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import socket
 import threading
 from collections import Counter
@@ -52,10 +54,12 @@ def build(args: Mapping[str, str] | ServeJob) -> Application:
 
 
 def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
-    """Serve until Ctrl-C. Raises what `running` does."""
+    """Serve until Ctrl-C or SIGTERM. Raises what `running` does."""
     console = console or Console()
     with running(job, console=console) as url:
         console.print(_curl_example(url, job), highlight=False, soft_wrap=True)
+        # What stops services sends SIGTERM, which Ray's own handler answers by aborting.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -73,6 +77,8 @@ def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
     if console:
         console.print(f"Starting {job.name}: base {job.base}, sliders {', '.join(job.sliders)}")
     with ray_session():
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _refuse_a_second_serve()
         serve.start(http_options={"host": job.host, "port": job.port})
         try:
             serve.run(build(job), name=job.name, route_prefix="/")
@@ -98,6 +104,15 @@ def check(job: ServeJob) -> None:
             f"port: got {job.host}:{job.port}, which cannot be listened on ({error.strerror}); "
             "expected a free port: add port=8001 to the command"
         ) from None
+
+
+def _refuse_a_second_serve() -> None:
+    """Host and port are Serve's own settings, and stopping stops all its applications."""
+    if present := list(serve.status().applications):
+        raise JobError(
+            f"Ray: got a cluster that serves {', '.join(present)} already; expected one without "
+            "Serve applications. Add this job with `serve deploy` (see cluster/rayservice.yaml)"
+        )
 
 
 # --- the job ----------------------------------------------------------------------------------
@@ -145,13 +160,15 @@ def _editor_deployment(job: ServeJob) -> serve.Deployment:
 
 
 def _ingress_deployment(job: ServeJob) -> serve.Deployment:
-    # The editor's queue must fill before the ingress does: then it is our own 503 that says so.
+    # The editor's queue must fill before the ingress does: then it is our own 503 that says so,
+    # and not the proxy's, which is plain text.
     replicas_hold = job.autoscaling.max_replicas * _replica_room(job)
+    room = replicas_hold + job.max_queued_requests + _SPARE_REQUESTS
     return serve.deployment(_Ingress).options(
         name="ingress",
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
-        max_ongoing_requests=replicas_hold + job.max_queued_requests + _SPARE_REQUESTS,
-        max_queued_requests=job.max_queued_requests,
+        max_ongoing_requests=room,
+        max_queued_requests=room,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
     )

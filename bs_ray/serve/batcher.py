@@ -67,9 +67,9 @@ class Batcher(Generic[Row, Result]):
         batch = [waiting for waiting in batch if not waiting.reply.done()]  # callers that left
         if not batch:
             return
-        rows = [waiting.row for waiting in batch]
+        rows, loop = [waiting.row for waiting in batch], asyncio.get_running_loop()
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, rows)
+            results = await loop.run_in_executor(self._thread, self._run, rows)
         except Exception as error:
             await self._fail(batch, error)
             return

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import io
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -22,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bs_ray import __version__
 from bs_ray.config import ServeJob
-from bs_ray.data.decode import decode_photo
+from bs_ray.data import DecodedRow, is_quarantined
+from bs_ray.data.decode import decode
 from bs_ray.editing.editor import Edit, to_uint8
 from bs_ray.serve.replica import Edited
 from bs_ray.serve.schema import (
@@ -116,22 +116,14 @@ class _Edits:
         start_s = time.perf_counter()
         asked = await _read(request)
         self._check(asked)
-        photos = await asyncio.gather(*(asyncio.to_thread(self._decode, d) for d in asked.image))
-        mix = asked.mix()
-        edits = [
-            Edit(hashlib.sha256(data).hexdigest(), pixels, [mix], asked.seed)
-            for data, pixels in zip(asked.image, photos, strict=True)
-        ]
-        done = await asyncio.gather(*(self.engine.edit(edit) for edit in edits))
-        encode = _ENCODERS[asked.output_format]
-        files = await asyncio.gather(*(asyncio.to_thread(encode, d.pixels) for d in done))
+        photos = await asyncio.gather(*(self._edit(data, asked) for data in asked.image))
         return EditReply(
             created=int(time.time()),
-            data=[EditedImage(b64_json=base64.b64encode(file).decode()) for file in files],
+            data=[EditedImage(b64_json=base64.b64encode(file).decode()) for file, _ in photos],
             meta=Meta(
-                batch_rows=max(d.batch_rows for d in done),
+                batch_rows=max(rows for _, rows in photos),
                 seconds=time.perf_counter() - start_s,
-                sliders={f"{n}@{self.cards[n].version}": scale for n, scale in mix.items()},
+                sliders={f"{n}@{self.cards[n].version}": scale for n, scale in asked.mix().items()},
                 base_id=next(iter(self.cards.values())).base_id,
                 seed=asked.seed,
             ),
@@ -155,14 +147,24 @@ class _Edits:
             )
             raise Problem(422, "prompt-not-supported", detail)
 
-    def _decode(self, data: bytes) -> np.ndarray:
-        """A photo file -> uint8 RGB [H, W, 3], as batch does it. Raises Problem 400 or 413."""
+    async def _edit(self, data: bytes, asked: EditRequest) -> tuple[bytes, int]:
+        """One photo file -> the edited one, and how many edits were computed with it."""
+        photo = await asyncio.to_thread(self._decode, data)
+        edit = Edit(photo["sha256"], photo["pixels"], [asked.mix()], asked.seed)
+        edited = await self.engine.edit(edit)
+        encode = _ENCODERS[asked.output_format]
+        return await asyncio.to_thread(encode, edited.pixels, photo["alpha"]), edited.batch_rows
+
+    def _decode(self, data: bytes) -> DecodedRow:
+        """The photo's row, as in batch. Raises Problem 400 or 413."""
         if len(data) > self.job.max_bytes:
             raise _too_large(f"got {len(data)} bytes", self.job.max_bytes)
-        pixels = decode_photo(data, max_pixels=self.job.max_pixels)
-        if isinstance(pixels, str):
-            raise Problem(400, "bad-image", f"image: {pixels}")
-        return pixels
+        row = decode("image", data, max_pixels=self.job.max_pixels)
+        if is_quarantined(row):
+            large = row["reason"].startswith("too many pixels")
+            status, kind = (413, "too-many-pixels") if large else (400, "bad-image")
+            raise Problem(status, kind, f"image: {row['reason']}")
+        return cast(DecodedRow, row)
 
 
 async def _read(request: Request) -> EditRequest:
@@ -171,7 +173,8 @@ async def _read(request: Request) -> EditRequest:
     if media_type == "application/json":
         return parse_json(await request.body())
     if media_type != "multipart/form-data":
-        detail = f"body: got {media_type or 'no content type'}; expected multipart/form-data or JSON"
+        got = media_type or "no content type"
+        detail = f"body: got {got}; expected multipart/form-data or application/json"
         raise Problem(415, "unsupported-media-type", detail)
     async with request.form(max_files=MAX_IMAGES, max_fields=MAX_IMAGES) as form:
         fields = [
@@ -182,26 +185,30 @@ async def _read(request: Request) -> EditRequest:
 
 
 # --- pixels to files --------------------------------------------------------------------------
-def _pillow(name: str, **options: Any) -> Callable[[np.ndarray], bytes]:
-    def encode(pixels: np.ndarray) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(to_uint8(pixels)).save(file, name, **options)
-        return file.getvalue()
-
-    return encode
+# Pixels are float RGB [H, W, 3] in [0, 255]; alpha is the photo's own, uint8 [H, W], or None.
+def _png(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
+    image = to_uint8(pixels)
+    return _save("PNG", image if alpha is None else np.dstack([image, alpha]))
 
 
-def _npy(pixels: np.ndarray) -> bytes:
+def _jpeg(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
+    return _save("JPEG", to_uint8(pixels), quality=95)
+
+
+def _npy(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
     file = io.BytesIO()
     np.save(file, pixels.astype(np.float32, copy=False), allow_pickle=False)
     return file.getvalue()
 
 
-_ENCODERS: dict[OutputFormat, Callable[[np.ndarray], bytes]] = {
-    "png": _pillow("PNG"),
-    "jpeg": _pillow("JPEG", quality=95),
-    "npy": _npy,
-}
+def _save(name: str, image: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, name, **options)
+    return file.getvalue()
+
+
+_Encoder = Callable[[np.ndarray, np.ndarray | None], bytes]
+_ENCODERS: dict[OutputFormat, _Encoder] = {"png": _png, "jpeg": _jpeg, "npy": _npy}
 
 
 # --- the size of bodies -----------------------------------------------------------------------
@@ -281,7 +288,10 @@ _HANDLERS: dict[type[Exception], Any] = {
 
 # --- descriptions -----------------------------------------------------------------------------
 def _info(card: Card) -> SliderInfo:
-    return SliderInfo(**card.model_dump(include=set(SliderInfo.model_fields)))
+    fields = card.model_dump(include=set(SliderInfo.model_fields))
+    # The training job names buckets and folders, which are nobody's business out here.
+    fields["training"] = {k: v for k, v in card.training.items() if k != "job"}
+    return SliderInfo(**fields)
 
 
 _SCHEMAS = "#/components/schemas/"

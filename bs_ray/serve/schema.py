@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic import field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import from_json
 
 from bs_ray.config import Prompts
@@ -51,10 +56,10 @@ def _photo_bytes(value: object) -> object:
         return value
     if value.startswith(("http://", "https://")):
         raise ValueError("got a URL; expected the photo itself, as base64 or a data URL")
-    head, comma, tail = value.partition(",")
+    text = value.partition(",")[2] if value.startswith("data:") else value
     try:
-        return base64.b64decode(tail if comma and head.startswith("data:") else value, validate=True)
-    except (binascii.Error, ValueError):
+        return base64.b64decode(text, validate=True)
+    except ValueError:
         raise ValueError("got text that is not base64; expected base64 or a data URL") from None
 
 
@@ -86,7 +91,7 @@ class EditRequest(_Strict):
     def _each_once(cls, sliders: list[SliderScale]) -> list[SliderScale]:
         twice = [name for name, n in Counter(s.name for s in sliders).items() if n > 1]
         if twice:
-            raise ValueError(f"got {', '.join(twice)} more than once; expected one scale per slider")
+            raise ValueError(f"got {', '.join(twice)} more than once; expected each name once")
         return sliders
 
     def mix(self) -> dict[str, float]:
@@ -134,7 +139,7 @@ class SliderInfo(BaseModel):
     prompts: Prompts
     rank: int
     training: dict[str, Any]
-    """What made the slider and what its training measured."""
+    """What its training measured."""
 
 
 class SliderList(BaseModel):

@@ -74,8 +74,9 @@ class Slider:
             card = Card.model_validate_json(header["__metadata__"][_CARD])
         except (SafetensorError, ValueError, KeyError, ValidationError) as error:
             raise SliderError(
-                f"slider {source}: got a file that is not a bs_ray slider ({type(error).__name__}); "
-                "expected the .safetensors file that `bs-ray train` publishes"
+                f"slider {source}: got a file that is not a bs_ray slider "
+                f"({type(error).__name__}); expected the .safetensors file that `bs-ray train` "
+                "publishes"
             ) from None
         factors = {}
         for key, a in tensors.items():

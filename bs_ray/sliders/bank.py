@@ -7,8 +7,9 @@ Training uses the same bank with one slider whose factors require gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class SliderBank(nn.Module):
         self.scale = scale
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
+        self.owner: Tensor
         self.register_buffer("owner", owner, persistent=False)
         self._gates: Tensor | None = None
         self._hooks: list = []
@@ -42,7 +44,9 @@ class SliderBank(nn.Module):
         bank = cls([s.card.name for s in sliders], owner)
         for layer, (a, b) in layers.items():
             pairs = [
-                s.factors.get(layer, (a.new_zeros(r, *a.shape[1:]), b.new_zeros(b.shape[0], r, *b.shape[2:])))
+                s.factors.get(
+                    layer, (a.new_zeros(r, *a.shape[1:]), b.new_zeros(b.shape[0], r, *b.shape[2:]))
+                )
                 for s, r in zip(sliders, ranks, strict=True)
             ]
             bank._put(layer, torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs], 1))
@@ -50,13 +54,19 @@ class SliderBank(nn.Module):
 
     @classmethod
     def trainable(
-        cls, name: str, denoiser: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int
+        cls,
+        name: str,
+        denoiser: nn.Module,
+        targets: Sequence[str],
+        rank: int,
+        alpha: float,
+        seed: int,
     ) -> SliderBank:
-        """One fresh slider, float32: A uniform as in nn.Linear, B zero (so it starts as nothing)."""
+        """One fresh slider, float32: A uniform as in nn.Linear, B zero: it starts as nothing."""
         bank = cls([name], torch.zeros(rank, dtype=torch.int64), scale=alpha / rank)
         generator = torch.Generator().manual_seed(seed)
         for layer in targets:
-            weight = denoiser.get_submodule(layer).weight
+            weight: Any = denoiser.get_submodule(layer).weight
             shape = (rank, *weight.shape[1:])
             bound = 1 / weight[0].numel() ** 0.5
             a = (torch.rand(shape, generator=generator) * 2 - 1) * bound
@@ -82,15 +92,15 @@ class SliderBank(nn.Module):
 
         Raises SliderError where a layer is missing or has another shape.
         """
+        layers: dict[str, Any] = dict(denoiser.named_modules())
         for key, a in self.down.items():
             name = key.replace("/", ".")
-            try:
-                layer = denoiser.get_submodule(name)
-            except AttributeError:
-                layer = None
+            layer = layers.get(name)
             weight = getattr(layer, "weight", None)
-            if weight is None or weight.shape[1:] != a.shape[1:]:
-                got = "no such layer" if weight is None else f"a layer of shape {tuple(weight.shape)}"
+            if layer is None or weight is None or weight.shape[1:] != a.shape[1:]:
+                got = (
+                    "no such layer" if weight is None else f"a layer of shape {tuple(weight.shape)}"
+                )
                 raise SliderError(
                     f"slider layer {name}: got {got} in this base; expected input shape "
                     f"{tuple(a.shape[1:])}. The slider belongs to another base"
@@ -112,21 +122,27 @@ class SliderBank(nn.Module):
         finally:
             self._gates = None
 
-    def _hook(self, key: str):
+    def _hook(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self._gates is None:
                 return output
-            return output + self._update(layer, key, inputs[0]).to(output.dtype)
+            return output + self._update(layer, key, inputs[0], self._gates).to(output.dtype)
 
         return add_update
 
-    def _update(self, layer: nn.Module, key: str, x: Tensor) -> Tensor:
+    def _update(self, layer: nn.Module, key: str, x: Tensor, gates: Tensor) -> Tensor:
         # Low-rank maths in the factors' own precision: bf16 gates and factors lose small strengths.
         a, b = self.down[key], self.up[key]
-        gates = self._gates
         x = x.to(a.dtype)
         if isinstance(layer, nn.Conv2d):
-            inner = F.conv2d(x, a, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+            inner = F.conv2d(
+                x, a, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
+            )
             return F.conv2d(inner * gates[:, :, None, None], b)
         inner = F.linear(x, a)
         return F.linear(inner * gates.view(len(gates), *[1] * (x.dim() - 2), -1), b)
+
+
+def _nothing(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of zeros, shaped like another slider's but for the rank."""
+    return a.new_zeros(rank, *a.shape[1:]), b.new_zeros(b.shape[0], rank, *b.shape[2:])

@@ -59,8 +59,8 @@ class Registry:
         known = self.list()
         if name not in known:
             raise SliderError(
-                f"slider: got {name!r}; expected one of {', '.join(known) or '(none published)'} in "
-                f"{self.store.uri}. Train it first: bs-ray train JOB.yaml"
+                f"slider: got {name!r}; expected one of {', '.join(known) or '(none published)'} "
+                f"in {self.store.uri}. Train it first: bs-ray train JOB.yaml"
             )
         wanted = int(version) if version.isdigit() else known[name][-1]
         if wanted not in known[name] or (version and not version.isdigit()):

@@ -33,7 +33,9 @@ def build(
     console = console or Console()
     names = stages.split(",") if stages else list(STAGES)
     if unknown := set(names) - set(STAGES):
-        raise ValueError(f"stages: got {', '.join(sorted(unknown))}; expected some of {', '.join(STAGES)}")
+        raise ValueError(
+            f"stages: got {', '.join(sorted(unknown))}; expected some of {', '.join(STAGES)}"
+        )
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     plan = {
         "stages": names,
@@ -46,7 +48,9 @@ def build(
         TorchTrainer(
             _worker,
             train_loop_config={**plan, "board": board},
-            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
+            scaling_config=ScalingConfig(
+                num_workers=workers, resources_per_worker={"CPU": threads}
+            ),
             run_config=RunConfig(
                 name=f"tiny-{os.getpid()}",  # resuming is ours: per stage, from `work`
                 storage_path=str((work / "ray").resolve()),

@@ -35,7 +35,12 @@ def vocabulary() -> list[str]:
     """Every word a caption may hold, sorted (the tokenizer's whole words)."""
     phrases = [p for ends in PHRASES.values() for end in ends for p in end]
     nouns = [noun for group in _NOUNS.values() for noun in group]
-    scenery = ["on a background", "a cluttered background", "in a shirt", "and with the male female"]
+    scenery = [
+        "on a background",
+        "a cluttered background",
+        "in a shirt",
+        "and with the male female",
+    ]
     text = " ".join([*phrases, *nouns, *_PREFIXES, *scenery, *PALETTE])
     return sorted(set(text.split()))
 

@@ -11,6 +11,7 @@ to 1, x to the right and y down; a column of attributes is a float32 tensor of s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -63,10 +64,11 @@ PALETTE = {
 _EYES = ((0.20, 0.42, 0.66), (0.24, 0.50, 0.26), (0.36, 0.22, 0.10))
 
 Scene = dict[str, Tensor]
+Value = Tensor | float
 
 
 def sample_scenes(count: int, seed: int) -> Scene:
-    """Draw `count` random scenes: a dict of float32 columns [count] in [0, 1], one per SCENE name."""
+    """Draw `count` random scenes: float32 columns [count] in [0, 1], one per SCENE name."""
     generator = torch.Generator().manual_seed(seed)
     scene = {name: torch.rand(count, generator=generator) for name in SCENE}
     worn = torch.rand(count, generator=generator) < 0.4
@@ -83,7 +85,9 @@ def same_person(scene: Scene, seed: int) -> Scene:
     """The same people in other pictures: IDENTITY kept, everything else drawn anew."""
     other = sample_scenes(len(scene["man"]), seed)
     other |= {name: scene[name] for name in IDENTITY}
-    other["beard"] = torch.where(scene["man"] > 0.5, other["beard"], torch.zeros_like(other["beard"]))
+    other["beard"] = torch.where(
+        scene["man"] > 0.5, other["beard"], torch.zeros_like(other["beard"])
+    )
     return other
 
 
@@ -143,7 +147,9 @@ def _take_photo(image: Tensor, generator: torch.Generator) -> Tensor:
         sigma = uniform(0.3, 0.7)
         kernel = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))
         kernel = (kernel / kernel.sum()).expand(3, 1, 5)
-        image = F.conv2d(F.pad(image[None], (2, 2, 2, 2), "replicate"), kernel[:, :, :, None], groups=3)
+        image = F.conv2d(
+            F.pad(image[None], (2, 2, 2, 2), "replicate"), kernel[:, :, :, None], groups=3
+        )
         image = F.conv2d(image, kernel[:, :, None, :], groups=3)[0]
     noise = torch.randn(image.shape, generator=generator) * uniform(0, 0.025)
     return (image + noise).clamp(0, 1) * 2 - 1
@@ -169,6 +175,10 @@ def palette_index(column: Tensor) -> Tensor:
 
 def _from_palette(column: Tensor) -> Tensor:
     return torch.tensor(list(PALETTE.values()))[palette_index(column)][:, :, None, None]
+
+
+def _bent_line(row: float, u: Tensor) -> Tensor:
+    return row + 0.02 * torch.cos(3 * u)
 
 
 class _Canvas:
@@ -226,24 +236,28 @@ class _Canvas:
         """Multiply the picture by 1 - amount."""
         self.image = self.image * (1 - amount[:, None])
 
-    def ellipse(self, cx, cy, rx, ry) -> Tensor:
+    def ellipse(self, cx: Value, cy: Value, rx: Value, ry: Value) -> Tensor:
+        """Signed distance (about) to an ellipse."""
         radius = (((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2).sqrt()
-        return (radius - 1) * torch.as_tensor(torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry)))
+        return (radius - 1) * torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry))
 
-    def box(self, cx, cy, rx, ry, round_: float = 0.05) -> Tensor:
+    def box(self, cx: Value, cy: Value, rx: Value, ry: Value, round_: float = 0.05) -> Tensor:
+        """Signed distance to a box with rounded corners."""
         dx = (self.x - cx).abs() - rx + round_
         dy = (self.y - cy).abs() - ry + round_
         outside = (dx.clamp(min=0) ** 2 + dy.clamp(min=0) ** 2).sqrt()
         return outside + torch.maximum(dx, dy).clamp(max=0) - round_
 
-    def curve(self, cx, half_width, height: Callable[[Tensor], Tensor], thick) -> Tensor:
+    def curve(
+        self, cx: Value, half_width: Value, height: Callable[[Tensor], Tensor], thick: Value
+    ) -> Tensor:
         """A stroke along y = height(u), u in [-1, 1] across the stroke's width."""
         u = (self.x - cx) / half_width
         along = (u.abs() - 1).clamp(min=0) * half_width
         off = (self.y - height(u.clamp(-1, 1))).abs()
         return (off**2 + along**2).sqrt() - thick
 
-    def spot(self, cx, cy, sx: float, sy: float) -> Tensor:
+    def spot(self, cx: Value, cy: Value, sx: float, sy: float) -> Tensor:
         """A soft blob of height 1."""
         return torch.exp(-((((self.x - cx) / sx) ** 2 + ((self.y - cy) / sy) ** 2) / 2))
 
@@ -316,7 +330,8 @@ class _Canvas:
         age, fx = self.age, self.fx
         lines = torch.zeros_like(self.inside)
         for row, width in ((-0.36, 0.24), (-0.27, 0.27)):
-            stroke = self.curve(fx, width, lambda u, r=row: r + 0.02 * torch.cos(3 * u), 0.014)
+            # u is within the stroke, so the line bends gently over the brow.
+            stroke = self.curve(fx, width, partial(_bent_line, row), 0.014)
             lines = lines + (0.5 - stroke / self.pixel).clamp(0, 1)
         hollows = torch.zeros_like(self.inside)
         for side in (-1, 1):
@@ -348,7 +363,9 @@ class _Canvas:
     def _mouth(self) -> None:
         width = 0.17 + 0.04 * self.mouth_width + 0.03 * self.smile
         opened = (2.2 * (self.smile - 0.5)).clamp(0, 1)
-        lips = torch.lerp(_colour((0.80, 0.20, 0.26)), _colour((0.56, 0.32, 0.26)), self.man[:, None])
+        lips = torch.lerp(
+            _colour((0.80, 0.20, 0.26)), _colour((0.56, 0.32, 0.26)), self.man[:, None]
+        )
         u = (self.x - self.fx) / width
         low = self._mouth_height(u.clamp(-1, 1)) + 0.03
         high = self._mouth_height(torch.ones_like(u)) + 0.01
@@ -365,11 +382,18 @@ class _Canvas:
             white = self.ellipse(ex, self.eye_y, 0.105 * big, 0.072 * big)
             self.paint(white, _colour((0.96, 0.96, 0.96)))
             self.paint(self.ellipse(ex, self.eye_y, 0.052 * big, 0.062 * big), iris)
-            self.paint(self.ellipse(ex, self.eye_y, 0.024 * big, 0.030 * big), _colour((0.05, 0.05, 0.05)))
-            lid = self.curve(ex, 0.11 * big, lambda u: self.eye_y - 0.075 * big * (1 - 0.6 * u**2), 0.012)
+            self.paint(
+                self.ellipse(ex, self.eye_y, 0.024 * big, 0.030 * big), _colour((0.05, 0.05, 0.05))
+            )
+            lid = self.curve(
+                ex, 0.11 * big, lambda u: self.eye_y - 0.075 * big * (1 - 0.6 * u**2), 0.012
+            )
             self.paint(lid, _colour((0.12, 0.08, 0.08)))
             brow = self.curve(
-                ex, 0.12, lambda u: self.eye_y - 0.155 - 0.02 * (1 - u**2), 0.014 + 0.014 * self.brow + 0.012 * self.man
+                ex,
+                0.12,
+                lambda u: self.eye_y - 0.155 - 0.02 * (1 - u**2),
+                0.014 + 0.014 * self.brow + 0.012 * self.man,
             )
             self.paint(brow, brow_rgb)
 
@@ -380,7 +404,9 @@ class _Canvas:
         # The chin and upper lip keep off the mouth so that smiles stay readable.
         mouth = self.spot(self.fx, self.mouth_y, 0.19, 0.10)
         cover = 0.85 * self.beard * area * (1 - mouth)
-        self.image = torch.lerp(self.image, (self.hair_rgb * 0.6).expand_as(self.image), cover[:, None])
+        self.image = torch.lerp(
+            self.image, (self.hair_rgb * 0.6).expand_as(self.image), cover[:, None]
+        )
 
     def _hair_in_front(self) -> None:
         cap = self.ellipse(self.cx, -0.18, 0.54 + 0.03 * self.chubby, 0.62)
@@ -396,7 +422,9 @@ class _Canvas:
     def _glasses(self) -> None:
         frame = _colour((0.10, 0.10, 0.12))
         for side in (-1, 1):
-            lens = self.ellipse(self.fx + side * (self.eye_x + 0.01), self.eye_y + 0.01, 0.165, 0.145)
+            lens = self.ellipse(
+                self.fx + side * (self.eye_x + 0.01), self.eye_y + 0.01, 0.165, 0.145
+            )
             self.paint(lens, _colour((0.75, 0.85, 0.95)), 0.18 * self.glasses)
             self.paint(lens.abs() - 0.021, frame, self.glasses)
         bridge = self.box(self.fx, self.eye_y, 0.05, 0.018, 0.01)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bs_ray.tiny.recipe import STAGES, Stage, to_uint8
 
@@ -41,16 +42,19 @@ def fit(stage: Stage, work: Path, report: Report, steps: int | None = None) -> N
     for step in range(done, steps):
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * _schedule(step, steps)
-        rng = torch.Generator().manual_seed(1_000_003 * STAGES.index(stage.name) + step * world + rank)
+        rng = torch.Generator().manual_seed(
+            1_000_003 * STAGES.index(stage.name) + step * world + rank
+        )
         with torch.autocast("cpu", torch.bfloat16):
             parts = stage.loss(rng)
         if not math.isfinite(float(parts["loss"])):
             raise FloatingPointError(f"{stage.name}: loss is not finite at step {step}")
         optimizer.zero_grad()
         parts["loss"].backward()
-        for parameter in parameters if world > 1 else ():
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world
+        if world > 1:
+            for gradient in [p.grad for p in parameters if p.grad is not None]:
+                dist.all_reduce(gradient)
+                gradient /= world
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         _update_average(average, stage, step)
@@ -94,7 +98,7 @@ def _update_average(average: dict[str, Tensor], stage: Stage, step: int) -> None
 
 
 @contextmanager
-def _averaged(stage: Stage, average: dict[str, Tensor]):
+def _averaged(stage: Stage, average: dict[str, Tensor]) -> Iterator[None]:
     """The stage's network with its averaged weights, in evaluation mode."""
     own = {n: p.detach().clone() for n, p in stage.net.state_dict().items()}
     stage.net.load_state_dict(average)
@@ -102,12 +106,16 @@ def _averaged(stage: Stage, average: dict[str, Tensor]):
     try:
         yield
     finally:
-        if next(iter(stage.net.parameters())).dtype == torch.float32:  # exported networks are halved
+        if (
+            next(iter(stage.net.parameters())).dtype == torch.float32
+        ):  # exported networks are halved
             stage.net.load_state_dict(own)
             stage.net.train()
 
 
-def _save(path: Path, stage: Stage, optimizer, average: dict[str, Tensor], step: int) -> None:
+def _save(
+    path: Path, stage: Stage, optimizer: Optimizer, average: dict[str, Tensor], step: int
+) -> None:
     flat = {f"net/{n}": p.detach().contiguous().clone() for n, p in stage.net.state_dict().items()}
     flat |= {f"average/{n}": p.contiguous().clone() for n, p in average.items()}
     names = [n for n, p in stage.net.named_parameters() if p.requires_grad]
@@ -120,13 +128,13 @@ def _save(path: Path, stage: Stage, optimizer, average: dict[str, Tensor], step:
     os.replace(part, path)
 
 
-def _restore(path: Path, stage: Stage, optimizer, average: dict[str, Tensor]) -> int:
+def _restore(path: Path, stage: Stage, optimizer: Optimizer, average: dict[str, Tensor]) -> int:
     """Load what `_save` wrote; the number of steps done, 0 where nothing was saved."""
     if not path.exists():
         return 0
     with safe_open(str(path), "pt") as file:
         step = int(file.metadata()["step"])
-        flat = {key: file.get_tensor(key) for key in file.keys()}
+        flat = {key: file.get_tensor(key) for key in list(file.keys())}
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {k.partition("/")[2]: v for k, v in flat.items() if k.startswith(f"{prefix}/")}

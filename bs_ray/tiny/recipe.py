@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,8 +94,8 @@ class Stage:
     steps: int
     lr: float = 1e-3
     ema_decay: float = 0.0
-
-    net: nn.Module
+    net: Any
+    """The nn.Module to train; Any, for diffusers' and transformers' own methods."""
 
     def __init__(self, world: World, base: Path):
         self.world = world
@@ -109,7 +110,7 @@ class Stage:
         raise NotImplementedError
 
     def sheet(self) -> Tensor | None:
-        """A picture of how far it has come [3, H, W] in [-1, 1], where there is something to see."""
+        """A picture of how far it has come [3, H, W] in [-1, 1], if there is one to see."""
         return None
 
 
@@ -136,7 +137,9 @@ def _degrade(x: Tensor, rng: torch.Generator) -> Tensor:
     """Slight blur and noise on some rows, so that a judge does not live on single pixels."""
     count = len(x)
     blurred = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
-    share = torch.rand(count, 1, 1, 1, generator=rng) * (torch.rand(count, 1, 1, 1, generator=rng) < 0.5)
+    share = torch.rand(count, 1, 1, 1, generator=rng) * (
+        torch.rand(count, 1, 1, 1, generator=rng) < 0.5
+    )
     noise = torch.randn(x.shape, generator=rng) * 0.06 * torch.rand(count, 1, 1, 1, generator=rng)
     return torch.lerp(x, blurred, share * 0.8) + noise
 
@@ -268,7 +271,7 @@ class VaeStage(Stage):
 class UnetStage(Stage):
     """Noise prediction on latents, captions dropped for guidance one time in ten."""
 
-    name, steps, lr, ema_decay = "unet", 2400, 6e-4, 0.998
+    name, steps, lr, ema_decay = "unet", 1900, 6e-4, 0.998
     batch = 64
 
     def __init__(self, world: World, base: Path):
@@ -346,7 +349,8 @@ def write_untrained_base(base: Path, seed: int = 0) -> None:
     """A base of random weights with every part in place: for tests of plumbing, not of quality."""
     torch.manual_seed(seed)
     scene = faces.sample_scenes(IdentityStage.people, seed)
-    world = World(*[to_uint8(torch.zeros(512, 3, 64, 64))] * 3, scenes={"clean": scene})
+    blank = to_uint8(torch.rand(8, 3, 64, 64) * 2 - 1)
+    world = World(blank, blank, blank, {"clean": scene})
     for stage in (ReaderStage, PerceptualStage, ClipStage, VaeStage):
         stage(world, base).export()
     JudgeNet([f"d{i}" for i in range(IdentityStage.dimension)]).save(

@@ -40,7 +40,8 @@ class Discriminator(nn.Module):
             torch.manual_seed(seed)
             self.net = nn.Sequential(
                 *(_level(widths[i], widths[i + 1], first=i == 0) for i in range(levels)),
-                nn.Conv2d(widths[-1], 1, 3, padding=1),
+                # No bias: its gradient would be 0 but for rounding, which Adam inflates.
+                nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False),
             )
 
     def score(self, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ _VGG16_LEVELS = (3, 8, 15, 22)  # relu1_2, relu2_2, relu3_3, relu4_3, as in LPIP
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load_features(folder: Path, device: torch.device) -> Features:
+def load_features(folder: Path, device: str | torch.device) -> Features:
     """The base's own perceptual network where it ships one (the tiny base does), else VGG16.
 
     Raises BaseNotFound where neither is at hand; nothing is downloaded.
@@ -36,7 +36,7 @@ def load_features(folder: Path, device: torch.device) -> Features:
     return _vgg16(weights, device)
 
 
-def _vgg16(path: Path, device: torch.device) -> Features:
+def _vgg16(path: Path, device: str | torch.device) -> Features:
     from torchvision.models import vgg16
 
     net = vgg16(weights=None)

@@ -66,7 +66,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of Eq 8 at one step: L = triplet L_tri + perceptual L_perp + adversarial L_adv."""
+    """The weights at one step, Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv."""
 
     triplet: float
     perceptual: float
@@ -92,10 +92,10 @@ def weights_at(step: int, steps: int, losses: Losses) -> Weights:
 class Scales:
     """Running means that the losses are divided by, so that the weights of Eq 8 mean something.
 
-    Not of the losses themselves: with the frozen reference the perceptual loss starts at 0, and
-    dividing by a vanishing mean would pin the slider there. The yardsticks are fixed points instead.
-    Triplet: the loss of a slider that does nothing. Perceptual: that of one that hits its target.
-    The hinge needs none, its margin is 1. Settled after SETTLE_STEPS, which then costs nothing more.
+    Not of the losses themselves: against the frozen reference the perceptual loss starts at 0, and
+    dividing by a vanishing mean would pin the slider there. Yardsticks stand still instead. For
+    triplet it is the loss of a slider that does nothing, for perceptual that of one that hits its
+    target; the hinge needs none, its margin is 1. They are measured over the first SETTLE_STEPS.
     """
 
     SETTLE_STEPS = 32

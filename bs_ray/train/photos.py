@@ -7,7 +7,6 @@ arrive in: what is kept and how it is numbered depends on the keys alone.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,11 +15,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from bs_ray.data import is_quarantined
+from bs_ray.data.decode import decode
 from bs_ray.models.base import DiffusionModel
 
 MAX_PHOTOS = 2000
 MAX_BYTES = 1 << 30
 """A pool holds at most this many photos and decoded bytes: 2,000 at 64 px, 341 at 1024 px."""
+_MAX_PIXELS = 64_000_000
 
 
 class PhotosError(ValueError):
@@ -43,7 +45,8 @@ class PhotoPool:
         """
         px = model.native_px
         kept = _sample(rows, min(MAX_PHOTOS, MAX_BYTES // (3 * px * px)))
-        decoded = [photo for data in kept if (photo := _decode(data, px)) is not None]
+        maybe = [_decode(key, data, px) for key, data in kept]
+        decoded = [photo for photo in maybe if photo is not None]
         broken = len(kept) - len(decoded)
         if not decoded or 2 * broken > len(kept):
             raise PhotosError(
@@ -69,22 +72,25 @@ class PhotoPool:
         return torch.stack([self._latents[number] for number in numbers])
 
 
-def _sample(rows: Iterable[Mapping[str, Any]], limit: int) -> list[bytes]:
-    """The bytes of at most `limit` rows, in the order of their keys; which ones, a hash decides."""
+def _sample(rows: Iterable[Mapping[str, Any]], limit: int) -> list[tuple[str, bytes]]:
+    """(key, bytes) of at most `limit` rows, by key; which ones stay, a hash of the key decides."""
     kept: list[tuple[str, str, bytes]] = []
     for row in rows:
         digest = hashlib.sha256(row["key"].encode()).hexdigest()
         kept.append((digest, row["key"], row["bytes"]))
-        if len(kept) > 2 * limit:
-            kept = sorted(kept)[:limit]
-    return [data for _, _, data in sorted(sorted(kept)[:limit], key=lambda row: row[1])]
+        if len(kept) >= 2 * limit:
+            kept = _first(kept, limit)
+    return sorted((key, data) for _, key, data in _first(kept, limit))
 
 
-def _decode(data: bytes | None, px: int) -> Tensor | None:
-    """uint8 [3, px, px], the middle square of the photo; None where the bytes are no image."""
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data or b""))).convert("RGB")
-        square = ImageOps.fit(image, (px, px), Image.Resampling.BICUBIC)
-    except Exception:  # Pillow raises six kinds of errors for hostile files; each means "broken"
+def _first(rows: list[tuple[str, str, bytes]], limit: int) -> list[tuple[str, str, bytes]]:
+    return sorted(rows, key=lambda row: row[:2])[:limit]
+
+
+def _decode(key: str, data: bytes | None, px: int) -> Tensor | None:
+    """uint8 [3, px, px], the middle square of the photo; None where the bytes are no photo."""
+    row: Any = decode(key, data or b"", max_pixels=_MAX_PIXELS)
+    if is_quarantined(row):
         return None
+    square = ImageOps.fit(Image.fromarray(row["pixels"]), (px, px), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()

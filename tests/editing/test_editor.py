@@ -55,7 +55,9 @@ def test_zero_strength_is_zero_without_the_shortcut_too(editor: Editor) -> None:
 
 def test_a_row_does_not_depend_on_its_companions(editor: Editor) -> None:
     one = Edit("one", photo(), [{"smile": 1.0, "age": -0.5}])
-    others = [Edit(f"o{i}", photo(seed=i), [{"age": float(i)}, {"smile": -1.0}]) for i in range(1, 6)]
+    others = [
+        Edit(f"o{i}", photo(seed=i), [{"age": float(i)}, {"smile": -1.0}]) for i in range(1, 6)
+    ]
     [[alone]] = editor.edit([one])
     together = editor.edit([*others[:3], one, *others[3:]])[3][0]
     assert np.abs(alone - together).max() / FULL_SCALE < 1e-4

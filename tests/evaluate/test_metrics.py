@@ -11,7 +11,9 @@ STRENGTHS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
 def figures(curve: np.ndarray, other: np.ndarray):
     readings = np.stack([curve, other], axis=-1)
     flat = np.ones_like(curve)
-    return slider_figures(STRENGTHS, readings, 0, flat, 0 * flat, np.tile(STRENGTHS, (len(curve), 1)), True)
+    return slider_figures(
+        STRENGTHS, readings, 0, flat, 0 * flat, np.tile(STRENGTHS, (len(curve), 1)), True
+    )
 
 
 def test_effect_drift_and_monotonicity() -> None:

@@ -34,7 +34,10 @@ def test_x0_comes_back_from_its_noise() -> None:
 
 def test_noising_and_timesteps_are_those_of_diffusers() -> None:
     scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing"
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        timestep_spacing="trailing",
     )
     x0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([17, 801])
     assert torch.allclose(EPS.add_noise(x0, noise, t), scheduler.add_noise(x0, noise, t), atol=1e-6)

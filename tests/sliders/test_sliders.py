@@ -25,7 +25,9 @@ class Net(nn.Module):
         return self.line(self.conv(x).flatten(2).transpose(1, 2))
 
 
-def make(name: str, rank: int = 2, seed: int = 0, layers: tuple[str, ...] = ("line", "conv")) -> Slider:
+def make(
+    name: str, rank: int = 2, seed: int = 0, layers: tuple[str, ...] = ("line", "conv")
+) -> Slider:
     net = Net()
     bank = SliderBank.trainable(name, net, layers, rank, alpha=1.0, seed=seed)
     for index, up in enumerate(bank.up.values()):
@@ -89,7 +91,13 @@ def test_alpha_is_folded_into_the_file() -> None:
     net = Net()
     bank = SliderBank.trainable("a", net, ["line"], 2, alpha=8.0, seed=0)
     bank.up["line"].data.normal_()
-    card = Card(name="a", base="n", base_id="b", prompts=Prompts(target="t", positive="p", negative="n"), rank=2)
+    card = Card(
+        name="a",
+        base="n",
+        base_id="b",
+        prompts=Prompts(target="t", positive="p", negative="n"),
+        rank=2,
+    )
     _, b = bank.to_slider(card).factors["line"]
     assert torch.allclose(b, bank.up["line"] * 4.0)
 
@@ -97,7 +105,7 @@ def test_alpha_is_folded_into_the_file() -> None:
 def test_another_base_is_refused_by_layer_and_by_hash() -> None:
     slider = make("a")
     other = nn.ModuleDict({"line": nn.Linear(9, 6)})
-    with pytest.raises(SliderError, match="slider layer .* got .* belongs to another base"):
+    with pytest.raises(SliderError, match=r"slider layer .* got .* belongs to another base"):
         SliderBank.of([slider]).attach(other)
     with pytest.raises(SliderError, match="got base cccc; expected bbbb"):
         slider.check_base("cccc")

@@ -38,7 +38,9 @@ def test_attributes_are_independent() -> None:
     scene = faces.sample_scenes(20_000, seed=0)
     matrix = faces.attribute_matrix(scene)
     correlation = torch.corrcoef(matrix.T) - torch.eye(len(faces.ATTRIBUTES))
-    coupled = [(faces.ATTRIBUTES[i], faces.ATTRIBUTES[j]) for i, j in (correlation.abs() > 0.03).nonzero()]
+    coupled = [
+        (faces.ATTRIBUTES[i], faces.ATTRIBUTES[j]) for i, j in (correlation.abs() > 0.03).nonzero()
+    ]
     assert set(map(frozenset, coupled)) == {frozenset({"beard", "man"})}
 
 

@@ -1,0 +1,229 @@
+"""Engines: what steps a network's optimizer, alone or over workers. The one doorway to DeepSpeed.
+
+All have one face (`Engine`), and one portable state: fp32 parameters and Adam's moments by name,
+whole, so that a checkpoint may be continued by another engine and another number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+"""`weight/<name>`, `exp_avg/<name>`, `exp_avg_sq/<name>` (float32, on the CPU) and `step`."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_CLIP_NORM = 1.0
+
+
+class Engine(Protocol):
+    """A network under training."""
+
+    module: nn.Module
+    """The bare network. Another engine's loss must go through it, never through the engine."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The network's forward pass, which `backward_and_step` follows."""
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """Average the gradients of `loss` [] over the workers and step the optimizer."""
+
+    def named_full_parameters(self) -> dict[str, Tensor]:
+        """Whole fp32 parameters by name. Every worker must call it."""
+
+    def state(self) -> State:
+        """The portable state. Every worker must call it, after at least one step."""
+
+    def load_state(self, state: State) -> None:
+        """Continue from `state`. Every worker must call it, after at least one step of any batch:
+        optimizers make their moments on their first step."""
+
+
+def mean_over_workers(values: Tensor) -> Tensor:
+    """The mean of each worker's `values`; the values themselves without torch.distributed."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def _adamw(module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(module.parameters(), lr=lr, betas=betas)
+
+
+class PlainEngine:
+    """Plain torch; gradients are averaged with torch.distributed where it is initialised."""
+
+    def __init__(self, module: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.99)):
+        self.module = module
+        self.optimizer = _adamw(module, lr, betas)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.module(*inputs)
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                mean_over_workers(parameter.grad)
+        nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP_NORM)
+        self.optimizer.step()
+
+    def named_full_parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.module.named_parameters()}
+
+    def state(self) -> State:
+        return _plain_state(self.module, self.optimizer)
+
+    def load_state(self, state: State) -> None:
+        _load_plain_state(self.module, self.optimizer, state)
+
+
+class DeepSpeedEngine:
+    """DeepSpeed with ZeRO stage 0-3 over the workers of torch.distributed.
+
+    The networks here are small (a slider, a discriminator), so stage 3 too keeps their parameters
+    whole on every worker and shards gradients and optimizer state; the frozen base is outside.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        *,
+        zero_stage: int = 2,
+    ):
+        deepspeed = _import_deepspeed(next(module.parameters()).device)
+        self.stage = zero_stage
+        config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,  # we deal the rows ourselves
+            "gradient_clipping": _CLIP_NORM,
+            "steps_per_print": sys.maxsize,
+            "zero_optimization": {
+                "stage": zero_stage,
+                # The default buffers are sized for language models: gigabytes.
+                "reduce_bucket_size": 5_000_000,
+                "allgather_bucket_size": 5_000_000,
+                "stage3_param_persistence_threshold": sys.maxsize,
+            },
+        }
+        # Our own optimizer: "Adam" by name would compile FusedAdam on first use (89 s).
+        self.engine = deepspeed.initialize(
+            model=module, optimizer=_adamw(module, lr, betas), config=config
+        )[0]
+        self.module = self.engine.module
+        if zero_stage == 3:
+            self._keep_parameters_whole()
+
+    def _keep_parameters_whole(self) -> None:
+        """Gather them now; the optimizer gathers all that "persist" after each of its steps.
+
+        The hooks that would fetch and release them layer by layer have to go: they know only one
+        forward and one backward per step, and the gradient penalty and the slider's loss through
+        the discriminator are others, in which they leave empty parameters behind.
+        """
+        offload = self.engine.optimizer.parameter_offload
+        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+            hook.remove()
+        parameters: list[Any] = list(self.module.parameters())
+        parameters[0].all_gather(parameters)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.engine(*inputs)
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+        self.engine.step()
+
+    def named_full_parameters(self) -> dict[str, Tensor]:
+        if self.stage == 0:
+            return {name: p.detach() for name, p in self.module.named_parameters()}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {n: safe_get_full_fp32_param(p) for n, p in self.module.named_parameters()}
+
+    def state(self) -> State:
+        if self.stage == 0:
+            return _plain_state(self.module, self.engine.optimizer)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found = {f"weight/{n}": p.cpu() for n, p in self.named_full_parameters().items()}
+        for name, parameter in self.module.named_parameters():
+            for moment in _MOMENTS:
+                whole = safe_get_full_optimizer_state(parameter, moment)
+                found[f"{moment}/{name}"] = whole.detach().cpu().clone()
+        first = next(iter(self.engine.optimizer.optimizer.state.values()))
+        return found | {"step": torch.tensor(float(first["step"]))}
+
+    def load_state(self, state: State) -> None:
+        if self.stage == 0:
+            _load_plain_state(self.module, self.engine.optimizer, state)
+            return
+        for name, parameter in self.module.named_parameters():
+            self._set(parameter, "weight", state[f"weight/{name}"])
+            for moment in _MOMENTS:
+                self._set(parameter, moment, state[f"{moment}/{name}"])
+        for moments in self.engine.optimizer.optimizer.state.values():
+            # Without Adam's step its bias correction would start over.
+            moments["step"] = torch.tensor(float(state["step"]))
+
+    def _set(self, parameter: Any, what: str, whole: Tensor) -> None:
+        """Write one whole tensor into this worker's share of it."""
+        from deepspeed import utils
+
+        whole = whole.to(parameter.device)
+        if what == "weight":
+            # The copy that the next forward reads; the optimizer's own is set below.
+            parameter.data.copy_(whole)
+        if self.stage < 3:
+            if what == "weight":
+                utils.safe_set_full_fp32_param(parameter, whole)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, whole, what)
+            return
+        # safe_set_full_* of stage 3 fails where a size is no multiple of the workers: pad it here.
+        size, rank = parameter.partition_numel(), dist.get_rank()
+        flat = nn.functional.pad(whole.flatten(), (0, size * dist.get_world_size() - whole.numel()))
+        share = flat[size * rank : size * (rank + 1)]
+        if what == "weight":
+            parameter.ds_tensor.data.copy_(share)
+            utils.safe_set_local_fp32_param(parameter, share)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, share, what)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        # Else it compiles a shared-memory reduction on first use, which takes a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _plain_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    found: State = {}
+    for name, parameter in module.named_parameters():
+        moments = optimizer.state[parameter]
+        found[f"weight/{name}"] = parameter.detach().cpu().clone()
+        for moment in _MOMENTS:
+            found[f"{moment}/{name}"] = moments[moment].cpu().clone()
+        found["step"] = torch.tensor(float(moments["step"]))
+    return found
+
+
+def _load_plain_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.data.copy_(state[f"weight/{name}"])
+        moments = optimizer.state[parameter]
+        for moment in _MOMENTS:
+            moments[moment].copy_(state[f"{moment}/{name}"])
+        moments["step"] = torch.tensor(float(state["step"]))

@@ -1,0 +1,127 @@
+"""The command line: exit codes and messages for everything a user can get wrong."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bs_ray import cli
+from bs_ray.bench import random_slider
+from bs_ray.models import load_base
+from bs_ray.sliders.registry import Registry
+
+TRAIN = """
+kind: train
+name: smile
+base: {base}
+prompts: {{target: a, positive: b, negative: c}}
+photos: {photos}
+registry: {folder}/sliders
+runs: {folder}/runs
+"""
+EDIT = """
+kind: edit
+name: wild
+base: {base}
+input: {photos}
+output: {folder}/out
+registry: {folder}/sliders
+sliders: {{smile: 1.0}}
+"""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str):
+    """(exit code, stderr on one line, seconds) of a command line."""
+    monkeypatch.setattr(sys, "argv", ["bs-ray", *words])
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    message = " ".join(capsys.readouterr().err.split())
+    return stop.value.code or 0, message, time.monotonic() - start
+
+
+@pytest.fixture
+def job(tmp_path: Path, random_base: Path):
+    """Writes a job file; settings can be changed by name."""
+
+    def write(text: str, **changes: str) -> str:
+        values = {"base": random_base, "photos": tmp_path / "photos", "folder": tmp_path} | changes
+        path = tmp_path / "job.yaml"
+        path.write_text(text.format(**values))
+        return str(path)
+
+    (tmp_path / "photos").mkdir()
+    return write
+
+
+@pytest.fixture
+def published(tmp_path: Path, random_base: Path) -> Registry:
+    registry = Registry(str(tmp_path / "sliders"))
+    registry.publish(random_slider(load_base(str(random_base)), "smile", 0))
+    return registry
+
+
+def refused(outcome: tuple[int, str, float], *parts: str) -> None:
+    code, message, seconds = outcome
+    assert code == 2, message
+    for part in ("got", "expected", *parts):
+        assert part in message
+    assert seconds < 20
+
+
+def test_unknown_key(job, monkeypatch, capsys) -> None:
+    words = ["train", job(TRAIN), "losses.perceptul=2"]
+    refused(run(monkeypatch, capsys, *words), "losses.perceptul", "did you mean 'perceptual'")
+
+
+def test_unknown_command_line_option(monkeypatch, capsys) -> None:
+    code, message, _ = run(monkeypatch, capsys, "train", "--fast")
+    assert code == 2 and "No such option" in message
+
+
+def test_base_not_found(job, monkeypatch, capsys) -> None:
+    words = ["train", job(TRAIN, base="/no/such/base")]
+    refused(run(monkeypatch, capsys, *words), "/no/such/base", "diffusers SDXL folder")
+
+
+def test_empty_input(job, published, monkeypatch, capsys) -> None:
+    refused(run(monkeypatch, capsys, "edit", job(EDIT)), "photos")
+
+
+def test_missing_slider(job, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "sliders").mkdir()
+    refused(run(monkeypatch, capsys, "edit", job(EDIT)), "'smile'", "bs-ray train")
+
+
+def test_slider_for_another_base(job, published, tmp_path, monkeypatch, capsys) -> None:
+    from bs_ray.tiny.recipe import write_untrained_base
+
+    write_untrained_base(tmp_path / "other", seed=1)
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    words = ["edit", job(EDIT, base=str(tmp_path / "other"))]
+    refused(run(monkeypatch, capsys, *words), "slider smile@1", "which it was trained on")
+
+
+def test_missing_bucket_and_wrong_credentials(job, object_store, published, monkeypatch, capsys):
+    words = ["edit", job(EDIT, photos="s3://no-such-bucket/in")]
+    code, message, seconds = run(monkeypatch, capsys, *words)
+    assert code == 2 and "no-such-bucket" in message and seconds < 20
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    words = ["edit", job(EDIT, photos="s3://bs-ray-tests/in")]
+    code, message, seconds = run(monkeypatch, capsys, *words)
+    assert code == 2 and "bs-ray-tests" in message and seconds < 20
+    assert "wrong" not in message
+
+
+def test_version_and_help_are_quick() -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "bs_ray", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for verb in ("demo", "train", "edit", "serve", "evaluate", "tiny", "ingest", "sliders",
+                 "submit", "bench", "doctor"):  # fmt: skip
+        assert verb in done.stdout
+    assert time.monotonic() - start < 20

@@ -1,0 +1,143 @@
+"""One step: who learns from what, and what chance depends on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bs_ray.models.base import DiffusionModel
+from bs_ray.train.engines import PlainEngine
+from bs_ray.train.features import load_features
+from bs_ray.train.loop import assemble, check_rows
+from bs_ray.train.photos import PhotoPool, PhotosError
+from bs_ray.train.step import Parts, TrainingDiverged, draw_batch, train_step
+from tests.train.conftest import make_job, photo_rows
+
+
+@pytest.fixture
+def parts(model: DiffusionModel, photos: PhotoPool, base: Path) -> Parts:
+    return assemble(make_job(), model, photos, load_features(base, "cpu"), PlainEngine)
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(before: list[torch.Tensor], module: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def test_a_fresh_slider_is_the_base(parts: Parts) -> None:
+    batch = draw_batch(parts, range(4), 0)
+    x_t = batch.noise
+    with torch.no_grad():
+        base = parts.model.predict(x_t, batch.t, parts.student.module.condition.repeat(4))
+        assert torch.equal(parts.student(x_t, batch.t, batch.strength), base)
+
+
+def test_a_step_trains_the_slider_and_the_discriminator_only(parts: Parts) -> None:
+    base = weights(parts.model.denoiser), weights(parts.model.vae)
+    slider, critic = weights(parts.student.module), weights(parts.discriminator.module)
+    numbers = train_step(parts, 0)
+    assert same(base[0], parts.model.denoiser) and same(base[1], parts.model.vae)
+    assert not same(slider, parts.student.module)
+    assert not same(critic, parts.discriminator.module)
+    assert set(numbers) == {
+        *("triplet", "perceptual", "adversarial", "discriminator", "w_triplet", "w_perceptual")
+    }
+
+
+def test_each_network_steps_on_its_own_loss(parts: Parts) -> None:
+    """The slider's loss leaves no gradient in the discriminator, nor the other way round."""
+    seen: dict[str, tuple[bool, bool]] = {}
+
+    def spy(name: str, engine: PlainEngine) -> None:
+        step = engine.backward_and_step
+
+        def watched(loss: torch.Tensor) -> None:
+            for network in (parts.student.module, parts.discriminator.module):
+                network.zero_grad()
+            step(loss)
+            seen[name] = tuple(
+                any(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
+                for network in (parts.student.module, parts.discriminator.module)
+            )
+
+        engine.backward_and_step = watched
+
+    spy("slider", parts.student)
+    spy("discriminator", parts.discriminator)
+    train_step(parts, 0)
+    assert seen == {"slider": (True, False), "discriminator": (False, True)}
+
+
+def test_chance_depends_on_seed_step_and_global_row_only(parts: Parts) -> None:
+    whole, half = draw_batch(parts, range(8), 5), draw_batch(parts, range(4, 8), 5)
+    assert half.photos == whole.photos[4:]
+    for name in ("t", "strength", "noise"):
+        assert torch.equal(getattr(half, name), getattr(whole, name)[4:])
+    assert not torch.equal(draw_batch(parts, range(8), 6).noise, whole.noise)
+
+
+def test_half_of_the_rows_feed_the_image_losses(parts: Parts) -> None:
+    batch = draw_batch(parts, range(200), 0)
+    limit = parts.job.losses.image_timestep_max
+    assert bool((batch.t[0::2] <= limit).all()) and bool((batch.t[1::2] > limit).all())
+    assert bool((batch.strength.abs() <= 2).all()) and bool((batch.strength < 0).any())
+    parts.job = make_job(losses={"image_timestep_max": 1000})
+    assert int(draw_batch(parts, range(200), 0).t.max()) < 1000
+
+
+def test_a_loss_that_is_not_finite_reaches_no_weight(parts: Parts) -> None:
+    parts.photos._latents = {i: torch.full((4, 16, 16), torch.nan) for i in range(6)}
+    slider = weights(parts.student.module)
+    with pytest.raises(TrainingDiverged, match=r"step 3: got a triplet loss of nan.*Lower lr"):
+        train_step(parts, 3)
+    assert same(slider, parts.student.module)
+
+
+@pytest.mark.parametrize("reference", ["real", "frozen"])
+def test_ingredients_can_be_switched_off(
+    model: DiffusionModel, photos: PhotoPool, base: Path, reference: str
+) -> None:
+    changes = {"adversarial": 0, "perceptual_reference": reference}
+    job = make_job(losses=changes)
+    parts = assemble(job, model, photos, load_features(base, "cpu"), PlainEngine)
+    numbers = train_step(parts, 0)
+    assert parts.discriminator is None and "adversarial" not in numbers
+    # Nothing has moved yet: only against the real photo is there something to lose.
+    assert (numbers["perceptual"] > 1e-4) == (reference == "real")
+    plain = assemble(make_job(losses=changes | {"perceptual": 0}), model, photos, None, PlainEngine)
+    assert "perceptual" not in train_step(plain, 0)
+
+
+def test_image_losses_need_two_rows_a_worker() -> None:
+    job = make_job(batch_size=4, workers=4)
+    with pytest.raises(ValueError, match="got 1 row for each of 4 workers; expected 2 or more"):
+        check_rows(job, 4)
+    check_rows(make_job(batch_size=4, losses={"perceptual": 0, "adversarial": 0}), 4)
+
+
+def test_the_pool_does_not_depend_on_the_order_of_rows(model: DiffusionModel) -> None:
+    rows = photo_rows(9)
+    pool, other = PhotoPool.load(rows, model), PhotoPool.load(rows[::-1], model)
+    assert pool.pixels.dtype == torch.uint8 and pool.pixels.shape == (9, 3, 64, 64)
+    assert torch.equal(pool.pixels, other.pixels)
+    assert torch.equal(pool.latents([3, 1])[1], other.latents([1])[0])
+
+
+def test_a_large_pool_keeps_the_same_sample(model: DiffusionModel, monkeypatch) -> None:
+    monkeypatch.setattr("bs_ray.train.photos.MAX_PHOTOS", 3)
+    rows = photo_rows(12)
+    pool, other = PhotoPool.load(rows, model), PhotoPool.load(rows[::-1], model)
+    assert len(pool) == 3 and torch.equal(pool.pixels, other.pixels)
+
+
+def test_broken_photos_are_counted_and_too_many_refused(model: DiffusionModel) -> None:
+    rows = photo_rows(3)
+    broken = [{"key": f"x/{i}", "identity": "x", "bytes": b"no image"} for i in range(4)]
+    assert PhotoPool.load([*rows, broken[0]], model).broken == 1
+    with pytest.raises(PhotosError, match="got 7, of which 4 do not decode; expected"):
+        PhotoPool.load([*rows, *broken], model)
+    with pytest.raises(PhotosError, match="got 0"):
+        PhotoPool.load([], model)
