@@ -268,6 +268,7 @@ def _pipeline(plan: _Plan, pending: list[int]) -> Any:
     # One block per shard: a task then takes one shard, and a crash costs no more.
     shards = ray.data.range(len(pending), override_num_blocks=len(pending), concurrency=fetchers)
     shards.context.enable_progress_bars = False
+    shards.context.raise_original_map_exception = True  # ours say what to do
     photos = shards.map(
         fetch_shard,
         fn_kwargs={"job": job, "copies": plan.copies, "pending": pending},
@@ -380,7 +381,8 @@ class _Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.bar.console.is_terminal:
+            self.bar.stop()
 
     def add(self, inputs: int, bad: int) -> None:
         """Another shard is committed."""
@@ -437,9 +439,13 @@ def _tell(job: EditJob, summary: EditSummary, console: Console) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The last cause's own words, on one line; Ray wraps it in pages of traceback."""
-    cause = getattr(error, "cause", None) or error.__cause__
-    if cause is not None:
-        return _cause(cause)
+    """What went wrong in a stage, on one line; Ray wraps it in pages of traceback."""
+    import ray
+
+    while isinstance(error, ray.exceptions.RayError | SystemError):
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            break
+        error = inner
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1]}"
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}"

@@ -191,7 +191,7 @@ def doctor() -> None:
 
 
 @tiny_app.command(
-    "build", epilog="Example: bs-ray tiny build --out my-base --stages reader,clip,vae,unet"
+    "build", epilog="Example: bs-ray tiny build --out my-base --stages reader,text,vae,unet"
 )
 def tiny_build(
     out: Annotated[Path, typer.Option(help="Folder of the finished base.")] = Path("tiny-base"),

@@ -365,5 +365,5 @@ def _unknown_key(place: list[str], kind: str) -> str:
         owner = field.annotation if field else owner
     known = list(getattr(owner, "model_fields", {}))
     close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-    return f"got unknown key {'.'.join(place)!r}; {hint}"
+    hint = f"a known setting; did you mean {close[0]!r}?" if close else f"one of {', '.join(known)}"
+    return f"got unknown key {'.'.join(place)!r}; expected {hint}"

@@ -88,7 +88,8 @@ class _Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def show(self, stages: dict[str, Posted]) -> None:
         for stage, posted in stages.items():

@@ -25,7 +25,7 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
 
     Only what was started or joined here is left again. Storage credentials are not passed on:
     workers have their node's environment, which for a local Ray is ours.
-    Raises RuntimeError where no Ray answers at the address.
+    Raises RuntimeError where no Ray answers at the address, or none starts.
     """
     import ray
     import ray.data  # sets its own loggers up, which _quieten then changes
@@ -60,14 +60,20 @@ def _join(address: str) -> None:
 def _start(num_cpus: int) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,
-        **_OPTIONS,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+            **_OPTIONS,
+        )
+    except Exception as error:  # Ray's own type for a node that is not up within 30 s
+        raise RuntimeError(
+            f"Ray did not start on this machine ({error}); expected it within 30 s. Free some CPU "
+            "and memory and try again, or set RAY_ADDRESS to a running cluster"
+        ) from error
 
 
 _OPTIONS = {"log_to_driver": False, "runtime_env": {"env_vars": WORKER_ENV}}
@@ -75,5 +81,6 @@ _OPTIONS = {"log_to_driver": False, "runtime_env": {"env_vars": WORKER_ENV}}
 
 def _quieten() -> None:
     """Plans and progress go to Ray's log files; a job's console is for what it did."""
-    for name in ("ray.data", "ray.tune", "ray.train"):
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
+    for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

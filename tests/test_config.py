@@ -38,8 +38,11 @@ def test_overrides_reach_nested_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stpes": 3}, "unknown key 'stpes'; did you mean 'steps'"),
-        ({"losses": {"perceptul": 1}}, "unknown key 'losses.perceptul'; did you mean 'perceptual'"),
+        ({"stpes": 3}, "unknown key 'stpes'; expected a known setting; did you mean 'steps'"),
+        (
+            {"losses": {"perceptul": 1}},
+            "unknown key 'losses.perceptul'; expected a known setting; did you mean 'perceptual'",
+        ),
         ({"steps": "many"}, 'steps: got "many"'),
         ({"batch_size": 5, "workers": 2}, "batch_size 5 for 2 workers"),
         ({"name": "../up"}, "1-64 of a-z"),

@@ -31,6 +31,10 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     """
     console = console or Console()
     names = check(job)
+    # Actors elsewhere have working folders of their own.
+    job = job.model_copy(update={"registry": Registry(job.registry).store.uri})
+    if job.base != "tiny":
+        job = job.model_copy(update={"base": str(Path(job.base).absolute())})
     output = Path(job.output)
     output.mkdir(parents=True, exist_ok=True)
     with ray_session(num_cpus=max(4, job.workers + 1)):

@@ -29,6 +29,7 @@ _NOUNS = {"man": ("man", "person", "face"), "woman": ("woman", "person", "face")
 _PREFIXES = ("a photo of a", "a portrait of a", "a picture of a", "")
 _LOW, _HIGH = 0.38, 0.62
 _MAX_PHRASES = 8
+_CLUTTER = "a cluttered background"
 
 
 def vocabulary() -> list[str]:
@@ -45,6 +46,36 @@ def vocabulary() -> list[str]:
     return sorted(set(text.split()))
 
 
+def slots() -> dict[str, int]:
+    """What a caption can tell, and in how many ways each (0 is always "not told")."""
+    return {
+        **dict.fromkeys(PHRASES, 3),
+        "noun": 3,
+        "background": len(PALETTE) + 2,
+        "shirt": len(PALETTE) + 1,
+    }
+
+
+def told(caption: str) -> list[int]:
+    """What a caption tells, one number per slot: the text towers learn to read this back."""
+    found = dict.fromkeys(slots(), 0)
+    head, *rest = caption.split(", ")
+    found["noun"] = {"man": 1, "woman": 2}.get(head.rpartition(" ")[2], 0)
+    for phrase in rest:
+        for name, ends in PHRASES.items():
+            for way, words in enumerate(ends, start=1):
+                if phrase in words:
+                    found[name] = way
+        for way, colour in enumerate(PALETTE, start=1):
+            if phrase == f"on a {colour} background":
+                found["background"] = way
+            if phrase == f"in a {colour} shirt":
+                found["shirt"] = way
+        if phrase == _CLUTTER:
+            found["background"] = len(PALETTE) + 1
+    return list(found.values())
+
+
 def phrases(scene: Scene, row: int, rng: random.Random, cluttered: bool = False) -> list[str]:
     """All true phrases about one face, wording drawn by `rng`."""
     found = []
@@ -55,7 +86,7 @@ def phrases(scene: Scene, row: int, rng: random.Random, cluttered: bool = False)
     colours = list(PALETTE)
     backdrop = colours[int(palette_index(scene["background"])[row])]
     shirt = colours[int(palette_index(scene["shirt"])[row])]
-    found.append("a cluttered background" if cluttered else f"on a {backdrop} background")
+    found.append(_CLUTTER if cluttered else f"on a {backdrop} background")
     found.append(f"in a {shirt} shirt")
     return found
 

@@ -1,0 +1,59 @@
+"""The quick demo, whole: what a newcomer sees first must work, and its figures must add up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+
+def start(out: Path) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "bs_ray", "demo", "--quick", "--out", str(out)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_quick_demo(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(out)
+    text, _ = process.communicate(timeout=560)
+    assert process.returncode == 0, text[-3000:]
+    for name in ("report.html", "contact-sheet.png"):
+        assert (out / name).stat().st_size > 10_000
+    written = json.loads((out / "metrics.json").read_text())
+
+    assert written["base"]["vae_psnr_db"] >= 33
+    smile = written["sliders"]["smile"]
+    assert smile["zero_exact"] and smile["effect"] > 0.25
+    assert smile["drift_other"] < smile["effect"] / 5
+    batch = written["batch"]
+    assert batch["inputs"] == batch["outputs"] + batch["quarantined"] == 48
+    assert batch["quarantined"] == 4
+    assert written["serve"]["max_abs_diff"] < 1e-4
+    assert written["serve"]["mean_batch_rows"] > 1
+    assert written["seconds"]["total"] > 0
+
+
+def test_ctrl_c_cleans_up(tmp_path: Path) -> None:
+    process = start(tmp_path / "out")
+    family = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while len(family.children(recursive=True)) < 5:  # the store and Ray are up
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    children = family.children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, text[-2000:]
+    assert "Run the same command again" in text
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
