@@ -43,7 +43,7 @@ def vae_figures(model: DiffusionModel, reader: AttributeReader, count: int) -> d
 @torch.no_grad()
 def caption_figures(
     model: DiffusionModel, reader: AttributeReader, count: int, seed: int = 0, steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 7.5,
 ) -> dict:  # fmt: skip
     """`class_accuracy` by attribute: generate from captions, read which side each comes out on."""
     rng = np.random.default_rng(seed)

@@ -92,9 +92,9 @@ def phrases(scene: Scene, row: int, rng: random.Random, cluttered: bool = False)
 
 
 def caption(scene: Scene, row: int, rng: random.Random, cluttered: bool = False) -> str:
-    """A random true caption of face `row`: 0 to 8 of its phrases in random order."""
+    """A random true caption of face `row`: 3 to 8 of its phrases in random order."""
     found = phrases(scene, row, rng, cluttered)
     rng.shuffle(found)
-    found = found[: rng.randint(0, _MAX_PHRASES)]
+    found = found[: rng.randint(3, _MAX_PHRASES)]
     noun = rng.choice(_NOUNS["man" if float(scene["man"][row]) > 0.5 else "woman"])
     return ", ".join([f"{rng.choice(_PREFIXES)} {noun}".strip(), *found])

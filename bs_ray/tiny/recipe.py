@@ -1,7 +1,7 @@
 """The recipe of the tiny base: seven stages, each a module and its loss.
 
-reader -> text -> vae -> unet make the base; clip, perceptual and identity are judges. A stage draws its
-batch from a generator keyed by (stage, step), so a resumed stage continues as if never stopped.
+Reader, text, vae and unet make the base; clip, perceptual and identity are judges. A stage
+draws its batch from a generator keyed by (stage, step): a resumed one continues as if never stopped.
 
 Legend: x_B3HW images in [-1, 1]; z_B4hw scaled latents; ids_BL token ids.
 """
@@ -153,13 +153,13 @@ class ReaderStage(_Regression):
 class PerceptualStage(_Regression):
     """Its features are the perceptual distance, so it must see the whole scene."""
 
-    name, steps, outputs = "perceptual", 1000, faces.SCENE
+    name, steps, outputs = "perceptual", 700, faces.SCENE
 
 
 class IdentityStage(Stage):
     """Embeds faces: two pictures of one person close, others apart (InfoNCE)."""
 
-    name, steps = "identity", 1200
+    name, steps = "identity", 500
     people, dimension = 3000, 32
 
     def __init__(self, world: World, base: Path):
@@ -239,7 +239,7 @@ class ClipStage(Stage):
     Contrastive (Radford et al. 2021) with a locked tower (Zhai et al. 2022).
     """
 
-    name, steps, lr = "clip", 500, 1.5e-3
+    name, steps, lr = "clip", 300, 1.5e-3
 
     def __init__(self, world: World, base: Path):
         super().__init__(world, base)

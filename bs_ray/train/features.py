@@ -30,8 +30,8 @@ def load_features(folder: Path, device: str | torch.device) -> Features:
     if not weights.is_file():
         raise BaseNotFound(
             f"perceptual loss: got neither {judge} nor {weights}; expected the weights of VGG16. "
-            "Run `torchvision.models.vgg16(weights='IMAGENET1K_V1')` once where there is a network, "
-            "or set losses.perceptual=0"
+            "Call torchvision.models.vgg16(weights='DEFAULT') once where there is a network, or "
+            "set losses.perceptual=0"
         )
     return _vgg16(weights, device)
 

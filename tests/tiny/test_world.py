@@ -63,6 +63,15 @@ def test_captions_are_true() -> None:
                 assert scene[name][row] < 0.4
 
 
+def test_what_a_caption_tells_can_be_read_back() -> None:
+    slots = list(captions.slots())
+    text = "a photo of a woman, sad, wearing glasses, on a blue background, in a white shirt"
+    told = dict(zip(slots, captions.told(text), strict=True))
+    blue, white = (1 + list(faces.PALETTE).index(colour) for colour in ("blue", "white"))
+    expected = {"smile": 1, "glasses": 2, "noun": 2, "background": blue, "shirt": white}
+    assert {name: way for name, way in told.items() if way} == expected
+
+
 def test_the_tokenizer_knows_every_word_and_survives_others() -> None:
     words = captions.vocabulary()
     tokenizer = build_tokenizer(words, pad_token="!")
