@@ -168,7 +168,9 @@ class _Demo:
         self.figures["base"] = self.found["base"]
         for name, settings in self.found["sliders"].items():
             own = settings["faces"]
-            keys = ("effect", "drift_other", "monotone_share", "zero_exact")
+            keys = (
+                "effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact"
+            )  # fmt: skip
             self.figures["sliders"][name] |= {key: own[key] for key in keys}
             self.figures["sliders"][name]["settings"] = settings
 

@@ -11,6 +11,13 @@ import numpy as np
 
 Array = np.ndarray
 
+READER_NOISE = 0.02
+"""The attribute reader's own rms error on held-out faces: a fall of less is no fall.
+
+Faces at the end of an attribute's range (a full frown) stand still there, and their readings
+tremble by this much.
+"""
+
 
 @dataclass(frozen=True)
 class SliderFigures:
@@ -22,7 +29,9 @@ class SliderFigures:
     drift_other: float
     """Mean absolute move of the other attributes from -1 to +1."""
     monotone_share: float
-    """Share of faces whose reading rises with every strength."""
+    """Share of faces whose reading rises overall and never falls by more than READER_NOISE."""
+    strictly_monotone_share: float
+    """Share of faces whose reading rises with every strength, by however little."""
     spearman_share: float
     """Share of faces whose reading has a rank correlation above 0.8 with strength."""
     linearity: float
@@ -49,11 +58,15 @@ def slider_figures(
     move = readings[:, high] - readings[:, low]
     others = np.delete(np.abs(move), own, axis=1)
     curve = readings[:, :, own]
+    steps = np.diff(curve, axis=1)
     return SliderFigures(
         faces=len(readings),
         effect=float(move[:, own].mean()),
         drift_other=float(others.mean()),
-        monotone_share=float((np.diff(curve, axis=1) > 0).all(axis=1).mean()),
+        monotone_share=float(
+            ((steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)).mean()
+        ),
+        strictly_monotone_share=float((steps > 0).all(axis=1).mean()),
         spearman_share=float(
             (row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8).mean()
         ),

@@ -25,6 +25,7 @@ _COLUMNS = {
     "effect": ("effect −1 → +1", "{:+.3f}"),
     "drift_other": ("drift of others", "{:.3f}"),
     "monotone_share": ("monotone", "{:.1%}"),
+    "strictly_monotone_share": ("strictly", "{:.1%}"),
     "linearity": ("linearity r", "{:.3f}"),
     "identity": ("identity at ±1", "{:.3f}"),
     "perceptual": ("perceptual at ±1", "{:.4f}"),

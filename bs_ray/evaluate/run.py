@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -109,11 +110,11 @@ def _run_grid(job: EvalJob, names: list[str], console: Console) -> pd.DataFrame:
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         shown = bar.add_task("Evaluating", total=sum(task.count for task in grid))
         for batch in measured.iter_batches(
-            batch_size=None, batch_format="pandas", prefetch_batches=0
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
             frames.append(batch)
             bar.advance(shown, len(batch) / len(job.strengths))
-    table = pd.concat(frames, ignore_index=True)
+    table = pa.concat_tables(frames, promote_options="default").to_pandas()
     return table.sort_values(["setting", "slider", "face", "strength"], ignore_index=True)
 
 

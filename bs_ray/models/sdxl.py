@@ -10,11 +10,17 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from bs_ray.models.base import BaseNotFound, Condition
 from bs_ray.models.diffusion import EpsPrediction
+
+# Loading bars of their own would tear ours apart.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 _TARGET = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)$")
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")

@@ -1,7 +1,7 @@
 """The recipe of the tiny base: seven stages, each a module and its loss.
 
-Reader, text, vae and unet make the base; clip, perceptual and identity are judges. A stage
-draws its batch from a generator keyed by (stage, step): a resumed one continues as if never stopped.
+Reader, text, vae and unet make the base; clip, perceptual and identity are judges. A stage draws
+its batch from a generator keyed by (stage, step): resumed, it continues as if never stopped.
 
 Legend: x_B3HW images in [-1, 1]; z_B4hw scaled latents; ids_BL token ids.
 """

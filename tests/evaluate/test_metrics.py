@@ -23,9 +23,17 @@ def test_effect_drift_and_monotonicity() -> None:
     found = figures(np.stack([rising, bent]), other)
     assert found.effect == pytest.approx(0.2)
     assert found.drift_other == pytest.approx(0.05)
-    assert found.monotone_share == 0.5
+    assert found.monotone_share == found.strictly_monotone_share == 0.5
     assert found.clip_change == pytest.approx(2.0)
     assert found.zero_exact and found.faces == 2
+
+
+def test_a_fall_within_the_readers_noise_is_none() -> None:
+    still = np.array([0.06, 0.05, 0.08, 0.4, 0.8])
+    falling = np.array([0.9, 0.895, 0.89, 0.885, 0.88])
+    found = figures(np.stack([still, falling]), np.zeros((2, 5)))
+    assert found.monotone_share == 0.5
+    assert found.strictly_monotone_share == 0
 
 
 def test_a_flat_curve_is_not_monotone_and_has_no_correlation() -> None:
