@@ -19,6 +19,7 @@ from bs_ray import __version__
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, apply, serve and measure continuous attribute sliders (LoRA), on Ray.",
     epilog="Start with [bold]bs-ray demo[/]; then read jobs/tiny/*.yaml.",

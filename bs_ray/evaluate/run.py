@@ -44,7 +44,7 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     if job.base_images:
         with console.status("Measuring the base: round trips and captions"):
             figures["base"] = base_figures(job)
-    table.drop(columns=["picture"]).to_parquet(output / "metrics.parquet")
+    table.to_parquet(output / "metrics.parquet")
     (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_report(job, figures, table, output / "report.html")
     return figures
