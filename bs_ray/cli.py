@@ -36,6 +36,7 @@ for name, group in (
     app.add_typer(group, name=name)
 
 console = Console()
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C, after everything within has cleaned up
 
 JobFile = Annotated[Path, typer.Argument(help="A job file, see jobs/.", metavar="JOB.yaml")]
 Overrides = Annotated[
@@ -55,9 +56,10 @@ def main() -> None:
         app()
     except (ValueError, FileNotFoundError) as error:
         _fail(error, code=2)
-    except KeyboardInterrupt:
-        console.print("\n[yellow]Stopped.[/] Run the same command again to go on.")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            console.print("\n[yellow]Stopped.[/] Run the same command again to go on.")
+        raise
     except Exception as error:
         if isinstance(error, RuntimeError | OSError):
             _fail(error, code=1)

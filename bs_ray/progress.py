@@ -3,7 +3,8 @@
     with progress(console, "train smile") as board:   # board travels to any worker
         board.post("train", step, steps, {"triplet": 0.3})
 
-A post never waits and never fails the work: a board that is gone is simply not read.
+A post never fails the work, and only a stage's last one waits, so that its bar ends full: a board
+that is gone is simply not read.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class Board:
     def post(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
         """`step` of `total` of a stage are done; `numbers` stand beside the bar."""
         if self._actor is not None:
-            self._actor.post.remote(stage, Posted(step, total, numbers))
+            posted = self._actor.post.remote(stage, Posted(step, total, numbers))
+            if step >= total:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.get(posted, timeout=_POLL_S)
 
 
 class _Bars:

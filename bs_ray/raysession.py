@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,13 +38,30 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            _join(address)
-        else:
-            _start(max(4, os.cpu_count() or 4, num_cpus or 0))
+        with _interrupts_wait():
+            if address:
+                _join(address)
+            else:
+                _start(max(4, os.cpu_count() or 4, num_cpus or 0))
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment: a Ray interrupted while it starts leaves processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _join(address: str) -> None:
