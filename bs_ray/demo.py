@@ -54,7 +54,7 @@ class Size:
     train_overrides: list[str] = field(default_factory=list)
 
 
-FULL = Size(("smile", "age"), 500, 10, 200, 256, 96, 32, 256)
+FULL = Size(("smile", "age"), 500, 10, 200, 256, 64, 24, 256)
 QUICK = Size(("smile",), 48, 4, 40, 32, 16, 8, 32, ["steps=60"])
 
 
