@@ -33,7 +33,7 @@ from bs_ray.data.stages import fetch_shard, pack, unpack, write_shard
 from bs_ray.editing.editor import Edit, Editor, to_uint8
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import BaseNotFound
-from bs_ray.models.sdxl import base_hash
+from bs_ray.models.folder import base_hash
 from bs_ray.raysession import ray_session
 from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry

@@ -62,14 +62,17 @@ def bank(base: str, rows: int) -> dict[str, float]:
 
 def random_slider(model: DiffusionModel, name: str, seed: int) -> Slider:
     """A slider of random weights that fits the model: for timing and plumbing."""
-    trainable = SliderBank.trainable(name, model.denoiser, model.slider_targets(), 4, 4.0, seed)
+    trainable = SliderBank.trainable([name], model.denoiser, model.slider_targets(), 4, 4.0, seed)
     generator = torch.Generator().manual_seed(seed)
     for up in trainable.up.values():
         up.data.normal_(std=0.02, generator=generator)
     prompts = Prompts(target="a", positive="b", negative="c")
     return trainable.to_slider(
-        Card(name=name, base="random", base_id=model.base_id, prompts=prompts, rank=4)
-    )
+        Card(
+            name=name, base="random", base_id=model.base_id, family=model.family, part=model.part,
+            prompts=prompts, rank=4,
+        )
+    )  # fmt: skip
 
 
 def _median_seconds(work: Callable[[], object]) -> float:

@@ -258,7 +258,9 @@ def sliders_list(
     catalogue = Registry(registry)
     for slider, versions in catalogue.list().items():
         card = catalogue.resolve(slider).card
-        moves = f"{card.prompts.negative} → {card.prompts.positive}"
+        moves = (
+            f"{card.prompts.negative} → {card.prompts.positive}" if card.prompts else card.target
+        )
         table.add_row(slider, ", ".join(map(str, versions)), card.base, moves)
     console.print(table)
 

@@ -40,7 +40,7 @@ MakeJob = Callable[..., EditJob]
 @pytest.fixture(scope="module")
 def slider(random_base: Path) -> Slider:
     model = load_base(str(random_base))
-    bank = SliderBank.trainable("smile", model.denoiser, model.slider_targets(), 4, 4, 0)
+    bank = SliderBank.trainable(["smile"], model.denoiser, model.slider_targets(), 4, 4, 0)
     for up in bank.up.values():
         torch.nn.init.normal_(up, std=0.05)
     prompts = Prompts(target="person", positive="person, smiling", negative="person, frowning")

@@ -48,7 +48,7 @@ def test_overrides_reach_nested_settings(tmp_path: Path) -> None:
         ({"name": "../up"}, "1-64 of a-z"),
         ({"kind": "trian"}, "got kind 'trian'; expected one of train"),
         ({"lr": float("nan")}, "lr: got NaN"),
-        ({"photos": None}, "photos: got null"),
+        ({"photos": None}, "got no photos, but losses.perceptual"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, change: dict, message: str) -> None:

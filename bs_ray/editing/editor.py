@@ -49,7 +49,7 @@ class Editor:
         self.sliders = {slider.card.name: slider for slider in sliders}
         self.bank = SliderBank.of(sliders).to(model.device)
         self.bank.attach(model.denoiser)
-        prompt = settings.prompt if settings.prompt is not None else sliders[0].card.prompts.target
+        prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
         self._condition = model.embed([prompt])
 
     def close(self) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bs_ray.editing.displacement import Predict
 from bs_ray.models.base import Condition
-from bs_ray.models.diffusion import EpsPrediction, trailing_timesteps
+from bs_ray.models.diffusion import Prediction
 
 
 @torch.no_grad()
 def sdedit(
     predict: Predict,
-    prediction: EpsPrediction,
+    prediction: Prediction,
     x0: Tensor,
     noise: Tensor,
     condition: Condition,
@@ -29,12 +29,11 @@ def sdedit(
 
     x0, noise: [B, C, h, w]; condition: B rows; strengths: [B, sliders]. `steps` evaluations.
     """
-    times = trailing_timesteps(steps, strength, prediction.num_train_timesteps)
+    times = prediction.timesteps(steps, strength)
     start = torch.full((len(x0),), times[0], device=x0.device)
     x = prediction.add_noise(x0, noise, start)
     for now, then in zip(times, [*times[1:], None], strict=True):
         t = torch.full_like(start, now)
-        eps = predict(x, t, condition, strengths)
-        clean = prediction.to_x0(x, eps, t)
-        x = clean if then is None else prediction.add_noise(clean, eps, torch.full_like(t, then))
+        predicted = predict(x, t, condition, strengths)
+        x = prediction.step(x, predicted, t, None if then is None else torch.full_like(t, then))
     return x

@@ -124,11 +124,12 @@ class Sweeper:
         zero = strengths.index(0)
         flat, still = seen.flatten(0, 1), seen[:, [zero] * len(strengths)].flatten(0, 1)
         readings = self.judges.reader.read(flat)
+        card = self.editor.sliders[self.names[task.slider]].card
         scores = {
             "identity": self.judges.identity.similarity(flat, still),
             "perceptual": self.judges.perceptual.distance(flat, still),
             "clip": self.judges.clip.score(
-                flat, self.editor.sliders[self.names[task.slider]].card.prompts.positive
+                flat, card.prompts.positive if card.prompts else card.target
             ),
         }
         rows = []

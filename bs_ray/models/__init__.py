@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bs_ray.models.base import DiffusionModel
 
-TINY = Path(__file__).parent.parent / "tiny" / "weights"
-"""The embedded base's diffusers folder."""
+_PACKAGE = Path(__file__).parent.parent
+EMBEDDED = {
+    "tiny": _PACKAGE / "tiny" / "weights",
+    "tiny-flow": _PACKAGE / "tiny" / "weights-flow",
+}
+"""Bases that ship in the package: name -> diffusers folder."""
+
+FAMILIES = {
+    "StableDiffusionXLPipeline": "sdxl:SDXL",
+    "StableDiffusion3Pipeline": "sd3:SD3",
+}
+"""Pipeline class of a folder's model_index.json -> module and class here that load it."""
 
 
 def base_folder(base: str) -> Path:
-    """Where a base's files lie: the shipped folder for `tiny`, else the given path."""
-    return TINY if base == "tiny" else Path(base)
+    """Where a base's files lie: the shipped folder of `tiny` and `tiny-flow`, else the given path."""
+    return EMBEDDED.get(base, Path(base))
 
 
 def load_base(base: str, **options: Any) -> DiffusionModel:
-    """Load a base by job-file name: `tiny`, or a diffusers SDXL folder.
+    """Load a base by job-file name: `tiny`, `tiny-flow`, or a diffusers folder of any family here.
 
-    Options go to `SDXL.load` (dtype, device). Raises BaseNotFound; nothing is downloaded.
+    Options go to the family's `load` (dtype, device). Raises BaseNotFound; nothing is downloaded.
     """
-    from bs_ray.models.sdxl import SDXL
+    from bs_ray.models.base import BaseNotFound
+    from bs_ray.models.folder import pipeline_class
 
-    return SDXL.load(base_folder(base), **options)
+    folder = base_folder(base)
+    name = pipeline_class(folder)
+    if name not in FAMILIES:
+        raise BaseNotFound(f"base: got {folder}, a {name}; expected one of {', '.join(FAMILIES)}")
+    module, _, family = FAMILIES[name].partition(":")
+    loader = getattr(import_module(f"bs_ray.models.{module}"), family)
+    model: DiffusionModel = loader.load(folder, **options)
+    return model

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bs_ray.models.diffusion import EpsPrediction
+from bs_ray.models.diffusion import Prediction
 
 
 class BaseNotFound(ValueError):
@@ -23,31 +24,54 @@ class BaseNotFound(ValueError):
 class Condition:
     """What the denoiser is told besides x_t and t, one row per prompt."""
 
-    tokens: Tensor  # [B, L, D] text states for cross-attention
-    pooled: Tensor  # [B, P] pooled text embedding
+    tokens: Tensor  # [B, L, D] text states
+    pooled: Tensor | None = None  # [B, P] pooled text embedding, in families that have one
+    mask: Tensor | None = None  # bool [B, L], True where a token is text; None: everywhere
 
     def rows(self, index: Tensor | slice) -> Condition:
         """Some rows, in the given order (repeats allowed)."""
-        return Condition(self.tokens[index], self.pooled[index])
+        return Condition(*(part if part is None else part[index] for part in self._parts()))
 
     def repeat(self, count: int) -> Condition:
         """Row i becomes rows i * count .. i * count + count - 1."""
-        return Condition(
-            self.tokens.repeat_interleave(count, 0), self.pooled.repeat_interleave(count, 0)
-        )
+        return self.rows(torch.arange(len(self.tokens)).repeat_interleave(count))
+
+    def tile(self, count: int) -> Condition:
+        """All rows, `count` times over: 0, 1, .. B - 1, 0, 1, .. ."""
+        return self.rows(torch.arange(len(self.tokens)).repeat(count))
 
     @staticmethod
     def cat(parts: list[Condition]) -> Condition:
-        """One after the other."""
-        return Condition(torch.cat([p.tokens for p in parts]), torch.cat([p.pooled for p in parts]))
+        """One after the other; where prompts differ in length, the shorter are padded and masked."""
+        length = max(part.tokens.shape[1] for part in parts)
+        if any(part.mask is not None or part.tokens.shape[1] < length for part in parts):
+            parts = [part._padded(length) for part in parts]
+        columns = zip(*(part._parts() for part in parts), strict=True)
+        return Condition(*(None if c[0] is None else torch.cat(c) for c in columns))
+
+    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.tokens, self.pooled, self.mask
+
+    def _padded(self, length: int) -> Condition:
+        missing = length - self.tokens.shape[1]
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+        tokens = F.pad(self.tokens, (0, 0, 0, missing))
+        return Condition(tokens, self.pooled, F.pad(mask, (0, missing)))
 
 
 class DiffusionModel(Protocol):
     """A frozen base: encode, decode, embed prompts, predict."""
 
+    family: str
+    """Name of the family in `models.FAMILIES`, such as "sdxl"."""
+    part: str
+    """The denoiser's folder in the diffusers layout, which prefixes a slider file's keys: "unet"
+    or "transformer"."""
     base_id: str
     """Content hash of the weights that a slider depends on."""
-    prediction: EpsPrediction
+    prediction: Prediction
     latent_shape: tuple[int, int, int]
     """(C, h, w) at the model's native size."""
     native_px: int

@@ -1,12 +1,13 @@
 """How a noisy latent, its noise and its clean estimate relate, and samplers as functions.
 
 Legend: x0 clean latents, x_t noisy latents, both [B, C, h, w]; t int64 timesteps [B] in
-[0, num_train_timesteps); a = sqrt(alpha_bar_t), b = sqrt(1 - alpha_bar_t), so x_t = a x0 + b n.
+[0, num_train_timesteps), high for noise; x_t = a x0 + b n.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,36 +18,139 @@ if TYPE_CHECKING:
     from bs_ray.models.base import Condition, DiffusionModel
 
 
-class EpsPrediction:
-    """A network that predicts the noise n of x_t = a x0 + b n (Ho et al. 2020; SDXL)."""
+class Prediction(ABC):
+    """What a network's output means: how x_t is made, and x0 and the noise are read back.
 
-    def __init__(self, alphas_cumprod: Tensor):
-        """alphas_cumprod: float32 [num_train_timesteps], decreasing in (0, 1)."""
-        self.alphas_cumprod = alphas_cumprod.float()
+    Every kind says x_t = a x0 + b n with its own (a, b) and its own reading of the output, so
+    samplers and losses need only the methods here.
+    """
 
-    @property
-    def num_train_timesteps(self) -> int:
-        return len(self.alphas_cumprod)
+    num_train_timesteps: int
 
+    @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) at timesteps t [B], each [B, 1, 1, 1]."""
-        alpha_bar = self.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    @abstractmethod
+    def to_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The one-step estimate of x0."""
+
+    @abstractmethod
+    def to_noise(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The noise n that the prediction implies."""
+
+    @abstractmethod
+    def truth(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a perfect network outputs at x_t = a x0 + b n: the target of plain training."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """METHOD Eq 1: x_t = a x0 + b n."""
         a, b = self.coefficients(t)
         return a * x0 + b * noise
 
-    def to_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """The one-step estimate of x0."""
-        a, b = self.coefficients(t)
-        return (x_t - b * prediction) / a
-
     def noise_ratio(self, t: Tensor) -> Tensor:
         """lambda = b / a at timesteps t [B]: [B, 1, 1, 1]."""
         a, b = self.coefficients(t)
         return b / a
+
+    def timesteps(self, steps: int, strength: float = 1.0) -> list[int]:
+        """`steps` timesteps from `strength` (0, 1] of the noise range down to near 0, descending.
+
+        Evenly spaced and "trailing": the last step ends at clean data; (4, 0.6) of 1000 -> 599,
+        449, 299, 149.
+        """
+        top = strength * self.num_train_timesteps
+        return [max(0, round(top * (steps - i) / steps) - 1) for i in range(steps)]
+
+    def step(self, x_t: Tensor, prediction: Tensor, t: Tensor, then: Tensor | None) -> Tensor:
+        """DDIM with eta 0, which is Euler's method on the flow: x at `then`, x0 where None."""
+        x0 = self.to_x0(x_t, prediction, t)
+        if then is None:
+            return x0
+        return self.add_noise(x0, self.to_noise(x_t, prediction, t), then)
+
+
+class _Diffusion(Prediction):
+    """Variance-preserving diffusion: a = sqrt(alpha_bar), b = sqrt(1 - alpha_bar)."""
+
+    def __init__(self, alphas_cumprod: Tensor):
+        """alphas_cumprod: float32 [num_train_timesteps], decreasing in (0, 1)."""
+        self.alphas_cumprod = alphas_cumprod.float()
+        self.num_train_timesteps = len(alphas_cumprod)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+class EpsPrediction(_Diffusion):
+    """The network predicts the noise n (Ho et al. 2020; SDXL)."""
+
+    def to_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        a, b = self.coefficients(t)
+        return (x_t - b * prediction) / a
+
+    def to_noise(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        return prediction
+
+    def truth(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return noise
+
+
+class VPrediction(_Diffusion):
+    """The network predicts v = a n - b x0 (Salimans & Ho 2022)."""
+
+    def to_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        a, b = self.coefficients(t)
+        return a * x_t - b * prediction
+
+    def to_noise(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        a, b = self.coefficients(t)
+        return a * prediction + b * x_t
+
+    def truth(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        a, b = self.coefficients(t)
+        return a * noise - b * x0
+
+
+class FlowMatching(Prediction):
+    """The network predicts the velocity n - x0 of x_t = (1 - sigma) x0 + sigma n (Lipman et al.
+    2023; SD3, Flux).
+
+    Timestep t stands for sigma = (t + 1) / num_train_timesteps, so that 0 .. 999 are the sigmas
+    0.001 .. 1 that these models were trained on.
+    """
+
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
+        """shift: how far samplers' timesteps lean towards noise (Esser et al. 2024, Eq 23)."""
+        self.num_train_timesteps = num_train_timesteps
+        self.shift = shift
+
+    def timesteps(self, steps: int, strength: float = 1.0) -> list[int]:
+        """Leaning towards noise by `shift`: sigma' = shift sigma / (1 + (shift - 1) sigma)."""
+        count, found = self.num_train_timesteps, []
+        for i in range(steps):
+            sigma = strength * (steps - i) / steps
+            shifted = self.shift * sigma / (1 + (self.shift - 1) * sigma)
+            found.append(max(0, round(shifted * count) - 1))
+        return found
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """float32 [B] in (0, 1]."""
+        return (t.float() + 1) / self.num_train_timesteps
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = self.sigma(t).view(-1, 1, 1, 1)
+        return 1 - sigma, sigma
+
+    def to_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        return x_t - self.sigma(t).view(-1, 1, 1, 1) * prediction
+
+    def to_noise(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        return x_t + (1 - self.sigma(t).view(-1, 1, 1, 1)) * prediction
+
+    def truth(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return noise - x0
 
 
 def keyed_noise(shape: Sequence[int], seed: int, key: str, step: int) -> Tensor:
@@ -64,15 +168,6 @@ def batch_noise(
 ) -> Tensor:
     """`keyed_noise` of several rows: [len(keys), *shape]."""
     return torch.stack([keyed_noise(shape, s, k, step) for s, k in zip(seeds, keys, strict=True)])
-
-
-def trailing_timesteps(steps: int, strength: float, num_train_timesteps: int) -> list[int]:
-    """`steps` timesteps from `strength` of the noise range down to near 0, evenly spaced.
-
-    The last step ends at clean data. strength in (0, 1]; e.g. (4, 0.6, 1000) -> 599, 449, 299, 149.
-    """
-    top = strength * num_train_timesteps
-    return [max(0, round(top * (steps - i) / steps) - 1) for i in range(steps)]
 
 
 @torch.no_grad()
@@ -95,15 +190,11 @@ def sample_euler(
     count = len(prompts)
     condition = model.embed([*prompts, *([""] * count)])
     x = batch_noise(model.latent_shape, [seed] * count, keys, 0).to(model.device)
-    times = trailing_timesteps(steps, 1.0, model.prediction.num_train_timesteps)
+    times = model.prediction.timesteps(steps)
     for now, then in zip(times, [*times[1:], None], strict=True):
         t = torch.full((2 * count,), now, device=x.device)
         with_text, without = predict(torch.cat([x, x]), t, condition).chunk(2)
-        noise = without + guidance_scale * (with_text - without)
-        x0 = model.prediction.to_x0(x, noise, t[:count])
-        x = (
-            x0
-            if then is None
-            else model.prediction.add_noise(x0, noise, torch.full_like(t[:count], then))
-        )
+        guided = without + guidance_scale * (with_text - without)
+        after = None if then is None else torch.full_like(t[:count], then)
+        x = model.prediction.step(x, guided, t[:count], after)
     return x

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from bs_ray.models.base import BaseNotFound, Condition
-from bs_ray.models.diffusion import EpsPrediction
-
-# Loading bars of their own would tear ours apart.
-diffusers_logging.disable_progress_bar()
-transformers_logging.disable_progress_bar()
+from bs_ray.models.diffusion import EpsPrediction, Prediction, VPrediction
+from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
 
 _TARGET = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)$")
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+_PREDICTIONS = {"epsilon": EpsPrediction, "v_prediction": VPrediction}
 
 
 class SDXL:
     """A Stable Diffusion XL base from a diffusers folder (Podell et al. 2023). Frozen."""
 
+    family, part = "sdxl", "unet"
+
     def __init__(
         self, unet: Any, vae: Any, encoders: tuple[Any, Any], tokenizers: tuple[Any, Any],
-        prediction: EpsPrediction, base_id: str,
+        prediction: Prediction, base_id: str,
     ):  # fmt: skip
         self.unet, self.vae = unet, vae
         self.text_encoders, self.tokenizers = encoders, tokenizers
@@ -58,20 +54,13 @@ class SDXL:
 
         Raises BaseNotFound where a part is missing. Nothing is downloaded.
         """
-        folder = Path(folder)
-        needed = [*_PARTS, *([] if unet is not None else ["unet", "scheduler"])]
-        missing = [part for part in needed if not (folder / part).is_dir()]
-        if missing:
-            raise BaseNotFound(
-                f"base: got {folder}, which lacks {', '.join(missing)}; expected a diffusers SDXL "
-                "folder. Use `tiny`, or download one first: "
-                "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
-            )
+        folder, own = Path(folder), unet is None
+        parts = [*_PARTS, *(["unet", "scheduler"] if own else [])]
+        need_parts(folder, parts, "a diffusers SDXL folder")
 
         def read(part_class: Any, part: str) -> Any:
-            return part_class.from_pretrained(folder / part, torch_dtype=dtype).to(device)
+            return read_part(part_class, folder / part, dtype, device)
 
-        own = unet is None
         return cls(
             unet=read(UNet2DConditionModel, "unet") if own else unet,
             vae=read(AutoencoderKL, "vae"),
@@ -82,7 +71,7 @@ class SDXL:
             tokenizers=tuple(
                 CLIPTokenizer.from_pretrained(folder / p) for p in ("tokenizer", "tokenizer_2")
             ),
-            prediction=EpsPrediction(_alphas_cumprod(folder)),
+            prediction=_prediction(folder),
             base_id=base_hash(folder) if own else "untrained",
         )
 
@@ -139,39 +128,17 @@ class SDXL:
         ]
 
 
-def _alphas_cumprod(folder: Path) -> Tensor:
+def _prediction(folder: Path) -> Prediction:
     """SDXL's scaled-linear schedule, from the folder's own scheduler file where there is one."""
-    settings = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
-    file = folder / "scheduler" / "scheduler_config.json"
-    if file.exists():
-        found = json.loads(file.read_text())
-        schedule = found.get("beta_schedule"), found.get("prediction_type", "epsilon")
-        if schedule != ("scaled_linear", "epsilon"):
-            raise BaseNotFound(
-                f"base: got a scheduler with {schedule} in {file}; expected a scaled_linear, "
-                "epsilon SDXL base"
-            )
-        settings = {key: found.get(key, value) for key, value in settings.items()}
-    start, end = settings["beta_start"] ** 0.5, settings["beta_end"] ** 0.5
-    betas = torch.linspace(start, end, int(settings["num_train_timesteps"])) ** 2
-    return torch.cumprod(1 - betas, dim=0)
-
-
-def base_hash(folder: Path, sample_bytes: int = 1 << 16, samples: int = 64) -> str:
-    """16 hex digits that name a base by content: its UNet's and text encoders' weight files.
-
-    Large files are sampled at `samples` places, so that 5 GB cost milliseconds.
-    """
-    digest = hashlib.sha256()
-    for part in ("text_encoder", "text_encoder_2", "unet"):
-        for file in sorted((folder / part).glob("*.safetensors")):
-            size = file.stat().st_size
-            digest.update(f"{part}/{file.name}:{size}".encode())
-            with file.open("rb") as stream:
-                if size <= sample_bytes * samples:
-                    digest.update(stream.read())
-                    continue
-                for index in range(samples):
-                    stream.seek((size - sample_bytes) * index // (samples - 1))
-                    digest.update(stream.read(sample_bytes))
-    return digest.hexdigest()[:16]
+    found = scheduler_config(folder)
+    kind = found.get("prediction_type", "epsilon")
+    schedule = found.get("beta_schedule", "scaled_linear")
+    if schedule != "scaled_linear" or kind not in _PREDICTIONS:
+        raise BaseNotFound(
+            f"base: got a scheduler with {schedule}, {kind} in {folder}; expected scaled_linear and "
+            f"one of {', '.join(_PREDICTIONS)}"
+        )
+    start, end = found.get("beta_start", 0.00085), found.get("beta_end", 0.012)
+    steps = int(found.get("num_train_timesteps", 1000))
+    betas = torch.linspace(start**0.5, end**0.5, steps) ** 2
+    return _PREDICTIONS[kind](torch.cumprod(1 - betas, dim=0))

@@ -89,7 +89,7 @@ def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
 
 def check(job: ServeJob) -> None:
     """Find what can be found wrong in seconds, without loading the base."""
-    from bs_ray.models.sdxl import base_hash
+    from bs_ray.models.folder import base_hash
 
     folder = base_folder(job.base)
     if not folder.is_dir():

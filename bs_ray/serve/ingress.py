@@ -110,7 +110,7 @@ class _Edits:
         # The Editor embeds this one at its start.
         self.prompt = job.editor.prompt
         if self.prompt is None:
-            self.prompt = cards[0].prompts.target
+            self.prompt = cards[0].target
 
     async def reply(self, request: Request) -> EditReply:
         start_s = time.perf_counter()

@@ -1,7 +1,8 @@
 """A slider: low-rank factors and the card that explains them, in one safetensors file.
 
-Keys are diffusers' own (`unet.<layer>.lora_A.weight` [r, in], `.lora_B.weight` [out, r]), with
-alpha / r folded into B, so that any loader's scale 1.0 is our strength 1.0.
+Keys are diffusers' own (`<part>.<layer>.lora_A.weight` [r, in], `.lora_B.weight` [out, r], part
+being "unet" or "transformer"), with alpha / r folded into B, so that any loader's scale 1.0 is our
+strength 1.0.
 """
 
 from __future__ import annotations
@@ -19,11 +20,31 @@ from torch import Tensor
 from bs_ray.config import Prompts
 
 _CARD = "bs_ray_card"
-_PREFIX = "unet."
 
 
 class SliderError(ValueError):
     """A slider that cannot be used; the message says got, expected and what to do."""
+
+
+class Calibration(BaseModel):
+    """What strengths do, as measured on the finished slider (METHOD 6)."""
+
+    judge: str
+    """What the effect was measured with, and in what unit."""
+    strengths: list[float]
+    """Ascending, 0 among them; the lists below go with it."""
+    effect: list[float]
+    """Mean change of the attribute against strength 0."""
+    drift: list[float]
+    """Mean perceptual distance from strength 0."""
+    identity: list[float] = []
+    """Mean identity similarity with strength 0, where an identity judge was at hand."""
+    unit: float
+    """Strength whose effect is one unit: half the effect between the ends of the trained range
+    over the strength that it takes."""
+    low: float
+    high: float
+    """Usable range: beyond it the picture breaks or the effect no longer grows."""
 
 
 class Card(BaseModel):
@@ -37,11 +58,24 @@ class Card(BaseModel):
     base: str
     """The base's name or folder, for people."""
     base_id: str
-    """The base's content hash, for machines."""
-    prompts: Prompts
+    """The base's content hash, for machines; "" for an imported slider whose base is unknown."""
+    family: str = "sdxl"
+    """Model family, as in `models.FAMILIES`."""
+    part: str = "unet"
+    """The denoiser's folder in the diffusers layout: "unet" or "transformer"."""
+    prompts: Prompts | None = None
+    """None for a slider made from pictures, or imported without its prompts."""
+    pictured: str = ""
+    """What a slider without prompts acts on, in words."""
     rank: int
+    calibration: Calibration | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     """The job's settings and what the run measured."""
+
+    @property
+    def target(self) -> str:
+        """The prompt that the slider acts on (c_t)."""
+        return self.prompts.target if self.prompts else self.pictured
 
 
 @dataclass(frozen=True)
@@ -60,8 +94,8 @@ class Slider:
         """The safetensors file; equal sliders give equal bytes."""
         tensors = {}
         for layer, (a, b) in sorted(self.factors.items()):
-            tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a.detach().float().contiguous()
-            tensors[f"{_PREFIX}{layer}.lora_B.weight"] = b.detach().float().contiguous()
+            tensors[f"{self.card.part}.{layer}.lora_A.weight"] = a.detach().float().contiguous()
+            tensors[f"{self.card.part}.{layer}.lora_B.weight"] = b.detach().float().contiguous()
         # One header entry only: safetensors writes several in no fixed order.
         return save(tensors, metadata={_CARD: self.card.model_dump_json()})
 
@@ -81,15 +115,18 @@ class Slider:
         factors = {}
         for key, a in tensors.items():
             if key.endswith(".lora_A.weight"):
-                layer = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-                factors[layer] = (a, tensors[f"{_PREFIX}{layer}.lora_B.weight"])
+                stem = key.removesuffix(".lora_A.weight")
+                factors[stem.removeprefix(f"{card.part}.")] = (a, tensors[f"{stem}.lora_B.weight"])
         if not all(torch.isfinite(t).all() for pair in factors.values() for t in pair):
             raise SliderError(f"slider {source}: got weights that are not finite; train it again")
         return cls(card, factors)
 
     def check_base(self, base_id: str) -> None:
-        """Raise SliderError unless the slider was trained on the base with this hash."""
-        if self.card.base_id != base_id:
+        """Raise SliderError unless the slider was trained on the base with this hash.
+
+        An imported slider that names no base passes here: its layers' shapes decide (`attach`).
+        """
+        if self.card.base_id and self.card.base_id != base_id:
             raise SliderError(
                 f"slider {self.reference}: got base {base_id}; expected {self.card.base_id} "
                 f"({self.card.base}), which it was trained on. Use that base, or train it again"

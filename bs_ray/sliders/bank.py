@@ -55,22 +55,27 @@ class SliderBank(nn.Module):
     @classmethod
     def trainable(
         cls,
-        name: str,
+        names: Sequence[str],
         denoiser: nn.Module,
         targets: Sequence[str],
         rank: int,
         alpha: float,
         seed: int,
     ) -> SliderBank:
-        """One fresh slider, float32: A uniform as in nn.Linear, B zero: it starts as nothing."""
-        bank = cls([name], torch.zeros(rank, dtype=torch.int64), scale=alpha / rank)
-        generator = torch.Generator().manual_seed(seed)
+        """Fresh sliders, float32: A uniform as in nn.Linear, B zero: they start as nothing.
+
+        A slider's A does not depend on which others are trained beside it.
+        """
+        owner = torch.arange(len(names)).repeat_interleave(rank)
+        bank = cls(names, owner, scale=alpha / rank)
+        generators = [torch.Generator().manual_seed(seed) for _ in names]
         for layer in targets:
             weight: Any = denoiser.get_submodule(layer).weight
             shape = (rank, *weight.shape[1:])
             bound = 1 / weight[0].numel() ** 0.5
-            a = (torch.rand(shape, generator=generator) * 2 - 1) * bound
-            bank._put(layer, a, torch.zeros(weight.shape[0], rank, *[1] * (weight.dim() - 2)))
+            a = [(torch.rand(shape, generator=g) * 2 - 1) * bound for g in generators]
+            up = torch.zeros(weight.shape[0], len(owner), *[1] * (weight.dim() - 2))
+            bank._put(layer, torch.cat(a), up)
         return bank
 
     def _put(self, layer: str, a: Tensor, b: Tensor) -> None:
@@ -79,11 +84,14 @@ class SliderBank(nn.Module):
         self.up[key] = nn.Parameter(b)
 
     def to_slider(self, card: Card) -> Slider:
-        """The one slider of a trainable bank, alpha / r folded into B."""
+        """One slider of a trainable bank, the one that the card names, alpha / r folded into B."""
+        own = self.owner == self.names.index(card.name)
         factors = {
-            key.replace("/", "."): (a.detach().clone(), self.up[key].detach() * self.scale)
+            key.replace("/", "."): (
+                a[own].detach().clone(), self.up[key][:, own].detach() * self.scale
+            )
             for key, a in self.down.items()
-        }
+        }  # fmt: skip
         return Slider(card, factors)
 
     # --- attachment ---------------------------------------------------------------------------
@@ -141,8 +149,3 @@ class SliderBank(nn.Module):
             return F.conv2d(inner * gates[:, :, None, None], b)
         inner = F.linear(x, a)
         return F.linear(inner * gates.view(len(gates), *[1] * (x.dim() - 2), -1), b)
-
-
-def _nothing(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors of zeros, shaped like another slider's but for the rank."""
-    return a.new_zeros(rank, *a.shape[1:]), b.new_zeros(b.shape[0], rank, *b.shape[2:])

@@ -1,9 +1,15 @@
-"""The tiny base's networks: SDXL's architecture to the letter, small."""
+"""The tiny bases' networks: SDXL's and SD3.5's architectures to the letter, small."""
 
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -122,6 +128,30 @@ def build_unet() -> UNet2DConditionModel:
         projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * time_dim,
         norm_num_groups=16,
     )
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    """SD3.5's MMDiT, six blocks of width 160: 8 x 8 image tokens beside the caption's 32."""
+    heads, head_dim = 5, 32
+    return SD3Transformer2DModel(
+        sample_size=SIZE // 4,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=6,
+        attention_head_dim=head_dim,
+        num_attention_heads=heads,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=heads * head_dim,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=SIZE // 8,
+        qk_norm="rms_norm",
+    )
+
+
+def build_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """SD3's own scheduler; no shift, for 64 pixels have as many bits as they show."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
 def build_scheduler() -> EulerDiscreteScheduler:

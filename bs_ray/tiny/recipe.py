@@ -1,6 +1,7 @@
-"""The recipe of the tiny base: seven stages, each a module and its loss.
+"""The recipe of the tiny bases: eight stages, each a module and its loss.
 
-Reader, text, vae and unet make the base; clip, perceptual and identity are judges. A stage draws
+Reader, text, vae and unet make the base; clip, perceptual and identity are judges; flow makes the
+second base, on flow matching, around the same autoencoder and text towers. A stage draws
 its batch from a generator keyed by (stage, step): resumed, it continues as if never stopped.
 
 Legend: x_B3HW images in [-1, 1]; z_B4hw scaled latents; ids_BL token ids.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from bs_ray.models.judges import AttributeReader, JudgeNet
 from bs_ray.tiny import captions, faces, nets
 
-STAGES = ("reader", "text", "vae", "unet", "clip", "perceptual", "identity")
+STAGES = ("reader", "text", "vae", "unet", "clip", "perceptual", "identity", "flow")
 
 
 # --- the pictures ------------------------------------------------------------------------------
@@ -305,18 +307,16 @@ class VaeStage(Stage):
         return grid(torch.cat([x[:8], y[:8], x[8:], y[8:]]), columns=8)
 
 
-class UnetStage(Stage):
-    """Noise prediction on latents, captions dropped for guidance one time in ten."""
+class _DenoiserStage(Stage):
+    """A base's denoiser on latents, captions dropped for guidance one time in ten."""
 
-    name, steps, lr, ema_decay = "unet", 1400, 8e-4, 0.998
     batch = 64
+    model: Any
 
     def __init__(self, world: World, base: Path):
         super().__init__(world, base)
-        from bs_ray.models.sdxl import SDXL
-
-        self.model = SDXL.load(base, unet=nets.build_unet())
-        self.net = self.model.unet.requires_grad_(True)
+        self.model = self.load_model(base)
+        self.net = self.model.denoiser.requires_grad_(True)
         images = torch.cat([world.clean, world.cluttered])
         with torch.no_grad():
             parts = [self.model.encode(from_uint8(part)) for part in images.split(128)]
@@ -324,6 +324,14 @@ class UnetStage(Stage):
         scenes = (world.scenes["clean"], world.scenes["cluttered"])
         self.scene = {name: torch.cat([s[name] for s in scenes]) for name in faces.SCENE}
         self.first_cluttered = len(world.clean)
+
+    def load_model(self, base: Path) -> Any:
+        """The base around a fresh denoiser."""
+        raise NotImplementedError
+
+    def timesteps(self, rng: torch.Generator) -> Tensor:
+        """int64 [batch]."""
+        raise NotImplementedError
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(self.latents), (self.batch,), generator=rng)
@@ -336,18 +344,11 @@ class UnetStage(Stage):
         ]
         with torch.no_grad():
             condition = self.model.embed(texts)
-        z = self.latents[rows]
-        # High noise more often: at 64 px a face stays readable until t is about 800 of SDXL's
-        # schedule, and a caption has nothing to tell before it no longer is.
-        t = (1000 * torch.rand(self.batch, generator=rng) ** 0.6).long().clamp(max=999)
+        z, t = self.latents[rows], self.timesteps(rng)
         noise = torch.randn(z.shape, generator=rng)
         x_t = self.model.prediction.add_noise(z, noise, t)
-        return {"loss": F.mse_loss(self.model.predict(x_t, t, condition).float(), noise)}
-
-    def export(self) -> None:
-        self.net.half().save_pretrained(self.base / "unet")
-        nets.build_scheduler().save_pretrained(self.base / "scheduler")
-        write_model_index(self.base)
+        truth = self.model.prediction.truth(z, noise, t)
+        return {"loss": F.mse_loss(self.model.predict(x_t, t, condition).float(), truth)}
 
     @torch.no_grad()
     def sheet(self) -> Tensor:
@@ -362,6 +363,87 @@ class UnetStage(Stage):
         keys = [f"sheet-{i}" for i in range(len(texts))]
         latents = sample_euler(self.model, texts, keys, seed=0, steps=20, guidance_scale=4.0)
         return grid(self.model.decode(latents).clamp(-1, 1), columns=8)
+
+
+class UnetStage(_DenoiserStage):
+    """The tiny SDXL's UNet: noise prediction."""
+
+    name, steps, lr, ema_decay = "unet", 1400, 8e-4, 0.998
+
+    def load_model(self, base: Path) -> Any:
+        from bs_ray.models.sdxl import SDXL
+
+        return SDXL.load(base, unet=nets.build_unet())
+
+    def timesteps(self, rng: torch.Generator) -> Tensor:
+        # High noise more often: at 64 px a face stays readable until t is about 800 of SDXL's
+        # schedule, and a caption has nothing to tell before it no longer is.
+        return (1000 * torch.rand(self.batch, generator=rng) ** 0.6).long().clamp(max=999)
+
+    def export(self) -> None:
+        self.net.half().save_pretrained(self.base / "unet")
+        nets.build_scheduler().save_pretrained(self.base / "scheduler")
+        write_model_index(self.base)
+
+
+class FlowStage(_DenoiserStage):
+    """The tiny SD3.5's transformer: flow matching over the same autoencoder and text towers."""
+
+    name, steps, lr, ema_decay = "flow", 3600, 1e-3, 0.999
+
+    def load_model(self, base: Path) -> Any:
+        from bs_ray.models.sd3 import SD3
+
+        write_flow_parts(base, flow_folder(base))
+        return SD3.load(flow_folder(base), transformer=nets.build_transformer())
+
+    def timesteps(self, rng: torch.Generator) -> Tensor:
+        # Logit-normal (Esser et al. 2024, Eq 19): the middle is where there is most to learn.
+        return (1000 * torch.randn(self.batch, generator=rng).sigmoid()).long().clamp(0, 999)
+
+    def export(self) -> None:
+        folder = flow_folder(self.base)
+        self.net.half().save_pretrained(folder / "transformer")
+        nets.build_flow_scheduler().save_pretrained(folder / "scheduler")
+        write_flow_index(folder)
+
+
+def flow_folder(base: Path) -> Path:
+    """Where the flow-matching base of the same recipe lies: beside the first, `<base>-flow`."""
+    return base.with_name(base.name + "-flow")
+
+
+def write_flow_parts(base: Path, folder: Path) -> None:
+    """What the second base takes over from the first: autoencoder, text towers, judges."""
+    for part in ("text_encoder_2", "tokenizer", "tokenizer_2", "vae", "judges"):
+        shutil.copytree(base / part, folder / part, dirs_exist_ok=True)
+    # SD3's autoencoders also shift their latents; the first tower has a projection there, for
+    # which the identity will do: it is not trained, and the transformer learns to read it.
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": 0.0}))
+    tower = CLIPTextModelWithProjection.from_pretrained(base / "text_encoder")
+    torch.nn.init.eye_(tower.text_projection.weight)
+    tower.half().save_pretrained(folder / "text_encoder")
+
+
+def write_flow_index(folder: Path) -> None:
+    """What lets `StableDiffusion3Pipeline.from_pretrained(folder)` find the parts."""
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": [None, None],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": [None, None],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_model_index(base: Path) -> None:
@@ -407,7 +489,7 @@ def grid(x: Tensor, columns: int) -> Tensor:
 
 
 _STAGES = (
-    ReaderStage, TextStage, VaeStage, UnetStage, ClipStage, PerceptualStage, IdentityStage
+    ReaderStage, TextStage, VaeStage, UnetStage, ClipStage, PerceptualStage, IdentityStage, FlowStage
 )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def assemble(
     """Put together what a run trains with; the same on every worker."""
     check_rows(job, workers)
     bank = SliderBank.trainable(
-        job.name, model.denoiser, model.slider_targets(), job.rank, job.alpha, job.seed
+        job.slider_names, model.denoiser, model.slider_targets(), job.rank, job.alpha, job.seed
     ).to(model.device)
     student = make_engine(Student(model, bank, job.prompts.target), job.lr, (0.9, 0.99))
     discriminator = None

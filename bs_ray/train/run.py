@@ -76,7 +76,7 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     if slider is not None:
         say(f"run {run_name} is finished: {slider.reference} in {job.registry}")
     else:
-        with ray_session(num_cpus=job.workers + 2):  # photos are read by tasks beside the workers
+        with ray_session(num_cpus=job.most_workers + 2):  # photos are read by tasks beside the workers
             photos = read_photos(job.photos)
             say(f"run {run_name}: {job.workers} workers, ZeRO {job.zero_stage}, {job.steps} steps")
             with progress(console, job.name) as board:
@@ -104,7 +104,7 @@ def _check(job: TrainJob) -> None:
         raise BaseNotFound(
             f"base: got {folder}, which holds no unet; expected `tiny` or a diffusers SDXL folder"
         )
-    check_rows(job, job.workers)
+    check_rows(job, job.most_workers)
     if job.losses.perceptual:
         load_features(folder, "cpu")
     Store(job.photos).check()
@@ -132,7 +132,7 @@ def _fit(job: TrainJob, run_name: str, photos: ray.data.Dataset, board: Board) -
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job.model_dump(), "run": run_name, "base": base, "board": board},
-        scaling_config=ray.train.ScalingConfig(num_workers=job.workers, use_gpu=job.use_gpu),
+        scaling_config=ray.train.ScalingConfig(num_workers=job.most_workers, use_gpu=job.use_gpu),
         run_config=ray.train.RunConfig(
             name=run_name,
             storage_path=path,
@@ -213,6 +213,8 @@ def _slider(parts: Parts, done: Progress, run_name: str) -> Slider:
         name=job.name,
         base=job.base,
         base_id=parts.model.base_id,
+        family=parts.model.family,
+        part=parts.model.part,
         prompts=job.prompts,
         rank=job.rank,
         training={

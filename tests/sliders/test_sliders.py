@@ -29,7 +29,7 @@ def make(
     name: str, rank: int = 2, seed: int = 0, layers: tuple[str, ...] = ("line", "conv")
 ) -> Slider:
     net = Net()
-    bank = SliderBank.trainable(name, net, layers, rank, alpha=1.0, seed=seed)
+    bank = SliderBank.trainable([name], net, layers, rank, alpha=1.0, seed=seed)
     for index, up in enumerate(bank.up.values()):
         up.data = torch.randn(up.shape, generator=torch.Generator().manual_seed(seed + index))
     prompts = Prompts(target="t", positive="p", negative="n")
@@ -79,7 +79,7 @@ def test_detached_base_is_bit_for_bit_itself() -> None:
 
 def test_training_touches_the_slider_only() -> None:
     net = Net().requires_grad_(False)
-    bank = SliderBank.trainable("a", net, ["line"], 2, alpha=4.0, seed=0)
+    bank = SliderBank.trainable(["a"], net, ["line"], 2, alpha=4.0, seed=0)
     bank.attach(net)
     with bank.strengths(torch.ones(2, 1)):
         net(torch.randn(2, 3, 8, 8)).square().mean().backward()
@@ -89,7 +89,7 @@ def test_training_touches_the_slider_only() -> None:
 
 def test_alpha_is_folded_into_the_file() -> None:
     net = Net()
-    bank = SliderBank.trainable("a", net, ["line"], 2, alpha=8.0, seed=0)
+    bank = SliderBank.trainable(["a"], net, ["line"], 2, alpha=8.0, seed=0)
     bank.up["line"].data.normal_()
     card = Card(
         name="a",

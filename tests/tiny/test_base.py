@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from bs_ray.evaluate.base import CLASSES, caption_figures, vae_figures
-from bs_ray.models import TINY, load_base
+from bs_ray.models import EMBEDDED, load_base
 from bs_ray.models.judges import Judges
 from bs_ray.tiny import faces
 
+TINY = EMBEDDED["tiny"]
 HELD_OUT = 2_000_000
 
 

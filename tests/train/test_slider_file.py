@@ -20,7 +20,7 @@ PROMPT = PROMPTS["target"]
 def slider(base: Path) -> Slider:
     """Factors as large as a trained slider's; alpha differs from the rank on purpose."""
     model = load_base(str(base))
-    bank = SliderBank.trainable("smile", model.denoiser, model.slider_targets(), 4, 2.0, seed=0)
+    bank = SliderBank.trainable(["smile"], model.denoiser, model.slider_targets(), 4, 2.0, seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for up in bank.up.values():

@@ -1,0 +1,87 @@
+"""A base's diffusers folder: which parts it has, reading them, and a hash of what is in them.
+
+Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from bs_ray.models.base import BaseNotFound
+
+# Loading bars of their own would tear ours apart.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+
+def pipeline_class(folder: Path) -> str:
+    """Name of the diffusers pipeline that the folder's model_index.json is of.
+
+    Raises BaseNotFound where there is none.
+    """
+    try:
+        return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseNotFound(
+            f"base: got {folder}, which has no model_index.json that says its pipeline "
+            f"({type(error).__name__}); expected `tiny`, `tiny-flow` or a diffusers folder. "
+            "Download one first: "
+            "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
+        ) from None
+
+
+def need_parts(folder: Path, parts: Sequence[str], what: str) -> None:
+    """Raise BaseNotFound unless every part is there; `what` is what the folder should have been."""
+    if missing := [part for part in parts if not (folder / part).is_dir()]:
+        raise BaseNotFound(
+            f"base: got {folder}, which lacks {', '.join(missing)}; expected {what}. Use `tiny`, or "
+            "download one first: "
+            "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
+        )
+
+
+def read_part(
+    part_class: Any, folder: Path, dtype: torch.dtype, device: str | torch.device
+) -> Any:
+    """One network of the folder, frozen and in evaluation mode."""
+    network = part_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    """The settings of the folder's scheduler; empty where it has none."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+_HASHED = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet")
+"""What a slider depends on: the denoiser and what tells it the prompt."""
+
+
+def base_hash(folder: Path, sample_bytes: int = 1 << 16, samples: int = 64) -> str:
+    """16 hex digits that name a base by content: the weight files of its denoiser and encoders.
+
+    Large files are sampled at `samples` places, so that 5 GB cost milliseconds.
+    """
+    digest = hashlib.sha256()
+    for part in _HASHED:
+        for file in sorted((folder / part).glob("*.safetensors")):
+            size = file.stat().st_size
+            digest.update(f"{part}/{file.name}:{size}".encode())
+            with file.open("rb") as stream:
+                if size <= sample_bytes * samples:
+                    digest.update(stream.read())
+                    continue
+                for index in range(samples):
+                    stream.seek((size - sample_bytes) * index // (samples - 1))
+                    digest.update(stream.read(sample_bytes))
+    return digest.hexdigest()[:16]
