@@ -73,8 +73,6 @@ class Pairs(_Strict):
     jitter: float = Field(0.1, ge=0, lt=1)
     """Each step moves a strength by up to this share of itself, so that the range between is
     learned too."""
-    max_broken_share: float = Field(0.1, ge=0, le=1)
-    """Pictures that do not decode are listed and left out; the job stops beyond this share."""
 
 
 class Losses(_Strict):
@@ -85,7 +83,8 @@ class Losses(_Strict):
     triplet_form: Literal["guidance", "margin"] = "guidance"
     """`guidance`: squared distance to T(s); `margin`: relu(margin + d(e, T(s)) - d(e, T(-s)))."""
     margin: float = Field(1.0, gt=0)
-    """Margin of the margin form, in units of the distance between the base and T(S)."""
+    """Margin of the margin form as a share of d(T(s), T(-s)): at 1 the loss vanishes exactly where
+    the slider does as told."""
     perceptual: float = Field(1.0, ge=0)
     """l_perp: weight of the perceptual loss (Eq 7)."""
     adversarial: float = Field(0.1, ge=0)
@@ -134,7 +133,7 @@ class CachedTeacher(_Strict):
     samples: int = Field(1024, ge=2)
     """Stored noisy latents with the base's predictions; every run step takes batch_size of them."""
     cache: str = "teacher-cache"
-    """Where caches live, local or s3://; one is found again by the hash of what it was made from."""
+    """Where caches live, local or s3://; found again by the hash of what they were made from."""
     trajectory_share: float = Field(0.0, ge=0, le=1)
     """Share of the samples taken from the frozen base's own denoising runs, rather than from noised
     photos."""
@@ -192,6 +191,8 @@ class TrainJob(_Strict):
     """Where checkpoints, previews and events live, local or s3://."""
     losses: Losses = Losses()
     teacher: Annotated[LiveTeacher | CachedTeacher, Field(discriminator="mode")] = LiveTeacher()
+    max_broken_share: float = Field(0.1, ge=0, le=1)
+    """Pictures that do not decode are listed and left out; the job stops beyond this share."""
     resolution: int | None = Field(None, ge=16)
     """Side of the training pictures in pixels; the base's native size where left out."""
     steps: int = Field(200, ge=1)
@@ -298,10 +299,31 @@ class TrainJob(_Strict):
                 "got losses.perceptual_reference frozen for pairs, whose reference is the picture "
                 "itself; expected real"
             )
+        if self.pairs and losses.triplet_form == "margin":
+            raise ValueError(
+                "got losses.triplet_form margin for pairs, which have no opposite target; expected "
+                "guidance"
+            )
+        if self.pairs and self.batch_size % (2 * self.most_workers):
+            raise ValueError(
+                f"got batch_size {self.batch_size} for pairs on {self.most_workers} workers; "
+                "expected a multiple of 2 x workers, for both pictures of a pair share a step"
+            )
+        drawn = cached and getattr(self.teacher, "trajectory_share", 0) > 0
+        if drawn and losses.perceptual and losses.perceptual_reference == "real":
+            raise ValueError(
+                "got losses.perceptual_reference real with teacher.trajectory_share, but latents "
+                "of the base's own runs have no real photo; expected frozen, or a share of 0"
+            )
         if self.algorithm == "concept_sliders" and (not self.prompts or cached):
             raise ValueError(
                 "got algorithm concept_sliders with sliders, pairs or a cached teacher; expected "
                 "prompts and a live teacher: the reference procedure knows nothing else"
+            )
+        if self.algorithm == "concept_sliders" and (losses.perceptual or losses.adversarial):
+            raise ValueError(
+                "got algorithm concept_sliders with losses.perceptual or losses.adversarial; "
+                "expected both 0: the reference procedure has one loss"
             )
         return self
 

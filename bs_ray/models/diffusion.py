@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -170,6 +170,41 @@ def batch_noise(
     return torch.stack([keyed_noise(shape, s, k, step) for s, k in zip(seeds, keys, strict=True)])
 
 
+def euler_path(
+    prediction: Prediction, forward: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: list[int]
+) -> Iterator[tuple[Tensor, int | None]]:
+    """Denoise x from times[0] on by DDIM with eta 0 (Euler's method on the probability flow).
+
+    forward(x_t [B, C, h, w], t int64 [B]) -> prediction, guidance included. Yields (x_t, t) at
+    every timestep of `times`, before it is looked at, and (x0, None) at the end.
+    """
+    for now, then in zip(times, [*times[1:], None], strict=True):
+        yield x, now
+        t = torch.full((len(x),), now, device=x.device)
+        after = None if then is None else torch.full_like(t, then)
+        x = prediction.step(x, forward(x, t), t, after)
+    yield x, None
+
+
+def guided(
+    predict: Callable[[Tensor, Tensor, Condition], Tensor],
+    condition: Condition,
+    without: Condition,
+    guidance_scale: float,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Classifier-free guidance (Ho & Salimans 2022) as a `forward` of `euler_path`.
+
+    condition, without: B rows each, told and untold; both halves share one forward pass.
+    """
+    both = condition.cat([condition, without])
+
+    def forward(x: Tensor, t: Tensor) -> Tensor:
+        told, untold = predict(torch.cat([x, x]), t.repeat(2), both).chunk(2)
+        return untold + guidance_scale * (told - untold)
+
+    return forward
+
+
 @torch.no_grad()
 def sample_euler(
     model: DiffusionModel,
@@ -181,20 +216,15 @@ def sample_euler(
     guidance_scale: float,
     rows_forward: Callable[[Tensor, Tensor, Condition], Tensor] | None = None,
 ) -> Tensor:
-    """Prompts -> latents [B, C, h, w] by DDIM with eta 0 (Euler's method on the probability flow).
+    """Prompts -> latents [B, C, h, w] at the base's native size, guided against the empty prompt.
 
-    Classifier-free guidance (Ho & Salimans 2022) with the empty prompt; `rows_forward` replaces
-    `model.predict` where a caller adds sliders.
+    `rows_forward` replaces `model.predict` where a caller adds sliders; it sees 2 B rows.
     """
-    predict = rows_forward or model.predict
+    condition = model.embed([*prompts, *([""] * len(prompts))])
     count = len(prompts)
-    condition = model.embed([*prompts, *([""] * count)])
+    told, untold = condition.rows(slice(0, count)), condition.rows(slice(count, 2 * count))
+    forward = guided(rows_forward or model.predict, told, untold, guidance_scale)
     x = batch_noise(model.latent_shape, [seed] * count, keys, 0).to(model.device)
-    times = model.prediction.timesteps(steps)
-    for now, then in zip(times, [*times[1:], None], strict=True):
-        t = torch.full((2 * count,), now, device=x.device)
-        with_text, without = predict(torch.cat([x, x]), t, condition).chunk(2)
-        guided = without + guidance_scale * (with_text - without)
-        after = None if then is None else torch.full_like(t[:count], then)
-        x = model.prediction.step(x, guided, t[:count], after)
+    for x, _ in euler_path(model.prediction, forward, x, model.prediction.timesteps(steps)):
+        pass
     return x

@@ -1,7 +1,8 @@
 """The discriminator: does a patch look like a photo?
 
 It sees decoded one-step x0 estimates (fake) and real photos that went through the same VAE (real),
-so it cannot win on the VAE's own blur. Images are float32 [B, 3, H, W], about [-1, 1], not clipped.
+so it cannot win on the VAE's own blur; or, as the cheap mode, both as latents. Images are float32
+[B, 3, H, W], about [-1, 1], not clipped; latents [B, C, h, w].
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from bs_ray.train.losses import discriminator_loss, r1_penalty
 
 _WIDTHS = (32, 64, 128, 128, 128)
-_GRID = 8  # patches along a side of the base's native size, at least
+_GRID = 8  # patches along a side, at least
 
 
 def _level(inputs: int, outputs: int, first: bool) -> nn.Sequential:
@@ -30,12 +31,13 @@ class Discriminator(nn.Module):
     the gradient penalty needs an inner gradient that they must not see. `score` is for the slider.
     """
 
-    def __init__(self, image_px: int, r1: float, seed: int):
-        """image_px: side of the images; 64 -> 8 x 8 patches, larger images get more levels."""
+    def __init__(self, channels: int, side: int, r1: float, seed: int):
+        """channels, side: of the images or latents; side 64 -> 8 x 8 patches, larger ones get more
+        levels."""
         super().__init__()
         self.r1 = r1
-        levels = min(max((image_px // _GRID).bit_length() - 1, 1), len(_WIDTHS))
-        widths = (3, *_WIDTHS[:levels])
+        levels = min(max((side // _GRID).bit_length() - 1, 1), len(_WIDTHS))
+        widths = (channels, *_WIDTHS[:levels])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = nn.Sequential(

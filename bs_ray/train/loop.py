@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +18,13 @@ from bs_ray.train import checkpoint
 from bs_ray.train.checkpoint import Progress
 from bs_ray.train.discriminator import Discriminator
 from bs_ray.train.engines import Engine
+from bs_ray.train.lessons import Lessons, LiveLessons, PairLessons
 from bs_ray.train.losses import Features
 from bs_ray.train.photos import PhotoPool
-from bs_ray.train.step import Parts, Student, TrainingDiverged, draw_batch, train_step
-from bs_ray.train.teacher import LiveTeacher
+from bs_ray.train.reference import reference_step
+from bs_ray.train.samples import CachedLessons
+from bs_ray.train.step import Parts, Student, TrainingDiverged, train_step
+from bs_ray.train.teacher import Teacher
 
 MakeEngine = Callable[[nn.Module, float, tuple[float, float]], Engine]
 """(network, learning rate, Adam's betas) -> its engine."""
@@ -41,28 +45,69 @@ def assemble(
     make_engine: MakeEngine,
     rank: int = 0,
     workers: int = 1,
+    samples: Iterable[Mapping[str, Any]] = (),
 ) -> Parts:
-    """Put together what a run trains with; the same on every worker."""
+    """Put together what a run trains with; the same on every worker.
+
+    samples: the rows of the teacher's cache, where the job has one. Raises ValueError where rows
+    or pictures do not suffice.
+    """
     check_rows(job, workers)
     bank = SliderBank.trainable(
         job.slider_names, model.denoiser, model.slider_targets(), job.rank, job.alpha, job.seed
     ).to(model.device)
-    student = make_engine(Student(model, bank, job.prompts.target), job.lr, (0.9, 0.99))
+    if job.gradient_checkpointing:
+        # Frozen, it has no dropout to switch on; only in training mode does it checkpoint.
+        model.denoiser.train()
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    student = make_engine(Student(model, bank), job.lr, (0.9, 0.99))
     discriminator = None
     if job.losses.adversarial:
-        network = Discriminator(model.native_px, job.losses.r1, job.seed).to(model.device)
+        network = make_discriminator(job, photos).to(model.device)
         # Little momentum: the slider moves the discriminator's target at every step.
         discriminator = make_engine(network, job.discriminator_lr, (0.5, 0.99))
-    teacher = LiveTeacher(model, job.prompts)
+    teacher = Teacher(model, job.concepts) if job.concepts else None
+    lessons = _lessons(job, model, photos, teacher, bank, samples)
     return Parts(
-        job, model, photos, teacher, student, discriminator, features, rank=rank, workers=workers
-    )
+        job, model, photos, teacher, lessons, student, discriminator, features,
+        rank=rank, workers=workers,
+    )  # fmt: skip
+
+
+def make_discriminator(job: TrainJob, photos: PhotoPool) -> Discriminator:
+    """The job's discriminator: of pictures or of latents."""
+    channels, side = 3, photos.px
+    if job.losses.discriminator == "latent":
+        channels, side = photos.latent_shape[0], photos.latent_shape[1]
+    return Discriminator(channels, side, job.losses.r1, job.seed)
+
+
+def _lessons(
+    job: TrainJob, model: DiffusionModel, photos: PhotoPool, teacher: Teacher | None,
+    bank: SliderBank, samples: Iterable[Mapping[str, Any]],
+) -> Lessons:  # fmt: skip
+    if teacher is None:
+        assert job.pairs is not None
+        return PairLessons(job, model, photos, model.embed([job.pairs.target]))
+    if job.teacher.mode == "cached":
+        return CachedLessons.load(
+            samples, job=job, model=model, photos=photos, teacher=teacher, bank=bank
+        )
+    return LiveLessons(job, model, photos, teacher)
+
+
+def one_step(parts: Parts, step: int) -> dict[str, float]:
+    """One step of the job's algorithm."""
+    if parts.job.algorithm == "concept_sliders":
+        return reference_step(parts, step)
+    return train_step(parts, step)
 
 
 def check_rows(job: TrainJob, workers: int) -> None:
     """Raise ValueError where a worker would get no row for the image terms."""
     share = job.batch_size // workers
-    if share < 2 and (job.losses.perceptual or job.losses.adversarial):
+    image_terms = job.losses.perceptual or job.losses.adversarial
+    if share < 2 and image_terms and job.algorithm == "beyond_sliders":
         raise ValueError(
             f"batch_size: got {share} row for each of {workers} workers; expected 2 or more, for "
             "every second row feeds the perceptual and adversarial losses. Raise batch_size"
@@ -84,7 +129,9 @@ def run(parts: Parts, report: Report, post: Post, resume_from: Path | None = Non
     earlier_s, start_s = progress.seconds, time.monotonic()
 
     for step in range(progress.step, job.steps):
-        numbers = train_step(parts, step)
+        if step % job.checkpoint_every == 0:
+            parts.lessons.refresh(step, parts.rows)
+        numbers = one_step(parts, step)
         progress.step = step + 1
         progress.seconds = earlier_s + time.monotonic() - start_s
         last = progress.step == job.steps
@@ -98,12 +145,13 @@ def run(parts: Parts, report: Report, post: Post, resume_from: Path | None = Non
     return progress
 
 
-def check_teacher(parts: Parts) -> float:
-    """The teacher's gap on real photos; raises PromptsDoNotSeparate where there is none."""
-    batch = draw_batch(parts, range(_GAP_ROWS), step=0)  # the same rows on every worker
-    x0 = parts.photos.latents(batch.photos)
-    x_t = parts.model.prediction.add_noise(x0, batch.noise, batch.t)
-    return parts.teacher.check_gap(x_t, batch.t)
+def check_teacher(parts: Parts) -> dict[str, float]:
+    """The teacher's gap by slider; raises PromptsDoNotSeparate where there is none."""
+    if parts.teacher is None:
+        return {}
+    live = LiveLessons(parts.job, parts.model, parts.photos, parts.teacher)
+    _, x_t, t = live.noised(0, range(_GAP_ROWS))  # the same rows on every worker
+    return parts.teacher.check_gap(x_t, t)
 
 
 def _engines(parts: Parts) -> dict[str, Engine]:
@@ -116,7 +164,8 @@ def _engines(parts: Parts) -> dict[str, Engine]:
 def _resume(parts: Parts, folder: Path) -> Progress:
     progress, states = checkpoint.read(folder, parts.job)
     # Optimizers have no moments before their first step: take one, of which nothing stays.
-    train_step(parts, progress.step)
+    parts.lessons.refresh(progress.step, parts.rows)
+    one_step(parts, progress.step)
     for name, engine in _engines(parts).items():
         engine.load_state(states[name])
     parts.scales.load(progress.scales)

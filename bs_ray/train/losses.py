@@ -20,18 +20,42 @@ Features = Callable[[Tensor], list[Tensor]]
 """images [B, 3, H, W] -> feature maps [B, c, h, w], unit length over the channels."""
 
 
-def guidance_target(
-    neutral: Tensor, positive: Tensor, negative: Tensor, strength: Tensor, eta: float
-) -> Tensor:
-    """What the slider at `strength` [B] should predict: [B, C, h, w]."""
+def guidance_target(neutral: Tensor, direction: Tensor, strength: Tensor, eta: float) -> Tensor:
+    """What the slider at `strength` [B] should predict: [B, C, h, w].
+
+    direction: e(x_t, c+) - e(x_t, c-), like neutral.
+    """
     # Eq 5, 6, 11: T(s) = e(x_t, c_n) + s * eta * (e(x_t, c+) - e(x_t, c-)). One rule for both
     # polarities: the paper writes two, whose signs disagree.
-    return neutral + strength.view(-1, 1, 1, 1) * eta * (positive - negative)
+    return neutral + strength.view(-1, 1, 1, 1) * eta * direction
 
 
 def triplet_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Eq 5, 6: mean squared distance to the guided target, per row."""
     return ((prediction - target) ** 2).mean((1, 2, 3))
+
+
+def margin_loss(prediction: Tensor, target: Tensor, neutral: Tensor, margin: float) -> Tensor:
+    """Eq 5, 6 read as a triplet loss with a margin (Schroff et al. 2015), per row.
+
+    relu(m + d(e_s, T(s)) - d(e_s, T(-s))): the target attracts and its mirror image about the
+    neutral prediction repels. m is `margin` x d(T(s), T(-s)).
+    """
+    opposite = 2 * neutral - target
+    room = margin * triplet_loss(target, opposite)
+    return F.relu(room + triplet_loss(prediction, target) - triplet_loss(prediction, opposite))
+
+
+def soft_mask(direction: Tensor, degree: float) -> Tensor:
+    """`direction` [B, C, h, w] where it is large, faded elsewhere (METHOD 3, 7).
+
+    The mask is the direction's own magnitude, smoothed and divided by its 90th percentile, in
+    [0, 1] for each row; `degree` 0 leaves the direction alone, 1 applies the mask in full.
+    """
+    magnitude = F.avg_pool2d(direction.square().mean(1, keepdim=True).sqrt(), 3, 1, 1)
+    high = magnitude.flatten(1).quantile(0.9, dim=1).clamp(min=1e-12)
+    mask = (magnitude / high.view(-1, 1, 1, 1)).clamp(max=1)
+    return direction * (1 - degree + degree * mask)
 
 
 def perceptual_loss(features: Features, images: Tensor, references: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ arrive in: what is kept and how it is numbered depends on the keys alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,14 @@ from torch import Tensor
 from bs_ray.data import is_quarantined
 from bs_ray.data.decode import decode
 from bs_ray.models.base import DiffusionModel
+from bs_ray.models.diffusion import sample_euler
 
 MAX_PHOTOS = 2000
 MAX_BYTES = 1 << 30
 """A pool holds at most this many photos and decoded bytes: 2,000 at 64 px, 341 at 1024 px."""
 _MAX_PIXELS = 64_000_000
+_DRAWN, _DRAWN_STEPS, _DRAWN_GUIDANCE = 32, 20, 4.0
+_LISTED = 5
 
 
 class PhotosError(ValueError):
@@ -30,33 +33,70 @@ class PhotosError(ValueError):
 
 
 class PhotoPool:
-    """Square photos at the base's native size, uint8 [N, 3, px, px], sorted by key."""
+    """Square photos of one size, uint8 [N, 3, px, px], sorted by key."""
 
-    def __init__(self, pixels: Tensor, model: DiffusionModel, broken: int = 0):
-        self.pixels, self.model, self.broken = pixels, model, broken
+    def __init__(
+        self, keys: Sequence[str], pixels: Tensor, model: DiffusionModel,
+        broken: Sequence[str] = (),
+    ):  # fmt: skip
+        """broken: keys of the photos that were left out."""
+        self.keys, self.pixels, self.model, self.broken = list(keys), pixels, model, list(broken)
         self._latents: dict[int, Tensor] = {}
 
     @classmethod
-    def load(cls, rows: Iterable[Mapping[str, Any]], model: DiffusionModel) -> PhotoPool:
-        """Rows with `key` and `bytes` (an encoded image) -> a pool.
+    def load(
+        cls, rows: Iterable[Mapping[str, Any]], model: DiffusionModel, px: int | None = None,
+        max_broken_share: float = 0.5,
+    ) -> PhotoPool:  # fmt: skip
+        """Rows with `key` and `bytes` (an encoded image) -> a pool of px x px photos.
 
-        Photos that do not decode are counted and skipped. Raises PhotosError for no photos, or
-        when more than half of them are broken.
+        Photos that do not decode are listed in `broken` and left out. Raises PhotosError for no
+        photos, or when more than that share of them is broken.
         """
-        px = model.native_px
+        px = px or model.native_px
         kept = _sample(rows, min(MAX_PHOTOS, MAX_BYTES // (3 * px * px)))
-        maybe = [_decode(key, data, px) for key, data in kept]
-        decoded = [photo for photo in maybe if photo is not None]
-        broken = len(kept) - len(decoded)
-        if not decoded or 2 * broken > len(kept):
+        decoded = {key: _decode(key, data, px) for key, data in kept}
+        broken = [key for key, photo in decoded.items() if photo is None]
+        good = {key: photo for key, photo in decoded.items() if photo is not None}
+        if not good or len(broken) > max_broken_share * len(kept):
+            listed = ", ".join(broken[:_LISTED]) + (", ..." if len(broken) > _LISTED else "")
             raise PhotosError(
-                f"photos: got {len(kept)}, of which {broken} do not decode; expected most of them "
-                "to be JPEG or PNG images. Ingest them again: bs-ray ingest"
+                f"photos: got {len(kept)}, of which {len(broken)} do not decode"
+                f"{f' ({listed})' if broken else ''}; expected JPEG or PNG images, at most "
+                f"{max_broken_share:.0%} of them broken. Mend these and ingest them again (bs-ray "
+                "ingest), or raise max_broken_share"
             )
-        return cls(torch.stack(decoded), model, broken)
+        return cls(list(good), torch.stack(list(good.values())), model, broken)
+
+    @classmethod
+    def drawn(cls, model: DiffusionModel, prompts: Sequence[str], seed: int) -> PhotoPool:
+        """A pool that the base draws itself, from `prompts` in turn, where a job has no photos."""
+        texts = [prompts[i % len(prompts)] for i in range(_DRAWN)]
+        keys = [f"drawn-{i:03d}" for i in range(_DRAWN)]
+        parts = [
+            sample_euler(
+                model, [text], [key], seed=seed, steps=_DRAWN_STEPS, guidance_scale=_DRAWN_GUIDANCE
+            )
+            for text, key in zip(texts, keys, strict=True)
+        ]
+        with torch.no_grad():
+            images = torch.cat([model.decode(part).clamp(-1, 1).cpu() for part in parts])
+        return cls(keys, ((images + 1) * 127.5).round().to(torch.uint8), model)
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def px(self) -> int:
+        """Side of the photos."""
+        return int(self.pixels.shape[-1])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a photo's latents."""
+        channels, height, width = self.model.latent_shape
+        native = self.model.native_px
+        return channels, height * self.px // native, width * self.px // native
 
     def images(self, numbers: list[int]) -> Tensor:
         """Photos as float32 [B, 3, px, px] in [-1, 1]."""

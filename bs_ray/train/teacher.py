@@ -1,12 +1,19 @@
-"""The live teacher: the frozen base's predictions for the three prompts, in one forward pass."""
+"""The frozen base as a teacher: what it predicts for the prompts of every slider.
+
+Legend: B rows, M sliders; x_t and predictions [B, C, h, w]; t int64 [B].
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from bs_ray.config import Prompts
-from bs_ray.models.base import DiffusionModel
+from bs_ray.models.base import Condition, DiffusionModel
 
 _LEAST_GAP = 2e-3
 """Relative difference below which e(c+) and e(c-) are the same but for rounding."""
@@ -16,35 +23,113 @@ class PromptsDoNotSeparate(ValueError):
     """The base predicts the same for c+ and c-: there is nothing for a slider to learn."""
 
 
-class LiveTeacher:
-    """e(x_t, c_n), e(x_t, c+) and e(x_t, c-) of the frozen base, computed when asked."""
+@dataclass(frozen=True)
+class Taught:
+    """What the frozen base says about B rows, for each of M sliders."""
 
-    def __init__(self, model: DiffusionModel, prompts: Prompts):
-        self.model, self.prompts = model, prompts
-        neutral = prompts.neutral if prompts.neutral is not None else prompts.target
-        self._conditions = model.embed([neutral, prompts.positive, prompts.negative])
+    neutral: Tensor  # [M, B, C, h, w]: e(x_t, c_n); the same tensor where the prompts are the same
+    direction: Tensor  # [M, B, C, h, w]: e(x_t, c+) - e(x_t, c-), minus that for action: erase
+
+
+class Teacher:
+    """e(x_t, c_n) and e(x_t, c+) - e(x_t, c-) of the frozen base, one forward pass for all sliders.
+
+    With attributes to disentangle every prompt exists once per attribute ("male person", "female
+    person"): a row's neutral and target prompts take turns over them by its `turn`, and the
+    direction sums the differences over all (Concept Sliders, Eq 8).
+    """
+
+    def __init__(self, model: DiffusionModel, concepts: Mapping[str, Prompts]):
+        self.model, self.concepts = model, dict(concepts)
+        texts: dict[str, int] = {}
+        for prompts in self.concepts.values():
+            for text in (*_targets(prompts), *_neutrals(prompts), *chain(*_ends(prompts))):
+                texts.setdefault(text, len(texts))
+        self._number = texts
+        self._conditions = model.embed(list(texts))
+
+    def targets(self, slider: Tensor, turn: Tensor) -> Condition:
+        """The target prompts c_t of rows of sliders `slider` int64 [R] at turns int64 [R]."""
+        names = [_targets(prompts) for prompts in self.concepts.values()]
+        pairs = zip(slider.tolist(), turn.tolist(), strict=True)
+        return self._rows([names[m][k % len(names[m])] for m, k in pairs])
+
+    @property
+    def columns(self) -> int:
+        """Forward passes a row costs: distinct neutral prompts, and both ends of every slider."""
+        neutrals = {tuple(_neutrals(prompts)) for prompts in self.concepts.values()}
+        return len(neutrals) + sum(len(_ends(p)[0]) * 2 for p in self.concepts.values())
 
     @torch.no_grad()
-    def __call__(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(neutral, positive, negative), each float32 like x_t [B, C, h, w].
+    def __call__(self, x_t: Tensor, t: Tensor, turn: Tensor) -> Taught:
+        """A slider bank that is attached stays out of it as long as no strengths are set."""
+        columns: dict[tuple[str, ...], Tensor | None] = {}
+        neutrals = []
+        for prompts in self.concepts.values():
+            names = _neutrals(prompts)
+            neutrals.append(tuple(names[k % len(names)] for k in turn.tolist()))
+            for text in chain(*_ends(prompts)):
+                columns[(text,) * len(x_t)] = None
+        columns |= dict.fromkeys(neutrals)
+        rows = self._rows([text for column in columns for text in column])
+        count = len(columns)
+        predicted = self.model.predict(x_t.repeat(count, 1, 1, 1), t.repeat(count), rows)
+        said = dict(zip(columns, predicted.chunk(count), strict=True))
 
-        A slider bank that is attached stays out of it as long as no strengths are set.
+        def ends(texts: list[str]) -> Tensor:
+            return torch.stack([said[(text,) * len(x_t)] for text in texts]).sum(0)
+
+        directions = []
+        for prompts in self.concepts.values():
+            positive, negative = _ends(prompts)
+            sign = 1 if prompts.action == "enhance" else -1
+            directions.append(sign * (ends(positive) - ends(negative)))
+        return Taught(torch.stack([said[n] for n in neutrals]), torch.stack(directions))
+
+    def _rows(self, texts: list[str]) -> Condition:
+        numbers = torch.tensor([self._number[text] for text in texts])
+        return self._conditions.rows(numbers.to(self._conditions.tokens.device))
+
+    def check_gap(self, x_t: Tensor, t: Tensor) -> dict[str, float]:
+        """The relative difference of e(c+) and e(c-) by slider, largest norm of the two as unit.
+
+        Raises PromptsDoNotSeparate for a slider whose difference is next to nothing.
         """
-        rows = self._conditions.repeat(len(x_t))
-        predicted = self.model.predict(x_t.repeat(3, 1, 1, 1), t.repeat(3), rows)
-        neutral, positive, negative = predicted.chunk(3)
-        return neutral, positive, negative
+        said = self(x_t, t, torch.zeros_like(t))
+        size = said.neutral.flatten(1).norm(dim=1)
+        gaps = said.direction.flatten(1).norm(dim=1) / size
+        found = dict(zip(self.concepts, gaps.tolist(), strict=True))
+        for name, gap in found.items():
+            if gap < _LEAST_GAP:
+                self._refuse(name, gap, x_t, t)
+        return found
 
-    def check_gap(self, x_t: Tensor, t: Tensor) -> float:
-        """The relative difference of e(c+) and e(c-). Raises PromptsDoNotSeparate near 0."""
-        _, positive, negative = self(x_t, t)
-        gap = float((positive - negative).norm() / positive.norm())
-        if gap < _LEAST_GAP:
-            cosine = float(torch.cosine_similarity(positive.flatten(), negative.flatten(), dim=0))
-            raise PromptsDoNotSeparate(
-                f"prompts: got {self.prompts.positive!r} and {self.prompts.negative!r}, for which "
-                f"the base predicts the same (relative difference {gap:.1e}, cosine {cosine:.6f}); "
-                f"expected a difference of at least {_LEAST_GAP:g}. Use words that the base knows "
-                "and that say opposite things"
-            )
-        return gap
+    def _refuse(self, name: str, gap: float, x_t: Tensor, t: Tensor) -> None:
+        positive, negative = (ends[0] for ends in _ends(self.concepts[name]))
+        with torch.no_grad():
+            rows = self._rows([positive] * len(x_t) + [negative] * len(x_t))
+            high, low = self.model.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), rows).chunk(2)
+        cosine = float(torch.cosine_similarity(high.flatten(), low.flatten(), dim=0))
+        raise PromptsDoNotSeparate(
+            f"slider {name}: got {positive!r} and {negative!r}, for which the base predicts the "
+            f"same (relative difference {gap:.1e}, cosine {cosine:.6f}); expected a difference of "
+            f"at least {_LEAST_GAP:g}. Use words that the base knows and that say opposite things"
+        )
+
+
+def _with_attributes(prompts: Prompts, text: str) -> list[str]:
+    return [f"{word} {text}" for word in prompts.disentangle] or [text]
+
+
+def _targets(prompts: Prompts) -> list[str]:
+    return _with_attributes(prompts, prompts.target)
+
+
+def _neutrals(prompts: Prompts) -> list[str]:
+    neutral = prompts.neutral if prompts.neutral is not None else prompts.target
+    return _with_attributes(prompts, neutral)
+
+
+def _ends(prompts: Prompts) -> tuple[list[str], list[str]]:
+    """(c+, c-), each once per attribute."""
+    return _with_attributes(prompts, prompts.positive), _with_attributes(prompts, prompts.negative)

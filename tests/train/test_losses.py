@@ -15,8 +15,10 @@ from bs_ray.train.losses import (
     adversarial_loss,
     discriminator_loss,
     guidance_target,
+    margin_loss,
     perceptual_loss,
     r1_penalty,
+    soft_mask,
     triplet_loss,
     weights_at,
 )
@@ -27,14 +29,34 @@ def filled(*values: float) -> torch.Tensor:
 
 
 def test_guidance_target_eq_5_6_11() -> None:
-    neutral, positive, negative = filled(1, 1, 1), filled(3, 3, 3), filled(2.5, 2.5, 2.5)
-    target = guidance_target(neutral, positive, negative, torch.tensor([0.0, 1.0, -2.0]), eta=4.0)
+    neutral, direction = filled(1, 1, 1), filled(0.5, 0.5, 0.5)
+    target = guidance_target(neutral, direction, torch.tensor([0.0, 1.0, -2.0]), eta=4.0)
     # 1 + s * 4 * (3 - 2.5)
     assert torch.equal(target, filled(1.0, 3.0, -3.0))
 
 
 def test_triplet_loss_is_a_mean_square_per_row() -> None:
     assert triplet_loss(filled(1.0, 4.0), filled(1.5, 2.0)).tolist() == [0.25, 4.0]
+
+
+def test_margin_loss_attracts_to_the_target_and_repels_from_its_mirror() -> None:
+    neutral, target = filled(1.0, 1.0, 1.0), filled(2.0, 2.0, 2.0)  # mirror image: 0
+    prediction = filled(1.0, 2.0, 0.0)
+    loss = margin_loss(prediction, target, neutral, margin=1.0)
+    # d(T, T') = 4: relu(4 + 1 - 1), relu(4 + 0 - 4), relu(4 + 4 - 0)
+    assert loss.tolist() == [4.0, 0.0, 8.0]
+    assert margin_loss(filled(2.0), filled(2.0), filled(1.0), margin=0.5).tolist() == [0.0]
+
+
+def test_soft_mask_keeps_what_is_large_and_fades_the_rest() -> None:
+    direction = torch.full((1, 4, 16, 16), 0.01)
+    direction[:, :, 4:12, 4:12] = 1.0
+    masked = soft_mask(direction, 1.0)
+    assert torch.allclose(masked[:, :, 6:10, 6:10], direction[:, :, 6:10, 6:10])
+    assert float(masked[0, 0, 0, 0]) < 0.02 * 0.01
+    assert torch.equal(soft_mask(direction, 0.0), direction)
+    half = soft_mask(direction, 0.5)
+    assert torch.allclose(half, (direction + masked) / 2)
 
 
 def test_perceptual_loss_eq_7() -> None:
@@ -92,15 +114,15 @@ def test_scales_are_running_means_that_settle() -> None:
 @pytest.mark.parametrize(("image_px", "grid"), [(64, 8), (128, 8), (512, 16), (100, 12)])
 def test_discriminator_sees_patches_at_any_size(image_px: int, grid: int) -> None:
     images = torch.randn(1, 3, image_px, image_px)
-    network = Discriminator(image_px, r1=0.5, seed=0)
+    network = Discriminator(3, image_px, r1=0.5, seed=0)
     assert network.score(images).shape == (1, 1, grid, grid)
     assert network(images, images).shape == (1,)
-    assert torch.equal(network.score(images), Discriminator(image_px, 0.5, 0).score(images))
+    assert torch.equal(network.score(images), Discriminator(3, image_px, 0.5, 0).score(images))
 
 
 def test_discriminator_loss_reaches_no_picture() -> None:
     real, fake = (torch.randn(2, 3, 64, 64, requires_grad=True) for _ in range(2))
-    Discriminator(64, r1=0.5, seed=0)(real, fake).sum().backward()
+    Discriminator(3, 64, r1=0.5, seed=0)(real, fake).sum().backward()
     assert real.grad is None and fake.grad is None
 
 

@@ -9,9 +9,9 @@ from bs_ray.models.base import DiffusionModel
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, check_rows
-from bs_ray.train.photos import PhotoPool, PhotosError
-from bs_ray.train.step import Parts, TrainingDiverged, draw_batch, train_step
-from tests.train.conftest import make_job, photo_rows
+from bs_ray.train.photos import PhotoPool
+from bs_ray.train.step import Parts, TrainingDiverged, train_step
+from tests.train.conftest import make_job
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def same(before: list[torch.Tensor], module: torch.nn.Module) -> bool:
 
 
 def test_a_fresh_slider_is_the_base(parts: Parts) -> None:
-    batch = draw_batch(parts, range(4), 0)
-    x_t = batch.noise
+    lesson = parts.lessons.at(0, range(4))
+    x_t, t, told = lesson.x_t, lesson.t, lesson.condition
     with torch.no_grad():
-        base = parts.model.predict(x_t, batch.t, parts.student.module.condition.repeat(4))
-        assert torch.equal(parts.student(x_t, batch.t, batch.strength), base)
+        base = parts.model.predict(x_t, t, told)
+        assert torch.equal(parts.student(x_t, t, lesson.gates, told), base)
 
 
 def test_a_step_trains_the_slider_and_the_discriminator_only(parts: Parts) -> None:
@@ -71,23 +71,6 @@ def test_each_network_steps_on_its_own_loss(parts: Parts) -> None:
     assert seen == {"slider": (True, False), "discriminator": (False, True)}
 
 
-def test_chance_depends_on_seed_step_and_global_row_only(parts: Parts) -> None:
-    whole, half = draw_batch(parts, range(8), 5), draw_batch(parts, range(4, 8), 5)
-    assert half.photos == whole.photos[4:]
-    for name in ("t", "strength", "noise"):
-        assert torch.equal(getattr(half, name), getattr(whole, name)[4:])
-    assert not torch.equal(draw_batch(parts, range(8), 6).noise, whole.noise)
-
-
-def test_half_of_the_rows_feed_the_image_losses(parts: Parts) -> None:
-    batch = draw_batch(parts, range(200), 0)
-    limit = parts.job.losses.image_timestep_max
-    assert bool((batch.t[0::2] <= limit).all()) and bool((batch.t[1::2] > limit).all())
-    assert bool((batch.strength.abs() <= 2).all()) and bool((batch.strength < 0).any())
-    parts.job = make_job(losses={"image_timestep_max": 1000})
-    assert int(draw_batch(parts, range(200), 0).t.max()) < 1000
-
-
 def test_a_loss_that_is_not_finite_reaches_no_weight(parts: Parts) -> None:
     parts.photos._latents = {i: torch.full((4, 16, 16), torch.nan) for i in range(6)}
     slider = weights(parts.student.module)
@@ -116,28 +99,3 @@ def test_image_losses_need_two_rows_a_worker() -> None:
     with pytest.raises(ValueError, match="got 1 row for each of 4 workers; expected 2 or more"):
         check_rows(job, 4)
     check_rows(make_job(batch_size=4, losses={"perceptual": 0, "adversarial": 0}), 4)
-
-
-def test_the_pool_does_not_depend_on_the_order_of_rows(model: DiffusionModel) -> None:
-    rows = photo_rows(9)
-    pool, other = PhotoPool.load(rows, model), PhotoPool.load(rows[::-1], model)
-    assert pool.pixels.dtype == torch.uint8 and pool.pixels.shape == (9, 3, 64, 64)
-    assert torch.equal(pool.pixels, other.pixels)
-    assert torch.equal(pool.latents([3, 1])[1], other.latents([1])[0])
-
-
-def test_a_large_pool_keeps_the_same_sample(model: DiffusionModel, monkeypatch) -> None:
-    monkeypatch.setattr("bs_ray.train.photos.MAX_PHOTOS", 3)
-    rows = photo_rows(12)
-    pool, other = PhotoPool.load(rows, model), PhotoPool.load(rows[::-1], model)
-    assert len(pool) == 3 and torch.equal(pool.pixels, other.pixels)
-
-
-def test_broken_photos_are_counted_and_too_many_refused(model: DiffusionModel) -> None:
-    rows = photo_rows(3)
-    broken = [{"key": f"x/{i}", "identity": "x", "bytes": b"no image"} for i in range(4)]
-    assert PhotoPool.load([*rows, broken[0]], model).broken == 1
-    with pytest.raises(PhotosError, match="got 7, of which 4 do not decode; expected"):
-        PhotoPool.load([*rows, *broken], model)
-    with pytest.raises(PhotosError, match="got 0"):
-        PhotoPool.load([], model)
