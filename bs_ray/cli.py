@@ -283,7 +283,7 @@ def bench_bank(
     json_file: JsonFile = None,
 ) -> None:
     """A batch of mixed sliders against a uniform one, and against the base alone."""
-    from bs_ray.bench import bank
+    from bs_ray.bench.bank import bank
 
     figures = bank(base, rows)
     for key, value in figures.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bs_ray import cli
-from bs_ray.bench import random_slider
+from bs_ray.bench.bank import random_slider
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 

@@ -34,9 +34,9 @@ DOORWAYS = {
     "fastapi": ["serve/"],
     "starlette": ["serve/"],
     "ray": [
-        *["data/sources.py", "data/sinks.py", "train/run.py", "train/teacher.py", "batch.py"],
+        *["data/sources.py", "data/sinks.py", "train/run.py", "train/cache.py", "batch.py"],
         *["raysession.py", "progress.py", "tiny/build.py"],
-        *["serve/", "evaluate/run.py", "cli.py", "demo.py", "doctor.py", "submit.py", "bench.py"],
+        *["serve/", "evaluate/run.py", "cli.py", "demo.py", "doctor.py", "submit.py", "bench/"],
     ],
 }
 # What these rooms must be readable and importable without.

@@ -1,8 +1,14 @@
-"""Shards of training photos as a Ray Dataset."""
+"""Where training pictures come from: shards of photos, and folders of image pairs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
 
 from bs_ray.data import EmptyInputError
 from bs_ray.data.lfw import shard_keys
@@ -10,6 +16,8 @@ from bs_ray.storage import Store
 
 if TYPE_CHECKING:
     import ray.data
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def read_photos(uri: str) -> ray.data.Dataset:
@@ -19,6 +27,34 @@ def read_photos(uri: str) -> ray.data.Dataset:
     """
     import ray.data
 
+    store, keys = _shards(uri)
+    filesystem, root = store.arrow_filesystem()
+    return ray.data.read_parquet([f"{root}/{key}" for key in keys], filesystem=filesystem)
+
+
+def iter_photos(uri: str) -> Iterator[dict[str, Any]]:
+    """The same rows without Ray, shard by shard."""
+    store, keys = _shards(uri)
+    for key in keys:
+        yield from pq.read_table(io.BytesIO(store.read(key))).to_pylist()
+
+
+def photos_digest(uri: str) -> str:
+    """16 hex digits that name the shards below a prefix by content.
+
+    A bucket's own content tags are taken; files of a folder are read.
+    """
+    store, keys = _shards(uri)
+    tags = {entry.key: entry.etag for entry in store.list()}
+    digest = hashlib.sha256()
+    for key in keys:
+        bucket = store.uri.startswith("s3://")
+        content = tags[key] if bucket else hashlib.sha256(store.read(key)).hexdigest()
+        digest.update(f"{key}:{content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _shards(uri: str) -> tuple[Store, list[str]]:
     store = Store(uri)
     keys = shard_keys(store)
     if not keys:
@@ -26,5 +62,33 @@ def read_photos(uri: str) -> ray.data.Dataset:
             f"photos: got {store.uri}, which holds no shard-*.parquet; expected what `bs-ray "
             "ingest` writes. Run it first, or check the prefix"
         )
-    filesystem, root = store.arrow_filesystem()
-    return ray.data.read_parquet([f"{root}/{key}" for key in keys], filesystem=filesystem)
+    return store, keys
+
+
+def read_pairs(uri: str) -> ray.data.Dataset:
+    """Pictures of an image-pair slider: rows `key` ("<strength>/<name>") and `bytes`.
+
+    Raises EmptyInputError where there is no picture in a folder, and StorageError.
+    """
+    import ray.data
+
+    store = Store(uri)
+    keys = pair_keys(store)
+    return ray.data.from_items([{"key": key} for key in keys]).map(
+        lambda row: {"key": row["key"], "bytes": store.read(row["key"])}
+    )
+
+
+def pair_keys(store: Store) -> list[str]:
+    """Keys of the pictures one folder down. Raises EmptyInputError for none."""
+    keys = [
+        entry.key
+        for entry in store.list()
+        if entry.key.count("/") == 1 and PurePosixPath(entry.key).suffix.lower() in _IMAGES
+    ]
+    if not keys:
+        raise EmptyInputError(
+            f"pairs.images: got {store.uri}, which holds no picture in a folder named by its "
+            'strength; expected "-1/face.png", "1/face.png" and so on'
+        )
+    return keys

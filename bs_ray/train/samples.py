@@ -128,11 +128,6 @@ def _spread(points: list[tuple[int, Tensor]], count: int) -> list[tuple[int, Ten
     return [points[i * len(points) // count] for i in range(count)]
 
 
-def sample_bytes(latent_shape: tuple[int, int, int], neutrals: int, sliders: int) -> int:
-    """Bytes of one stored sample: x_t, neutral predictions and directions in fp16."""
-    return 2 * int(np.prod(latent_shape)) * (1 + neutrals + sliders)
-
-
 # --- training from them --------------------------------------------------------------------------
 def sample_number(job: TrainJob, samples: int, step: int, row: int) -> int:
     """Which sample a global row of a step takes: every one once before any is taken again.

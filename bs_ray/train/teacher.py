@@ -54,12 +54,6 @@ class Teacher:
         pairs = zip(slider.tolist(), turn.tolist(), strict=True)
         return self._rows([names[m][k % len(names[m])] for m, k in pairs])
 
-    @property
-    def columns(self) -> int:
-        """Forward passes a row costs: distinct neutral prompts, and both ends of every slider."""
-        neutrals = {tuple(_neutrals(prompts)) for prompts in self.concepts.values()}
-        return len(neutrals) + sum(len(_ends(p)[0]) * 2 for p in self.concepts.values())
-
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor, turn: Tensor) -> Taught:
         """A slider bank that is attached stays out of it as long as no strengths are set."""
@@ -115,6 +109,12 @@ class Teacher:
             f"same (relative difference {gap:.1e}, cosine {cosine:.6f}); expected a difference of "
             f"at least {_LEAST_GAP:g}. Use words that the base knows and that say opposite things"
         )
+
+
+def forwards_a_row(concepts: Mapping[str, Prompts]) -> int:
+    """Frozen forwards that a row costs: distinct neutral prompts, and both ends of every slider."""
+    neutrals = {tuple(_neutrals(prompts)) for prompts in concepts.values()}
+    return len(neutrals) + sum(len(_ends(p)[0]) * 2 for p in concepts.values())
 
 
 def _with_attributes(prompts: Prompts, text: str) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bs_ray.bench import random_slider
+from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
 from bs_ray.editing.displacement import displace
 from bs_ray.editing.editor import Edit, Editor, to_uint8

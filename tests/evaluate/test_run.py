@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bs_ray.bench import random_slider
+from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings, EvalJob
 from bs_ray.evaluate.run import check, evaluate
 from bs_ray.evaluate.sweep import tasks

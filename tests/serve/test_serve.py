@@ -18,7 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from bs_ray.bench import random_slider
+from bs_ray.bench.bank import random_slider
 from bs_ray.config import JobError, Prompts, ServeJob, shipped_job
 from bs_ray.editing.editor import Edit, Editor
 from bs_ray.models import load_base
