@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bs_ray.sliders.artifact import Card, Slider, SliderError
 
@@ -129,6 +130,22 @@ class SliderBank(nn.Module):
             yield
         finally:
             self._gates = None
+
+    def checkpointed(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Gradient checkpointing of `function` (a module of the denoiser) under this bank.
+
+        Recomputing happens in the backward pass, when the context of `strengths` has ended.
+        """
+        gates = self._gates
+
+        def under_gates(*inputs: Any) -> Any:
+            now, self._gates = self._gates, gates
+            try:
+                return function(*inputs)
+            finally:
+                self._gates = now
+
+        return checkpoint(under_gates, *inputs, use_reentrant=False)
 
     def _hook(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

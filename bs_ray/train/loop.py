@@ -59,7 +59,7 @@ def assemble(
     if job.gradient_checkpointing:
         # Frozen, it has no dropout to switch on; only in training mode does it checkpoint.
         model.denoiser.train()
-        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        model.denoiser.enable_gradient_checkpointing(bank.checkpointed)  # type: ignore[operator]
     student = make_engine(Student(model, bank), job.lr, (0.9, 0.99))
     discriminator = None
     if job.losses.adversarial:
