@@ -285,10 +285,71 @@ def bench_bank(
     """A batch of mixed sliders against a uniform one, and against the base alone."""
     from bs_ray.bench.bank import bank
 
-    figures = bank(base, rows)
-    for key, value in figures.items():
-        console.print(f"{key}: [bold]{value:.4g}[/]")
+    _show_bench(bank(base, rows), json_file)
+
+
+@bench_app.command("train", epilog="Example: bs-ray bench train --seeds 1 --json race.json")
+def bench_train(
+    attributes: Annotated[
+        str, typer.Option(help="Comma list of sliders of the tiny world to race with.")
+    ] = "chubby,age",
+    seeds: Annotated[int, typer.Option(help="Seeds per slider.", min=1)] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Time to the same effect: live and cached teacher against Concept Sliders' procedure."""
+    from bs_ray.bench.train import train
+
+    _show_bench(train(attributes.split(","), seeds, console.print), json_file)
+
+
+@bench_app.command("ablation", epilog="Example: bs-ray bench ablation --json ablation.json")
+def bench_ablation(
+    seeds: Annotated[int, typer.Option(help="Seeds per arm.", min=1)] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """The paper's Table II on the tiny base: which loss does what, mean and spread over seeds."""
+    from bs_ray.bench.ablation import ablation
+
+    figures = ablation(seeds, console.print)
+    table = Table("arm", *(next(iter(figures["arms"].values()))))
+    for arm, measures in figures["arms"].items():
+        table.add_row(arm, *(f"{m['mean']:.4f} ± {m['sd']:.4f}" for m in measures.values()))
+    console.print(table)
     _write_json(json_file, figures)
+
+
+@bench_app.command("workers", epilog="Example: bs-ray bench workers --json workers.json")
+def bench_workers(
+    repeats: Annotated[int, typer.Option(help="Runs of each.", min=1)] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Two Ray Train workers against one, and how much of a step is not the networks."""
+    from bs_ray.bench.workers import workers
+
+    _show_bench(workers(repeats, console.print), json_file)
+
+
+@bench_app.command("together", epilog="Example: bs-ray bench together --json together.json")
+def bench_together(json_file: JsonFile = None) -> None:
+    """Four sliders trained in one run over one cache, against four runs."""
+    from bs_ray.bench.workers import together
+
+    _show_bench(together(console.print), json_file)
+
+
+def _show_bench(figures: dict, json_file: Path | None) -> None:
+    for key, value in figures.items():
+        console.print(f"{key}: [bold]{_figure(value)}[/]", soft_wrap=True)
+    _write_json(json_file, figures)
+
+
+def _figure(value: Any) -> str:
+    """A figure to three or four digits, whatever it is nested in."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figure(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return " .. ".join(map(_figure, value))
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 if __name__ == "__main__":

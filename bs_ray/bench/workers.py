@@ -1,0 +1,165 @@
+"""Training whole runs on Ray: two workers against one, and sliders together against one by one."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from bs_ray.bench.train import World, bench_job, fresh_hooks, prompts_of
+from bs_ray.config import TrainJob
+from bs_ray.raysession import ray_session
+from bs_ray.sliders.registry import Registry
+from bs_ray.tiny.photos import ingest_tiny_world
+from bs_ray.train.loop import one_step
+from bs_ray.train.run import train
+from bs_ray.train.step import Parts
+
+TOGETHER = ("smile", "age", "chubby", "hair_length")
+_STEPS, _BATCH = 60, 4
+
+
+def workers(repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """throughput_ratio: steps/s of two workers over one's at the same global batch, median.
+
+    overhead_share: share of a step (one worker, this process) that is not the networks' forward
+    and backward; by teacher mode.
+    """
+    figures: dict[str, Any] = {"overhead_share": overhead(say)}
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as scratch, ray_session(num_cpus=6):
+        ingest_tiny_world(f"{scratch}/data", photos=1, people=40, broken=0, seed=3)
+        for repeat in range(repeats):
+            for count in rates:
+                job = _run_job(Path(scratch), f"workers-{count}-{repeat}", workers=count, steps=40)
+                result = train(job)
+                rates[count].append(result.steps / result.seconds)
+                say(f"{count} workers: {rates[count][-1]:.2f} steps/s")
+    ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
+    return figures | {
+        "throughput_ratio": statistics.median(ratios),
+        "throughput_ratio_spread": [min(ratios), max(ratios)],
+        "steps_per_s": {str(count): statistics.median(found) for count, found in rates.items()},
+    }
+
+
+def together(say: Callable[[str], None]) -> dict[str, Any]:
+    """Four sliders in one run against four runs of one, same steps and rows for each slider.
+
+    wall_ratio: wall-clock per slider one by one over together, whole commands in one Ray session;
+    training_ratio: the same of the training loop and the cache alone; effect: at strength 1, both
+    ways.
+    """
+    world = World.load()
+    effects: dict[str, dict[str, float]] = {"alone": {}, "together": {}}
+    seconds = {"alone": 0.0, "together": 0.0}
+    loops = {"alone": 0.0, "together": 0.0}
+    with tempfile.TemporaryDirectory() as scratch, ray_session(num_cpus=6):
+        place = Path(scratch)
+        ingest_tiny_world(f"{scratch}/data", photos=1, people=40, broken=0, seed=3)
+        runs = [("alone", {name: prompts_of(name)}) for name in TOGETHER]
+        runs.append(("together", {name: prompts_of(name) for name in TOGETHER}))
+        for way, sliders in runs:
+            run_name = f"{way}-{'-'.join(sliders)}".replace("_", "-")
+            job = _run_job(place, run_name, prompts=None, sliders=sliders, registry=place / way)
+            begun = time.perf_counter()
+            result = train(job)
+            taken = time.perf_counter() - begun
+            seconds[way] += taken
+            loops[way] += result.seconds
+            say(f"{way}: {', '.join(sliders)} in {taken:.1f} s, {result.seconds:.1f} s of it steps")
+        for way, found in effects.items():
+            registry = Registry(str(place / way))
+            for name in TOGETHER:
+                found[name] = world.effect(registry.resolve(name), name)["effect"]
+    return {
+        "wall_ratio": seconds["alone"] / seconds["together"],
+        "steps_ratio": loops["alone"] / loops["together"],
+        "seconds": seconds,
+        "effect": effects,
+    }
+
+
+def _run_job(place: Path, run_name: str, **settings: Any) -> TrainJob:
+    """A cached-teacher job of this bench."""
+    job = bench_job("smile", 0, batch_size=_BATCH, losses={"perceptual": 0, "adversarial": 0})
+    values = job.model_dump() | {
+        "name": run_name, "photos": str(place / "data" / "lfw"), "runs": str(place / "runs"),
+        "registry": str(place / "sliders"), "steps": _STEPS, "checkpoint_every": _STEPS,
+        "calibrate": False, "tracking": {"tensorboard": False},
+        "teacher": {"mode": "cached", "samples": 128, "cache": str(place / "cache")},
+    }  # fmt: skip
+    settings = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
+    return TrainJob.model_validate(values | settings)
+
+
+def overhead(say: Callable[[str], None]) -> dict[str, float]:
+    """By teacher mode, 1 - (networks alone) / (whole step), medians of interleaved repeats."""
+    world, found = World.load(), {}
+    for mode, teacher in (
+        ("live", {"mode": "live"}), ("cached", {"mode": "cached", "samples": 64})
+    ):  # fmt: skip
+        job = bench_job("smile", 0, batch_size=16, teacher=teacher)
+        with fresh_hooks(world.model):
+            parts = world.parts(job, world.samples(job))
+            share = _overhead(parts)
+        found[mode] = share
+        say(f"{mode}: {share:.1%} of a step is not the networks' forward and backward")
+    return found
+
+
+def _overhead(parts: Parts, repeats: int = 7) -> float:
+    """One job's share; the networks are timed inside the real step, call by call."""
+    shares = []
+    with _network_clock(parts) as clock:
+        for step in range(repeats):
+            clock.seconds, begun = 0.0, time.perf_counter()
+            one_step(parts, parts.job.steps - 1 - step)  # late, so that every loss takes part
+            whole = time.perf_counter() - begun
+            shares.append(1 - clock.seconds / whole)
+    return statistics.median(shares)
+
+
+class _Clock:
+    """Adds up the time within timed calls; a call inside another counts once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def timed(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._depth += 1
+            begun = time.perf_counter()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds += time.perf_counter() - begun
+
+        return run
+
+
+@contextmanager
+def _network_clock(parts: Parts) -> Iterator[_Clock]:
+    """Within, the clock runs in the base's networks, the judges' and autograd's backward."""
+    clock = _Clock()
+    places: list[tuple[Any, str]] = [
+        *((parts.model, name) for name in ("predict", "decode", "encode", "embed")),
+        *((torch.autograd, name) for name in ("grad", "backward")),
+        *([(parts, "features")] if parts.features else []),
+    ]
+    if parts.discriminator is not None:
+        places.append((parts.discriminator.module.net, "forward"))
+    with ExitStack() as stack:
+        for owner, name in places:
+            stack.enter_context(patch.object(owner, name, clock.timed(getattr(owner, name))))
+        yield clock
