@@ -105,7 +105,7 @@ def build_cache(job: TrainJob, base: str, store: Store, board: Board) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     made = ray.data.range(shards, override_num_blocks=shards).map_batches(
         _Builder,
-        fn_constructor_args=(job.model_dump(), base, store),
+        fn_constructor_args=(job.model_dump(), base, store, _SHARD_SAMPLES),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(settings.workers, shards)),
         num_cpus=job.cpus_per_worker,
@@ -145,8 +145,9 @@ def read_cache(store: Store) -> ray.data.Dataset:
 class _Builder:
     """The Ray Data actor: one copy of the base, shard numbers in, shards in storage."""
 
-    def __init__(self, job: dict, base: str, store: Store):
+    def __init__(self, job: dict, base: str, store: Store, shard_samples: int):
         self.job, self.store = TrainJob.model_validate(job), store
+        self.shard_samples = shard_samples
         self.base = base
         self._maker: SampleMaker | None = None
 
@@ -155,8 +156,8 @@ class _Builder:
         return {"shard": batch["id"], "samples": counts}
 
     def _shard(self, number: int) -> int:
-        first = number * _SHARD_SAMPLES
-        samples = range(first, min(first + _SHARD_SAMPLES, settings_of(self.job).samples))
+        first = number * self.shard_samples
+        samples = range(first, min(first + self.shard_samples, settings_of(self.job).samples))
         key = f"shard-{number:05d}.parquet"
         if not self.store.exists(key):
             self.store.write(key, to_parquet(self.maker.make(samples)))
