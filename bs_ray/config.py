@@ -489,7 +489,7 @@ def load(path: str | Path, overrides: list[str] | None = None, kind: str | None 
     if not isinstance(values, dict):
         raise JobError(f"{path}: got {type(values).__name__}; expected a mapping of settings")
     for override in overrides or []:
-        _apply(values, override)
+        apply_override(values, override)
     found = values.get("kind")
     if found not in _KINDS:
         raise JobError(f"{path}: got kind {found!r}; expected one of {', '.join(_KINDS)}")
@@ -516,7 +516,8 @@ def job_hash(job: Job) -> str:
     return hashlib.sha256(json.dumps(job.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `key=value` (dotted key, YAML value) in a job's values. Raises JobError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise JobError(f"override: got {override!r}; expected key=value, such as steps=400")

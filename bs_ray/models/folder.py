@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from bs_ray.models.base import BaseNotFound
@@ -51,9 +52,22 @@ def need_parts(folder: Path, parts: Sequence[str], what: str) -> None:
 def read_part(
     part_class: Any, folder: Path, dtype: torch.dtype, device: str | torch.device
 ) -> Any:
-    """One network of the folder, frozen and in evaluation mode."""
+    """One network of the folder, frozen and in evaluation mode.
+
+    On the meta device it has shapes and no numbers, and the folder needs no weight files.
+    """
+    if torch.device(device).type == "meta":
+        shapes = nn.Module.to(_shapes(part_class, folder), dtype)  # diffusers' own `to` warns
+        return shapes.eval().requires_grad_(False)
     network = part_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     return network.to(device).eval().requires_grad_(False)
+
+
+def _shapes(part_class: Any, folder: Path) -> Any:
+    with torch.device("meta"):
+        if hasattr(part_class, "load_config"):  # diffusers
+            return part_class.from_config(part_class.load_config(folder, local_files_only=True))
+        return part_class(part_class.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:

@@ -33,14 +33,17 @@ def load_features(folder: Path, device: str | torch.device) -> Features:
             "Call torchvision.models.vgg16(weights='DEFAULT') once where there is a network, or "
             "set losses.perceptual=0"
         )
-    return _vgg16(weights, device)
+    return vgg16_features(weights, device)
 
 
-def _vgg16(path: Path, device: str | torch.device) -> Features:
+def vgg16_features(path: Path | None, device: str | torch.device) -> Features:
+    """VGG16's features; without a weights file of random weights, to measure its cost."""
     from torchvision.models import vgg16
 
-    net = vgg16(weights=None)
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    with torch.device(device):
+        net = vgg16(weights=None)
+    if path:
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     # In-place ReLUs would overwrite the maps that gradients need.
     layers = [
         torch.nn.ReLU() if isinstance(layer, torch.nn.ReLU) else layer
