@@ -105,6 +105,15 @@ _PIPELINES = {
 _TOKENS = {"CLIPTokenizer": 77, "T5Tokenizer": 512}
 
 
+def published_name(base: str) -> str | None:
+    """The entry of PUBLISHED that a path or hub name ends in, such as
+    "/models/stable-diffusion-xl-base-1.0"; None where it is none of them."""
+    name = base.rstrip("/").rpartition("/")[2].lower()
+    for long, short in (("stable-diffusion-xl", "sdxl"), ("stable-diffusion-3.5", "sd3.5")):
+        name = name.replace(long, short)
+    return name if name in PUBLISHED else None
+
+
 def write_architecture(name: str, folder: Path) -> None:
     """A published base as a diffusers folder: configs and byte-level tokenizers, no weights."""
     index: dict[str, Any] = {"_class_name": _PIPELINES[name]}

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from bs_ray.config import CachedTeacher, TrainJob, apply_override
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.models.published import PUBLISHED, write_architecture
+from bs_ray.models.published import published_name, write_architecture
 from bs_ray.storage import StorageError
 from bs_ray.train.cache import CachePlan, cache_plan, seconds_a_sample
 from bs_ray.train.dryrun import FUSED_ATTENTION, OTHER, DryRun, RowCount
@@ -41,7 +41,7 @@ GIB = 2**30
 STAGES = (0, 1, 2, 3)
 _CUDA = 750 * 2**20
 """Allowance for a CUDA context with its libraries' workspaces. Not measured, and not on a CPU."""
-_DENOISER, _VAE, _LOSSES = "denoiser activations", "VAE activations", "loss activations"
+_DENOISER, _VAE, _LOSSES = "denoiser activations", "VAE activations", "losses, gradients"
 _WORK = {OTHER: _LOSSES, "denoiser": _DENOISER, "vae": _VAE}
 _WEIGHTS = {"denoiser": "denoiser weights", "vae": "VAE weights", "text": "text encoder weights"}
 
@@ -79,7 +79,9 @@ class Plan:
     slider_parameters: int
     discriminator_parameters: int
     memory: dict[int, dict[str, int]]
-    """ZeRO stage -> part -> bytes on one worker at its peak."""
+    """ZeRO stage -> part -> bytes on one worker at the peak of a step."""
+    start: int
+    """Bytes at the start, when every worker has the whole base (it is sharded afterwards)."""
     memory_by_rows: dict[int, int]
     """Rows of a worker -> bytes, at the job's stage."""
     largest_rows: int | None
@@ -99,8 +101,8 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Bytes on one worker at the job's ZeRO stage."""
-        return sum(self.memory[self.zero_stage].values())
+        """Most bytes on one worker at the job's ZeRO stage."""
+        return max(self.start, sum(self.memory[self.zero_stage].values()))
 
 
 def plan(
@@ -109,9 +111,11 @@ def plan(
     """What `job` takes, without running it or reading any weight.
 
     gpu_memory_gb: memory of a worker's device in GiB. dtype: of the frozen base; by default what a
-    run takes (bfloat16 on GPUs, float32 on CPUs). Raises PlanDoesNotFit, naming the largest part
-    and the smallest change that helps, and BaseNotFound for a base that is neither a folder nor in
-    `models.published`.
+    run takes (bfloat16 on GPUs, float32 on CPUs). A base whose folder is not at hand is planned by
+    its name, where that is a published one's (`models.published`).
+
+    Raises PlanDoesNotFit, naming the largest part and the smallest change that helps, and
+    BaseNotFound for a base that is neither.
     """
     check_rows(job, job.most_workers)
     with _Bench.open(job, dtype) as bench:
@@ -134,6 +138,7 @@ def show(made: Plan, console: Console) -> None:
     table.add_section()
     table.add_row("all", *(f"[bold]{total:.2f}[/]" for total in sums))
     console.print(table)
+    console.print(f"at the start, before the base is sharded: {made.start / GIB:.2f} GiB")
     by_rows = ", ".join(f"{n}: {size / GIB:.2f} GiB" for n, size in made.memory_by_rows.items())
     fits = f"; at most {made.largest_rows} fit" if made.largest_rows is not None else ""
     console.print(f"rows a worker: {by_rows}{fits}")
@@ -172,11 +177,13 @@ def _plan(bench: _Bench, job: TrainJob, limit_gb: float | None) -> Plan:
         slider_parameters=cost.slider_parameters,
         discriminator_parameters=cost.discriminator_parameters,
         memory=memory,
+        start=bench.start(job),
         memory_by_rows=by_rows,
         largest_rows=None if limit_gb is None else bench.largest_rows(job, limit_gb * GIB),
         forwards_per_step=forwards * job.most_workers,
         forwards_per_sample=forwards / (rows * sliders),
-        decodes_per_step=cost.decoder_rows * job.most_workers,
+        # The first worker has most near rows, where rows are odd in number.
+        decodes_per_step=cost.decoder_rows * ((job.batch_size + 1) // 2) / ((rows + 1) // 2),
         cache=cache,
         cache_seconds=cache_seconds(job, cache, flop, bench.dtype) if cache else None,
         forward_tflop=flop / 1e12,
@@ -294,10 +301,9 @@ class _Bench:
         """Part -> bytes on one worker at the peak of its step."""
         cost, workers = self.cost(job, rows or rows_of(job)), job.most_workers
         found = dict(self.weights)
-        if stage == 3:
-            whole, block = found["denoiser weights"], largest_block(self.model.denoiser)
-            found["denoiser weights"] = min(whole, whole // workers + block)
         deepspeed = job.engine == "deepspeed"
+        if stage == 3 and deepspeed and workers > 1:
+            found["denoiser weights"] = sharded_bytes(self.model.denoiser, workers)
         for name in ("slider", "discriminator"):
             count = getattr(cost, f"{name}_parameters")
             found[name] = engine_bytes(count, stage if deepspeed else 0, workers)
@@ -310,8 +316,12 @@ class _Bench:
         return found
 
     def total(self, job: TrainJob, rows: int | None = None) -> int:
-        """The sum at the job's own stage."""
-        return sum(self.memory(job, job.zero_stage, rows).values())
+        """The most at the job's own stage."""
+        return max(self.start(job), sum(self.memory(job, job.zero_stage, rows).values()))
+
+    def start(self, job: TrainJob) -> int:
+        """Bytes of the whole base, as a worker first loads it."""
+        return sum(self.weights.values()) + (_CUDA if job.use_gpu else 0)
 
     def largest_rows(self, job: TrainJob, limit: float) -> int:
         """Most rows that fit into `limit` bytes, by a straight line; 0 where none do."""
@@ -469,10 +479,25 @@ def _changed(job: TrainJob, changes: dict[str, str]) -> TrainJob:
 
 
 # --- arithmetic -------------------------------------------------------------------------------
-def largest_block(denoiser: nn.Module) -> int:
-    """Bytes of its largest block: what ZeRO 3 gathers at once."""
-    lists = (m for m in denoiser.modules() if isinstance(m, nn.ModuleList))
-    return max((bytes_of(block) for blocks in lists for block in blocks), default=0)
+def sharded_bytes(denoiser: nn.Module, workers: int) -> int:
+    """Most bytes of a frozen denoiser on one worker under `engines.shard_frozen`.
+
+    Its share of all parameters, and what is gathered at once: the root's own parameters, a block
+    with the blocks around it, and the next block, which is fetched meanwhile.
+    """
+    blocks = set(getattr(denoiser, "_no_split_modules", None) or ())
+    units = [n for n, m in denoiser.named_modules() if n == "" or type(m).__name__ in blocks]
+    own = dict.fromkeys(units, 0)
+    for name, parameter in denoiser.named_parameters():
+        nearest = max((u for u in units if not u or name.startswith(u + ".")), key=len)
+        own[nearest] += parameter.numel() * parameter.element_size()
+
+    def around(unit: str) -> int:
+        return sum(own[u] for u in units if not u or (unit + ".").startswith(u + "."))
+
+    whole = bytes_of(denoiser)
+    gathered = max(around(unit) + own[unit] for unit in units)
+    return min(whole, whole - sum(own.values()) * (workers - 1) // workers + gathered)
 
 
 def _count(module: nn.Module) -> int:
@@ -481,10 +506,11 @@ def _count(module: nn.Module) -> int:
 
 @contextmanager
 def _folder(base: str) -> Iterator[Path]:
-    """The base's folder, or a published architecture as one."""
-    if base in PUBLISHED and not Path(base).is_dir():
+    """The base's folder; where it is not at hand, the published architecture of its name."""
+    folder, published = base_folder(base), published_name(base)
+    if published and not folder.is_dir():
         with tempfile.TemporaryDirectory() as scratch:
-            write_architecture(base, Path(scratch))
+            write_architecture(published, Path(scratch))
             yield Path(scratch)
     else:
-        yield base_folder(base)
+        yield folder

@@ -10,14 +10,14 @@ from bs_ray.cli import app
 from bs_ray.config import TrainJob
 from bs_ray.models import load_base
 from bs_ray.models.folder import read_part
-from bs_ray.models.published import PUBLISHED, write_architecture
+from bs_ray.models.published import PUBLISHED, published_name, write_architecture
 from bs_ray.train.cache import to_parquet
 from bs_ray.train.dryrun import DryRun, RowCount
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, one_step
 from bs_ray.train.photos import PhotoPool
-from bs_ray.train.plan import GIB, PlanDoesNotFit, engine_bytes, plan
+from bs_ray.train.plan import GIB, PlanDoesNotFit, engine_bytes, plan, sharded_bytes
 from bs_ray.train.samples import SampleMaker
 from bs_ray.train.teacher import Teacher
 from tests.train.conftest import PROMPTS, make_job
@@ -49,6 +49,12 @@ def test_published_architectures_have_the_published_sizes(
     part_class = getattr(diffusers if library == "diffusers" else transformers, kind)
     network = read_part(part_class, tmp_path / part, torch.bfloat16, "meta")
     assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_a_published_base_is_known_by_its_name() -> None:
+    assert published_name("/models/stable-diffusion-xl-base-1.0/") == "sdxl-base-1.0"
+    assert published_name("black-forest-labs/FLUX.1-dev") == "flux.1-dev"
+    assert published_name("tiny") is None
 
 
 def test_parameters_and_memory_are_those_of_a_real_step(base: Path) -> None:
@@ -129,6 +135,22 @@ def test_zero_shards_what_it_shards() -> None:
     assert whole == 16_000  # fp32 weights, gradients, two moments
     assert engine_bytes(1000, 1, 4) == 4000 + 4000 + 2000 + 1000
     assert engine_bytes(1000, 2, 4) == 4000 + 1000 + 2000 + 1000
+
+
+def test_stage_3_gathers_a_block_and_the_next() -> None:
+    class Block(torch.nn.Linear):
+        pass
+
+    class Net(torch.nn.Module):
+        _no_split_modules = ["Block"]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(1, 100, bias=False)
+            self.blocks = torch.nn.ModuleList(Block(10, 100, bias=False) for _ in range(6))
+
+    assert sharded_bytes(Net(), 4) == 4 * ((100 + 6 * 1000) // 4 + 100 + 2 * 1000)
+    assert sharded_bytes(Net(), 1) == 4 * (100 + 6 * 1000)
 
 
 def test_what_does_not_fit_is_refused_with_the_way_out(base: Path) -> None:
