@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2147483648
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow full-size lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ test: setup  ## the fast tests
 test-slow: setup  ## the long tests: end-to-end, chaos, parity
 	$(BIN)/python -m pytest -m slow
 
+full-size: setup  ## full-size SDXL, random weights: every mode's seconds a sample, memory against plan
+	$(BIN)/bs-ray bench full-size --json full-size.json
+
 lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,5 +49,5 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv, caches and demo output
-	rm -rf .venv demo-out .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv demo-out full-size.json .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -358,6 +358,21 @@ def bench_together(json_file: JsonFile = None) -> None:
     _show_bench(together(console.print), json_file)
 
 
+@bench_app.command("full-size", epilog="Example: bs-ray bench full-size --json full-size.json")
+def bench_full_size(
+    base: Annotated[
+        str, typer.Option(help="A published architecture, or a diffusers folder for its sizes.")
+    ] = "sdxl-base-1.0",
+    px: Annotated[int, typer.Option(help="Side of the pictures.", min=64)] = 256,
+    device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Full-size steps of every mode with random weights: seconds a sample, memory against plan."""
+    from bs_ray.bench.fullsize import fullsize
+
+    _show_bench(fullsize(console.print, base, px, device), json_file)
+
+
 def _show_bench(figures: dict, json_file: Path | None) -> None:
     for key, value in figures.items():
         console.print(f"{key}: [bold]{_figure(value)}[/]", soft_wrap=True)

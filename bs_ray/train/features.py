@@ -33,11 +33,16 @@ def load_features(folder: Path, device: str | torch.device) -> Features:
             "Call torchvision.models.vgg16(weights='DEFAULT') once where there is a network, or "
             "set losses.perceptual=0"
         )
-    return vgg16_features(weights, device)
+    return _vgg16(weights, device)
 
 
-def vgg16_features(path: Path | None, device: str | torch.device) -> Features:
-    """VGG16's features; without a weights file of random weights, to measure its cost."""
+def untrained_features(folder: Path, device: str | torch.device) -> Features:
+    """`load_features` with VGG16 of random weights: to measure what it costs, not to train."""
+    own = (folder / "judges").is_dir()
+    return load_features(folder, device) if own else _vgg16(None, device)
+
+
+def _vgg16(path: Path | None, device: str | torch.device) -> Features:
     from torchvision.models import vgg16
 
     with torch.device(device):

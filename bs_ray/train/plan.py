@@ -28,7 +28,7 @@ from bs_ray.storage import StorageError
 from bs_ray.train.cache import CachePlan, cache_plan, seconds_a_sample
 from bs_ray.train.dryrun import FUSED_ATTENTION, OTHER, DryRun, RowCount
 from bs_ray.train.engines import PlainEngine
-from bs_ray.train.features import load_features, vgg16_features
+from bs_ray.train.features import untrained_features
 from bs_ray.train.loop import assemble, check_rows
 from bs_ray.train.losses import Features, Scales
 from bs_ray.train.photos import MAX_BYTES, MAX_PHOTOS, PhotoPool
@@ -236,11 +236,10 @@ class _Bench:
     @contextmanager
     def open(cls, job: TrainJob, dtype: torch.dtype | None) -> Iterator[_Bench]:
         dtype = dtype or (torch.bfloat16 if job.use_gpu else torch.float32)
-        with _folder(job.base) as folder, DryRun() as run:
+        with architecture_folder(job.base) as folder, DryRun() as run:
             model = load_base(str(folder), dtype=dtype, device="meta")
             before = run.mark()
-            own = (folder / "judges").is_dir()
-            features = load_features(folder, "meta") if own else vgg16_features(None, "meta")
+            features = untrained_features(folder, "meta")
             yield cls(run, model, features, run.mark() - before, dtype)
 
     # --- measuring ----------------------------------------------------------------------------
@@ -505,7 +504,7 @@ def _count(module: nn.Module) -> int:
 
 
 @contextmanager
-def _folder(base: str) -> Iterator[Path]:
+def architecture_folder(base: str) -> Iterator[Path]:
     """The base's folder; where it is not at hand, the published architecture of its name."""
     folder, published = base_folder(base), published_name(base)
     if published and not folder.is_dir():

@@ -1,0 +1,192 @@
+"""The full-size base with random weights: real steps of every mode through the product's own code.
+
+Nothing here has quality. What is real: text encoders, denoiser and VAE of the published sizes in
+bfloat16, the slider in fp32, the losses on decoded pictures; and the memory and time they take.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bs_ray.config import TrainJob
+from bs_ray.models import load_base
+from bs_ray.models.base import DiffusionModel
+from bs_ray.train.dryrun import RowCount
+from bs_ray.train.engines import PlainEngine
+from bs_ray.train.features import untrained_features
+from bs_ray.train.loop import assemble
+from bs_ray.train.losses import Features
+from bs_ray.train.photos import PhotoPool
+from bs_ray.train.plan import architecture_folder, base_networks, bytes_of, plan
+from bs_ray.train.reference import reference_step
+from bs_ray.train.samples import SampleMaker
+from bs_ray.train.step import Parts, train_step
+from bs_ray.train.teacher import Teacher
+
+DENOISED = 25
+"""Steps of the reference's partial denoising: the mean of what it draws."""
+_ROWS = 2
+_PROMPTS = {"target": "person", "positive": "person, old", "negative": "person, young"}
+_GUIDED = {"perceptual": 0, "adversarial": 0}
+MODES: dict[str, dict[str, Any]] = {
+    "whole_method": {"losses": {"adversarial_after": 0}},
+    "cached": {"losses": _GUIDED, "teacher": {"mode": "cached", "samples": _ROWS}},
+    "live": {"losses": _GUIDED},
+    "concept_sliders": {"losses": _GUIDED, "algorithm": "concept_sliders", "batch_size": 1},
+}
+"""`whole_method`: live, with the losses on pictures. The reference has one loss, and the modes that
+are compared with it have the same one; its guided pairs too are forwards of two rows."""
+_REPEATS = {"whole_method": 2, "cached": 3, "live": 2, "concept_sliders": 1}
+
+
+def fullsize(
+    say: Callable[[str], None],
+    base: str = "sdxl-base-1.0",
+    px: int = 256,
+    device: str = "cpu",
+    modes: tuple[str, ...] = tuple(MODES),
+) -> dict[str, Any]:
+    """Steps of every mode on one base of random weights, bfloat16.
+
+    seconds_per_sample: by mode, a step's over its rows, median (its lists are in step_seconds).
+    ratio_cached, ratio_live: concept_sliders' over theirs (goal of the first: 15).
+    cache_seconds_per_sample: building the cache, once for all runs on it.
+    plan_bytes, measured_bytes: the plan of `whole_method`, and the growth of this process's peak
+    memory when it has run: the first thing that it does. plan_over_measured: their ratio.
+    """
+    whole = fullsize_job(base, px, "whole_method")
+    planned = plan(whole, dtype=torch.bfloat16)
+    # The plan counts the photos of a whole run; here are two.
+    expected = planned.total - planned.memory[0]["photo latents"]
+    say(f"plan: {expected / 1e9:.2f} GB, {planned.forward_tflop:.2f} TFLOP a forward")
+    before = _peak_bytes(device)
+    start = time.perf_counter()
+    model, features = random_base(base, device)
+    held = sum(bytes_of(n) for networks in base_networks(model).values() for n in networks)
+    say(f"{base}: {held / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s")
+    pixels = torch.randint(256, (2, 3, px, px), generator=_rng(0)).to(torch.uint8)
+    photos = PhotoPool(["a", "b"], pixels, model)
+    figures: dict[str, Any] = {
+        "base": base, "px": px, "device": device, "plan_bytes": expected,
+        "step_seconds": {}, "seconds_per_sample": {}, "forward_equivalents_per_sample": {},
+    }  # fmt: skip
+    for mode in modes:
+        job = fullsize_job(base, px, mode)
+        figures |= _timed(mode, job, model, photos, features, figures, say)
+        if mode == "whole_method":
+            grown = _peak_bytes(device) - before
+            figures |= {"measured_bytes": grown, "plan_over_measured": expected / grown}
+            say(f"peak memory: {grown / 1e9:.2f} GB, plan {expected / 1e9:.2f} GB")
+    found = figures["seconds_per_sample"]
+    for mode in ("cached", "live"):
+        if mode in found and "concept_sliders" in found:
+            figures[f"ratio_{mode}"] = found["concept_sliders"] / found[mode]
+    return figures
+
+
+def fullsize_job(base: str, px: int, mode: str) -> TrainJob:
+    """The job of one of MODES."""
+    shared = {
+        "name": "old", "base": base, "prompts": _PROMPTS, "photos": "random", "resolution": px,
+        "batch_size": _ROWS, "workers": 1, "engine": "torch", "steps": 10, "alpha": 1.0,
+        "lr": 2e-4,
+    }  # fmt: skip
+    return TrainJob.model_validate(shared | MODES[mode])
+
+
+def _timed(
+    mode: str, job: TrainJob, model: DiffusionModel, photos: PhotoPool, features: Features,
+    figures: dict[str, Any], say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Real optimizer steps of one mode; the figures with its own in them."""
+    samples: list[dict[str, Any]] = []
+    if job.teacher.mode == "cached":
+        start = time.perf_counter()
+        maker = SampleMaker(job, model, photos, Teacher(model, job.concepts))
+        samples = list(maker.make(range(job.teacher.samples)))
+        each = (time.perf_counter() - start) / len(samples)
+        figures = figures | {"cache_seconds_per_sample": each}
+    parts = assemble(
+        job, model, photos, features if job.losses.perceptual else None, PlainEngine,
+        samples=samples,
+    )  # fmt: skip
+    count, taken = RowCount(model.denoiser), []
+    before = [up.detach().clone() for up in parts.bank.up.values()]
+    for step in range(_REPEATS[mode]):
+        start = time.perf_counter()
+        numbers = _step(parts, step)
+        taken.append(time.perf_counter() - start)
+        say(f"{mode}: step {step} in {taken[-1]:.1f} s, {_shown(numbers)}")
+    count.close()
+    parts.bank.detach()
+    assert all(not torch.equal(a, b) for a, b in zip(before, parts.bank.up.values(), strict=True))
+    del parts
+    gc.collect()
+    rows = job.batch_size * len(taken)
+    figures["step_seconds"][mode] = taken
+    figures["seconds_per_sample"][mode] = statistics.median(taken) / job.batch_size
+    figures["forward_equivalents_per_sample"][mode] = count.rows / rows
+    return figures
+
+
+def _step(parts: Parts, step: int) -> dict[str, float]:
+    if parts.job.algorithm == "concept_sliders":
+        return reference_step(parts, step, denoised=DENOISED)
+    return train_step(parts, step)
+
+
+def _shown(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{n} {v:.3g}" for n, v in numbers.items() if not n.startswith("w_"))
+
+
+# --- random weights ---------------------------------------------------------------------------
+def random_base(base: str, device: str = "cpu") -> tuple[DiffusionModel, Features]:
+    """A base's architecture with random bfloat16 weights, and features of random weights.
+
+    Made in place, so that memory never holds more than the weights.
+    """
+    with architecture_folder(base) as folder:
+        model = load_base(str(folder), dtype=torch.bfloat16, device="meta")
+        features = untrained_features(folder, device)
+    rng = _rng(1, device)
+    for networks in base_networks(model).values():
+        for network in networks:
+            _fill(network.to_empty(device=device), rng)
+    return model, features
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, rng: torch.Generator) -> None:
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(std=0.02, generator=rng)
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)  # norms, biases
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.normal_(std=0.02, generator=rng)
+        else:
+            buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))  # positions
+
+
+def _rng(seed: int, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _peak_bytes(device: str) -> int:
+    """Most bytes so far: of the GPU's allocator, or of this process (Linux)."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) * 1024
