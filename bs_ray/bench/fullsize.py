@@ -11,6 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,17 @@ def fullsize(
 
     seconds_per_sample: by mode, a step's over its rows, median (its lists are in step_seconds).
     ratio_cached, ratio_live: concept_sliders' over theirs (goal of the first: 15).
+    tflop_per_second: the denoiser's share of that; over the device's peak it is the MFU.
     cache_seconds_per_sample: building the cache, once for all runs on it.
-    plan_bytes, measured_bytes: the plan of `whole_method`, and the growth of this process's peak
-    memory when it has run: the first thing that it does. plan_over_measured: their ratio.
+    peak_bytes: by mode, the most memory over what this process held before the base was there.
+    plan_bytes, plan_over_measured: the plan of `whole_method`, and its ratio to that mode's peak.
     """
     whole = fullsize_job(base, px, "whole_method")
     planned = plan(whole, dtype=torch.bfloat16)
     # The plan counts the photos of a whole run; here are two.
     expected = planned.total - planned.memory[0]["photo latents"]
     say(f"plan: {expected / 1e9:.2f} GB, {planned.forward_tflop:.2f} TFLOP a forward")
+    _reset_peak(device)
     before = _peak_bytes(device)
     start = time.perf_counter()
     model, features = random_base(base, device)
@@ -78,15 +81,20 @@ def fullsize(
     figures: dict[str, Any] = {
         "base": base, "px": px, "device": device, "plan_bytes": expected,
         "step_seconds": {}, "seconds_per_sample": {}, "forward_equivalents_per_sample": {},
+        "tflop_per_second": {}, "peak_bytes": {},
     }  # fmt: skip
     for mode in modes:
+        _reset_peak(device)
         job = fullsize_job(base, px, mode)
         figures |= _timed(mode, job, model, photos, features, figures, say)
-        if mode == "whole_method":
-            grown = _peak_bytes(device) - before
-            figures |= {"measured_bytes": grown, "plan_over_measured": expected / grown}
-            say(f"peak memory: {grown / 1e9:.2f} GB, plan {expected / 1e9:.2f} GB")
+        figures["peak_bytes"][mode] = _peak_bytes(device) - before
+        say(f"{mode}: peak memory {figures['peak_bytes'][mode] / 1e9:.2f} GB")
+    if "whole_method" in modes:
+        figures["plan_over_measured"] = expected / figures["peak_bytes"]["whole_method"]
     found = figures["seconds_per_sample"]
+    for mode, seconds in found.items():
+        rows = figures["forward_equivalents_per_sample"][mode]
+        figures["tflop_per_second"][mode] = rows * planned.forward_tflop / seconds
     for mode in ("cached", "live"):
         if mode in found and "concept_sliders" in found:
             figures[f"ratio_{mode}"] = found["concept_sliders"] / found[mode]
@@ -124,6 +132,8 @@ def _timed(
     for step in range(_REPEATS[mode]):
         start = time.perf_counter()
         numbers = _step(parts, step)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
         say(f"{mode}: step {step} in {taken[-1]:.1f} s, {_shown(numbers)}")
     count.close()
@@ -182,8 +192,17 @@ def _rng(seed: int, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def _reset_peak(device: str) -> None:
+    """Let `_peak_bytes` start from what is held now."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):  # some sandboxes forbid it; the peak is then that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_bytes(device: str) -> int:
-    """Most bytes so far: of the GPU's allocator, or of this process (Linux)."""
+    """Most bytes since: of the GPU's allocator, or of this process (Linux)."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()

@@ -14,7 +14,7 @@ def test_every_mode_takes_real_steps() -> None:
         "whole_method": 6, "cached": 3, "live": 6, "concept_sliders": 62
     }  # fmt: skip
     assert figures["ratio_cached"] > figures["ratio_live"] > 1
-    assert figures["measured_bytes"] > 0 and figures["cache_seconds_per_sample"] > 0
+    assert figures["peak_bytes"]["whole_method"] > 0 and figures["cache_seconds_per_sample"] > 0
     assert any("discriminator" in line for line in said)
 
 
