@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,20 @@ from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, run
 from bs_ray.train.photos import PhotoPool
+from bs_ray.train.samples import SampleMaker
 from bs_ray.train.step import Parts, TrainingDiverged
-from bs_ray.train.teacher import PromptsDoNotSeparate
-from tests.train.conftest import PROMPTS, make_job
+from bs_ray.train.teacher import PromptsDoNotSeparate, Teacher
+from tests.train.conftest import PROMPTS, make_job, photo_rows
 
 
-def parts_of(job: TrainJob, model: DiffusionModel, photos: PhotoPool, base: Path) -> Parts:
+def parts_of(
+    job: TrainJob, model: DiffusionModel, photos: PhotoPool, base: Path, samples: Sequence = ()
+) -> Parts:
     # Another run's slider must not stay hooked in.
     for layer in model.slider_targets():
         model.denoiser.get_submodule(layer)._forward_hooks.clear()
-    features = load_features(base, "cpu")
-    return assemble(job, model, photos, features, PlainEngine)
+    features = load_features(base, "cpu") if job.losses.perceptual else None
+    return assemble(job, model, photos, features, PlainEngine, samples=samples)
 
 
 class Keeper:
@@ -62,6 +66,53 @@ def test_resume_continues_bit_for_bit(model, photos, base, tmp_path) -> None:
         assert torch.equal(tensor, critic[name]), name
     assert again.step == done.step == 6
     assert [h["triplet"] for h in again.history] == [h["triplet"] for h in done.history]
+
+
+TEXT_ONLY = {"perceptual": 0, "adversarial": 0}
+AGE = PROMPTS | {"positive": "a photo of a person, old", "negative": "a photo of a person, young"}
+MODES = {
+    "margin, latent critic": {
+        "losses": {"triplet_form": "margin", "discriminator": "latent", "adversarial_after": 0.0}
+    },
+    "two sliders, cached, partly on policy": {
+        "prompts": None,
+        "sliders": {"smile": PROMPTS, "age": AGE},
+        "teacher": {"mode": "cached", "samples": 8, "on_policy_fraction": 0.25},
+    },
+    "pairs": {
+        "prompts": None,
+        "pairs": {"images": "x", "target": "a face"},
+        "losses": {"perceptual_reference": "real", "adversarial_after": 0.0},
+    },
+    "reference": {"algorithm": "concept_sliders", "losses": TEXT_ONLY, "batch_size": 1},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_trains_and_resumes_bit_for_bit(model, base, tmp_path, mode) -> None:
+    job = make_job(**{"steps": 4, "checkpoint_every": 2} | MODES[mode])
+    rows = photo_rows(8)
+    if job.pairs:
+        for i, row in enumerate(rows):
+            row["key"] = f"{(-1, 1)[i % 2]}/{i // 2}.jpg"
+
+    def fresh() -> Parts:
+        pool = PhotoPool.load(rows, model)
+        samples = []
+        if job.teacher.mode == "cached":
+            samples = list(
+                SampleMaker(job, model, pool, Teacher(model, job.concepts)).make(range(8))
+            )
+        return parts_of(job, model, pool, base, samples)
+
+    whole = fresh()
+    done = run(whole, Keeper(tmp_path), silent)
+    resumed = fresh()
+    run(resumed, Keeper(tmp_path / "again"), silent, tmp_path / "step-000002")
+    assert any(bool(up.any()) for up in whole.bank.up.values())
+    for name, tensor in resumed.student.state().items():
+        assert torch.equal(tensor, whole.student.state()[name]), name
+    assert all(number == number for number in done.history[-1].values())
 
 
 def test_prompts_that_do_not_separate_are_refused(model, photos, base) -> None:
