@@ -6,6 +6,7 @@ DeepSpeed shards is arithmetic. Bytes are of one worker, on its device.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -73,8 +74,9 @@ class Plan:
     dtype: str
     """Of the frozen base."""
     workers: int
+    """The fewest that the job runs with, which is when each needs most memory."""
     rows: int
-    """Rows of a step on each worker, for each slider."""
+    """Rows of a step on each of them, for each slider."""
     zero_stage: int
     slider_parameters: int
     discriminator_parameters: int
@@ -84,12 +86,12 @@ class Plan:
     """Bytes at the start, when every worker has the whole base (it is sharded afterwards)."""
     memory_by_rows: dict[int, int]
     """Rows of a worker -> bytes, at the job's stage."""
-    largest_rows: int | None
-    """Most rows of a worker that fit, where a limit is given."""
+    largest_batch_size: int | None
+    """What fits on these workers, where a limit is given."""
     forwards_per_step: float
-    """Forward-equivalents of the denoiser, all workers (a trained row counts three times)."""
+    """Forward-equivalents of the denoiser, all rows (a trained row counts three times)."""
     forwards_per_sample: float
-    """The same for a row of one slider."""
+    """The same for one row of one slider."""
     decodes_per_step: float
     """The same of the VAE's decoder, for the losses on pictures."""
     cache: CachePlan | None
@@ -117,7 +119,7 @@ def plan(
     Raises PlanDoesNotFit, naming the largest part and the smallest change that helps, and
     BaseNotFound for a base that is neither.
     """
-    check_rows(job, job.most_workers)
+    check_rows(job, job.most_workers)  # each has the fewest rows
     with _Bench.open(job, dtype) as bench:
         made = _plan(bench, job, gpu_memory_gb)
         if gpu_memory_gb is not None and made.total > gpu_memory_gb * GIB:
@@ -140,7 +142,7 @@ def show(made: Plan, console: Console) -> None:
     console.print(table)
     console.print(f"at the start, before the base is sharded: {made.start / GIB:.2f} GiB")
     by_rows = ", ".join(f"{n}: {size / GIB:.2f} GiB" for n, size in made.memory_by_rows.items())
-    fits = f"; at most {made.largest_rows} fit" if made.largest_rows is not None else ""
+    fits = f"; batch_size={made.largest_batch_size} fits" if made.largest_batch_size else ""
     console.print(f"rows a worker: {by_rows}{fits}")
     console.print(
         f"trainable: slider {made.slider_parameters:,}, discriminator "
@@ -171,7 +173,7 @@ def _plan(bench: _Bench, job: TrainJob, limit_gb: float | None) -> Plan:
         base=job.base,
         resolution=bench.px(job),
         dtype=str(bench.dtype).removeprefix("torch."),
-        workers=job.most_workers,
+        workers=job.least_workers,
         rows=rows,
         zero_stage=job.zero_stage,
         slider_parameters=cost.slider_parameters,
@@ -179,8 +181,8 @@ def _plan(bench: _Bench, job: TrainJob, limit_gb: float | None) -> Plan:
         memory=memory,
         start=bench.start(job),
         memory_by_rows=by_rows,
-        largest_rows=None if limit_gb is None else bench.largest_rows(job, limit_gb * GIB),
-        forwards_per_step=forwards * job.most_workers,
+        largest_batch_size=None if limit_gb is None else bench.largest_batch(job, limit_gb * GIB),
+        forwards_per_step=forwards * job.batch_size / rows,
         forwards_per_sample=forwards / (rows * sliders),
         # The first worker has most near rows, where rows are odd in number.
         decodes_per_step=cost.decoder_rows * ((job.batch_size + 1) // 2) / ((rows + 1) // 2),
@@ -191,14 +193,15 @@ def _plan(bench: _Bench, job: TrainJob, limit_gb: float | None) -> Plan:
 
 
 def rows_of(job: TrainJob) -> int:
-    """A worker's rows of a step, for each slider, with all workers there."""
-    return job.batch_size // job.most_workers
+    """A worker's rows of a step, for each slider, with the fewest workers."""
+    return job.batch_size // job.least_workers
 
 
 def _unit(job: TrainJob) -> int:
-    """The least step between sensible numbers of rows: near and far rows come in pairs."""
+    """The smallest batch_size: rows for every number of workers, and near and far in pairs."""
     image_terms = job.losses.perceptual or job.losses.adversarial
-    return 2 if job.pairs or image_terms else 1
+    each = 2 if job.pairs or image_terms else 1
+    return each * math.lcm(*range(job.least_workers, job.most_workers + 1))
 
 
 def _beside(job: TrainJob, rows: int) -> float:
@@ -247,9 +250,8 @@ class _Bench:
         """A step of one worker with `rows` rows."""
         alone = job.model_copy(update={"workers": 1, "batch_size": rows})
         if alone.teacher.mode == "cached":
-            alone = alone.model_copy(
-                update={"teacher": alone.teacher.model_copy(update={"samples": max(2, rows)})}
-            )
+            fewer = {"samples": max(2, rows), "trajectory_share": 0.0}
+            alone = alone.model_copy(update={"teacher": alone.teacher.model_copy(update=fewer)})
         key = (rows, job.gradient_checkpointing, self.px(job), job.losses.model_dump_json())
         if key not in self._costs:
             self._costs[key] = self._measured(alone)
@@ -298,7 +300,7 @@ class _Bench:
     # --- adding up ----------------------------------------------------------------------------
     def memory(self, job: TrainJob, stage: int, rows: int | None = None) -> dict[str, int]:
         """Part -> bytes on one worker at the peak of its step."""
-        cost, workers = self.cost(job, rows or rows_of(job)), job.most_workers
+        cost, workers = self.cost(job, rows or rows_of(job)), job.least_workers
         found = dict(self.weights)
         deepspeed = job.engine == "deepspeed"
         if stage == 3 and deepspeed and workers > 1:
@@ -322,12 +324,12 @@ class _Bench:
         """Bytes of the whole base, as a worker first loads it."""
         return sum(self.weights.values()) + (_CUDA if job.use_gpu else 0)
 
-    def largest_rows(self, job: TrainJob, limit: float) -> int:
-        """Most rows that fit into `limit` bytes, by a straight line; 0 where none do."""
+    def largest_batch(self, job: TrainJob, limit: float) -> int:
+        """The largest batch_size that fits into `limit` bytes, by a straight line; 0: none does."""
         rows, unit = rows_of(job), _unit(job)
         here, twice = self.total(job, rows), self.total(job, 2 * rows)
         found = rows + (limit - here) * rows / max(twice - here, 1)
-        return max(0, int(found // unit) * unit)
+        return max(0, int(found * job.least_workers // unit) * unit)
 
     def _latents_bytes(self, job: TrainJob) -> int:
         px = self.px(job)
@@ -451,17 +453,18 @@ def _refusal(bench: _Bench, job: TrainJob, made: Plan, limit_gb: float) -> str:
 def _changes(bench: _Bench, job: TrainJob, limit: float) -> Iterator[dict[str, str]]:
     """Settings to try, those that change no result first, each set on top of the ones before."""
     changes: dict[str, str] = {}
-    if job.zero_stage < 3 and job.most_workers > 1 and job.engine == "deepspeed":
+    shardable = job.zero_stage < 3 and job.least_workers > 1 and job.engine == "deepspeed"
+    if shardable:
         yield {"zero_stage": "3"}
     if not job.gradient_checkpointing:
         yield (changes := {"gradient_checkpointing": "true"})
-    if job.zero_stage < 3 and job.most_workers > 1 and job.engine == "deepspeed":
+    if shardable:
         yield (changes := changes | {"zero_stage": "3"})
-    fitting = bench.largest_rows(_changed(job, changes), limit)
-    if 0 < fitting < rows_of(job):
-        yield changes | {"batch_size": str(fitting * job.most_workers)}
-    if rows_of(job) > _unit(job):
-        yield (changes := changes | {"batch_size": str(_unit(job) * job.most_workers)})
+    fitting = bench.largest_batch(_changed(job, changes), limit)
+    if 0 < fitting < job.batch_size:
+        yield changes | {"batch_size": str(fitting)}
+    if job.batch_size > _unit(job):
+        yield (changes := changes | {"batch_size": str(_unit(job))})
     if job.losses.perceptual or job.losses.adversarial:
         yield changes | {"losses.perceptual": "0", "losses.adversarial": "0"}
     half = bench.px(job) // 2 // bench.model.multiple_px * bench.model.multiple_px
