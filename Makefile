@@ -36,7 +36,7 @@ test: setup  ## the fast tests
 test-slow: setup  ## the long tests: end-to-end, chaos, parity
 	$(BIN)/python -m pytest -m slow
 
-full-size: setup  ## full-size SDXL, random weights: every mode's seconds a sample, memory against plan
+full-size: setup  ## full-size SDXL, random weights: seconds a sample by mode, memory against plan (12 GB, minutes)
 	$(BIN)/bs-ray bench full-size --json full-size.json
 
 lint: setup  ## ruff (rules and format) and mypy
