@@ -10,13 +10,16 @@ that is gone is simply not read.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,9 +29,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _POLL_S = 0.5
 _LINES = 10  # a console that is no terminal gets about this many lines per stage
+_SHORT = {"triplet": "tri", "perceptual": "perp", "adversarial": "adv", "discriminator": "disc"}
+"""Names on a terminal, where room is scarce."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,19 @@ class Board:
 class _Bars:
     """Shows a board: live bars on a terminal, some lines elsewhere (a log, a pipe)."""
 
-    def __init__(self, console: Console, title: str):
-        self._console, self._title = console, title
+    def __init__(self, console: Console, title: str, clock: Callable[[], float] = time.monotonic):
+        self._console, self._title, self._clock = console, title, clock
         self._shown: dict[str, int] = {}
+        self._began: dict[str, tuple[int, float]] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._bars = Progress(
+        self._bars = _BarsWithNumbers(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
+            TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
             console=console,
         )
 
@@ -97,32 +104,67 @@ class _Bars:
 
     def show(self, stages: dict[str, Posted]) -> None:
         for stage, posted in stages.items():
-            numbers = "  ".join(f"{name} {value:.3g}" for name, value in posted.numbers.items())
             if self._console.is_terminal:
-                self._draw(stage, posted, numbers)
+                self._draw(stage, posted)
             else:
-                self._print(stage, posted, numbers)
+                self._print(stage, posted)
 
-    def _draw(self, stage: str, posted: Posted, numbers: str) -> None:
+    def _draw(self, stage: str, posted: Posted) -> None:
         if stage not in self._tasks:
             label = f"{self._title}: {stage}"
-            self._tasks[stage] = self._bars.add_task(label, total=None, rate="", numbers="")
+            self._tasks[stage] = self._bars.add_task(label, total=None, rate="", numbers={})
         task = self._tasks[stage]
         speed = self._bars.tasks[self._bars.task_ids.index(task)].speed
-        rate = f"{speed:.2f}/s" if speed else ""
         self._bars.update(
-            task, total=posted.total, completed=posted.step, rate=rate, numbers=numbers
-        )
+            task, total=posted.total, completed=posted.step, rate=_rate(speed),
+            numbers=posted.numbers,
+        )  # fmt: skip
 
-    def _print(self, stage: str, posted: Posted, numbers: str) -> None:
+    def _print(self, stage: str, posted: Posted) -> None:
+        now = self._clock()
+        first, start_s = self._began.setdefault(stage, (posted.step, now))
         tenth = posted.step * _LINES // max(posted.total, 1)
-        if self._shown.get(stage) != tenth:
-            self._shown[stage] = tenth
-            self._console.print(
-                f"{self._title}: {stage} {posted.step}/{posted.total}  {numbers}",
-                markup=False,
-                soft_wrap=True,
-            )
+        if self._shown.get(stage) == tenth:
+            return
+        self._shown[stage] = tenth
+        parts = [f"{self._title}: {stage} {posted.step}/{posted.total}"]
+        if posted.step > first and now > start_s:
+            speed = (posted.step - first) / (now - start_s)
+            left_s = round((posted.total - posted.step) / speed)
+            parts += [_rate(speed), f"ETA {timedelta(seconds=left_s)}"]
+        parts += [f"{name} {value:.3g}" for name, value in posted.numbers.items()]
+        self._console.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
+
+
+class _BarsWithNumbers(Progress):
+    """Bars, and below them the numbers of the stage at work, in lines that fit."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        told = [task for task in self.tasks if task.fields["numbers"]]
+        if told:
+            at_work = next((task for task in told if not task.finished), told[-1])
+            for line in _number_lines(at_work.fields["numbers"], self.console.width):
+                yield Text(line, style="cyan", no_wrap=True)
+
+
+def _number_lines(numbers: dict[str, float], width: int) -> list[str]:
+    """`tri 0.123  w_tri 0.5` in lines of at most `width`, broken between numbers only."""
+    parts = [f"{_short(name)}\xa0{value:.3g}" for name, value in numbers.items()]
+    lines = textwrap.wrap("  ".join(parts), width - 2, break_long_words=False)
+    return [f"  {line}".replace("\xa0", " ") for line in lines]
+
+
+def _short(name: str) -> str:
+    weight, rest = ("w_", name[2:]) if name.startswith("w_") else ("", name)
+    return weight + _SHORT.get(rest, rest)
+
+
+def _rate(speed: float | None) -> str:
+    """Steps a second, or seconds a step where that is the larger number."""
+    if not speed:
+        return ""
+    return f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
 
 
 @contextlib.contextmanager

@@ -34,14 +34,14 @@ class Calibration(BaseModel):
     strengths: list[float]
     """Ascending, 0 among them; the lists below go with it."""
     effect: list[float]
-    """Mean change of the attribute against strength 0."""
+    """Mean change of the attribute against strength 0; outward from 0 it never falls back."""
     drift: list[float]
     """Mean perceptual distance from strength 0."""
     identity: list[float] = []
     """Mean identity similarity with strength 0, where an identity judge was at hand."""
     unit: float
-    """Strength whose effect is one unit: half the effect between the ends of the trained range
-    over the strength that it takes."""
+    """Strength whose effect is one unit: half of what it is at the ends of the trained range, both
+    sides' mean; 0 for a slider without effect."""
     low: float
     high: float
     """Usable range: beyond it the picture breaks or the effect no longer grows."""
