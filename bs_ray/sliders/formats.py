@@ -1,0 +1,242 @@
+"""Sliders to and from other tools' LoRA files: diffusers, PEFT, kohya / ComfyUI, Concept Sliders.
+
+What differs is the name of a layer and where alpha / r stands:
+
+    diffusers   <part>.<layer>.lora_A.weight                     one file, alpha folded (our own)
+    PEFT        base_model.model.<layer>.lora_A.weight           a folder, alpha in its config
+    kohya       lora_unet_<layer, dots as _>.lora_down.weight    one file, .alpha beside each layer
+
+Concept Sliders' `.pt` files have kohya's names. They are pickles, and are read by torch's
+restricted loader, which builds tensors and runs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bs_ray.models.base import DiffusionModel
+from bs_ray.sliders.artifact import Card, Slider, SliderError
+
+Format = Literal["diffusers", "peft", "kohya"]
+
+_KEY = re.compile(r"(?P<layer>.+)\.(?P<what>lora_(?:A|B|down|up)(?:\.default)?\.weight|alpha)")
+_PREFIXES = ("base_model.model.", "unet.", "transformer.", "diffusion_model.")
+_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
+_SGM = re.compile(r"(input_blocks|middle_block|output_blocks)_")
+_TEXT = re.compile(r"^(lora_te|text_encoder)")
+
+
+# --- export --------------------------------------------------------------------------------------
+def export(slider: Slider, form: Format) -> dict[str, bytes]:
+    """The slider's files by name, as the other tool reads them at scale 1.0 = strength 1.0.
+
+    kohya's names are those of UNets; for a transformer ComfyUI reads diffusers' file.
+    """
+    name = slider.card.name
+    if form == "diffusers" or (form == "kohya" and slider.card.part != "unet"):
+        return {f"{name}.safetensors": slider.to_bytes()}
+    if form == "kohya":
+        return {f"{name}.safetensors": _kohya(slider)}
+    return {
+        "adapter_model.safetensors": _peft_weights(slider),
+        "adapter_config.json": json.dumps(_peft_config(slider), indent=2).encode(),
+    }
+
+
+def _kohya(slider: Slider) -> bytes:
+    tensors = {}
+    for layer, (a, b) in slider.factors.items():
+        stem = _FLAT_PREFIXES[0] + layer.replace(".", "_")
+        tensors[f"{stem}.lora_down.weight"] = a.contiguous()
+        tensors[f"{stem}.lora_up.weight"] = b.contiguous()
+        tensors[f"{stem}.alpha"] = torch.tensor(float(a.shape[0]))  # alpha / r is folded into up
+    card = slider.card
+    about = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(card.rank),
+        "ss_network_alpha": str(card.rank),
+        "ss_output_name": card.name,
+    }
+    return save(tensors, metadata=about)
+
+
+def _peft_weights(slider: Slider) -> bytes:
+    tensors = {}
+    for layer, (a, b) in slider.factors.items():
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = b.contiguous()
+    return save(tensors)
+
+
+def _peft_config(slider: Slider) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": slider.card.rank,
+        "lora_alpha": slider.card.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(slider.factors),
+        "base_model_name_or_path": slider.card.base,
+        "inference_mode": True,
+    }
+
+
+# --- import --------------------------------------------------------------------------------------
+def import_slider(path: Path, name: str, base: str, model: DiffusionModel) -> Slider:
+    """A file (.safetensors, .pt) or PEFT folder as a slider for `model`, loaded as base `base`.
+
+    Raises SliderError for a file that is no LoRA, adapts text encoders, holds numbers that are not
+    finite, or has layers that this base lacks. Nothing in the file is executed.
+    """
+    tensors, alpha = _read(path)
+    if any(_SGM.search(key) for key in tensors):
+        tensors = _from_sgm(tensors, model, path)
+    groups = _grouped(tensors, path)
+    names = _layer_names(model)
+    layers: dict[str, Any] = dict(model.denoiser.named_modules())
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for key, parts in groups.items():
+        layer = names.get(key.replace(".", "_"))
+        down, up = parts["down"].float(), parts["up"].float()
+        _check(path, key, layers[layer].weight if layer else None, down, up)
+        assert layer is not None
+        own = float(parts["alpha"]) if "alpha" in parts else alpha
+        scale = 1.0 if own is None else own / down.shape[0]
+        factors[layer] = (down, up * scale)
+    rank = max(a.shape[0] for a, _ in factors.values())
+    card = Card(
+        name=name, base=base, base_id=model.base_id, family=model.family, part=model.part,
+        rank=rank, training={"imported_from": path.name},
+    )  # fmt: skip
+    return Slider(card, {layer: _to_rank(a, b, rank) for layer, (a, b) in factors.items()})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], float | None]:
+    """(tensors by key, alpha of all layers where a config says it)."""
+    if not path.exists():
+        raise SliderError(f"slider: got {path}, which does not exist; expected a LoRA file")
+    if path.is_dir():
+        try:
+            config = json.loads((path / "adapter_config.json").read_text())
+            tensors = load((path / "adapter_model.safetensors").read_bytes())
+            return tensors, float(config["lora_alpha"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise _no_lora(path, error) from None
+    data = path.read_bytes()
+    try:
+        found = load(data) if path.suffix == ".safetensors" else _unpickled(data)
+    except (SafetensorError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise _no_lora(path, error) from None
+    return found, None
+
+
+def _unpickled(data: bytes) -> dict[str, Tensor]:
+    """Tensors of a .pt file. torch refuses anything that is not plain data, and runs none of it."""
+    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"holds a {type(found).__name__}, not tensors by name")
+    return found
+
+
+def _no_lora(path: Path, error: Exception) -> SliderError:
+    return SliderError(
+        f"slider {path.name}: got a file that holds no LoRA ({type(error).__name__}: "
+        f"{str(error).splitlines()[0][:120]}); expected .safetensors, a PEFT folder, or a .pt of "
+        "tensors alone, as Concept Sliders writes it. Nothing in it was run"
+    )
+
+
+def _grouped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
+    """Layer -> its "down", "up" and perhaps "alpha"."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None or _TEXT.match(key):
+            what = "a text encoder's" if _TEXT.match(key) else "an unknown"
+            raise SliderError(
+                f"slider {path.name}: got {what} key {key!r}; expected LoRA weights of the "
+                "denoiser alone, since the text is encoded once for all sliders"
+            )
+        part = match["what"].removesuffix(".weight").removesuffix(".default")
+        side = {"lora_A": "down", "lora_B": "up", "lora_down": "down", "lora_up": "up"}
+        groups.setdefault(_bare(match["layer"]), {})[side.get(part, "alpha")] = tensor
+    for layer, parts in groups.items():
+        if not {"down", "up"} <= parts.keys():
+            raise SliderError(
+                f"slider {path.name}: got half a LoRA for layer {layer}; expected both factors. "
+                "Is the file whole?"
+            )
+    if not groups:
+        raise SliderError(f"slider {path.name}: got no tensors; expected LoRA weights")
+    return groups
+
+
+def _bare(layer: str) -> str:
+    for prefix in (*_PREFIXES, *_FLAT_PREFIXES):
+        layer = layer.removeprefix(prefix)
+    return layer
+
+
+def _layer_names(model: DiffusionModel) -> dict[str, str]:
+    """Names with underscores -> the denoiser's own. Two layers of one name cannot be told apart."""
+    names: dict[str, str] = {}
+    for layer, module in model.denoiser.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            flat = layer.replace(".", "_")
+            assert flat not in names, f"{layer} and {names.get(flat)}"
+            names[flat] = layer
+    return names
+
+
+def _check(path: Path, key: str, weight: Tensor | None, down: Tensor, up: Tensor) -> None:
+    fits = weight is not None and (
+        down.shape[1:] == weight.shape[1:]
+        and up.shape[0] == weight.shape[0]
+        and up.shape[1] == down.shape[0]
+    )
+    if not fits:
+        here = "no such layer" if weight is None else f"a layer of shape {tuple(weight.shape)}"
+        raise SliderError(
+            f"slider {path.name}: got factors {tuple(down.shape)} and {tuple(up.shape)} for layer "
+            f"{key}, where this base has {here}; expected the base that it was trained on"
+        )
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise SliderError(f"slider {path.name}: got numbers that are not finite in layer {key}")
+
+
+def _from_sgm(tensors: dict[str, Tensor], model: DiffusionModel, path: Path) -> dict[str, Tensor]:
+    """kohya's SDXL names (input_blocks_4_1...) by diffusers' own table."""
+    from diffusers import StableDiffusionXLPipeline
+
+    config: Any = model.denoiser.config
+    if model.part != "unet":
+        raise SliderError(f"slider {path.name}: got an SDXL LoRA; expected one for {model.family}")
+    try:
+        found, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(tensors), unet_config=config)
+    except (ValueError, KeyError, IndexError) as error:
+        raise _no_lora(path, error) from None
+    for key, alpha in (alphas or {}).items():
+        found[key if key.endswith(".alpha") else f"{key}.alpha"] = torch.as_tensor(float(alpha))
+    return found
+
+
+def _to_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors filled up with zeros to `rank`: some tools give layers ranks of their own."""
+    missing = rank - a.shape[0]
+    if not missing:
+        return a, b
+    return (
+        torch.cat([a, a.new_zeros(missing, *a.shape[1:])]),
+        torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], 1),
+    )

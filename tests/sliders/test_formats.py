@@ -1,0 +1,205 @@
+"""Other tools' files: each format goes through its public loader and comes back the same."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bs_ray.bench.bank import random_slider
+from bs_ray.models import load_base
+from bs_ray.models.base import DiffusionModel
+from bs_ray.sliders.artifact import Slider, SliderError
+from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.formats import export, import_slider
+
+STRENGTH = 0.8
+
+
+@pytest.fixture(scope="module")
+def model(random_base: Path) -> DiffusionModel:
+    return load_base(str(random_base))
+
+
+@pytest.fixture(scope="module")
+def slider(model: DiffusionModel) -> Slider:
+    return random_slider(model, "smile", seed=3)
+
+
+@torch.no_grad()
+def probe(model: DiffusionModel) -> tuple[torch.Tensor, ...]:
+    x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    told = model.embed(["a face", "a man"])
+    return x, torch.tensor([100, 700]), told
+
+
+@torch.no_grad()
+def ours(model: DiffusionModel, slider: Slider, strength: float = STRENGTH) -> torch.Tensor:
+    bank = SliderBank.of([slider])
+    bank.attach(model.denoiser)
+    x, t, told = probe(model)
+    with bank.strengths(torch.full((2, 1), strength)):
+        out = model.predict(x, t, told)
+    bank.detach()
+    return out
+
+
+def written(slider: Slider, form: str, folder: Path) -> Path:
+    files = export(slider, form)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder if len(files) > 1 else folder / next(iter(files))
+
+
+@torch.no_grad()
+def by_unet(unet: torch.nn.Module, model: DiffusionModel) -> torch.Tensor:
+    x, t, told = probe(model)
+    ids = torch.tensor([64, 64, 0, 0, 64, 64]).expand(2, 6).float()
+    added = {"text_embeds": told.pooled, "time_ids": ids}
+    return unet(x, t, encoder_hidden_states=told.tokens, added_cond_kwargs=added).sample
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_diffusers_loads_it(model, slider, random_base, tmp_path, form: str) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    file = written(slider, form, tmp_path)
+    pipe = StableDiffusionXLPipeline.from_pretrained(random_base, torch_dtype=torch.float32)
+    pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="smile")
+    pipe.set_adapters("smile", STRENGTH)
+    expected = ours(model, slider)
+    assert torch.allclose(by_unet(pipe.unet, model), expected, atol=1e-4)
+    assert float((expected - ours(model, slider, 0.0)).abs().max()) > 1e-2
+
+
+def test_peft_loads_it(model, slider, random_base, tmp_path) -> None:
+    from peft import PeftModel
+
+    folder = written(slider, "peft", tmp_path)
+    fresh = load_base(str(random_base))
+    wrapped = PeftModel.from_pretrained(fresh.denoiser, str(folder))
+    full = by_unet(wrapped, model)
+    assert torch.allclose(full, ours(model, slider, 1.0), atol=1e-4)
+
+
+def test_concept_sliders_pt_is_read_as_its_own_pipeline_reads_it(model, slider, tmp_path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    alpha, state = 1.0, {}
+    for layer, (a, b) in slider.factors.items():
+        stem = "lora_unet_" + layer.replace(".", "_")
+        state[f"{stem}.lora_down.weight"], state[f"{stem}.lora_up.weight"] = a, b
+        state[f"{stem}.alpha"] = torch.tensor(alpha)
+    torch.save(state, tmp_path / "age.pt")
+    mine = import_slider(tmp_path / "age.pt", "age", "tiny", model)
+    found, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(state))
+    for layer, (a, b) in mine.factors.items():
+        assert torch.equal(a, slider.factors[layer][0])
+        assert torch.allclose(b, slider.factors[layer][1] * alpha / 4)
+    assert len(found) == 2 * len(mine.factors)
+    assert set(alphas.values()) == {alpha} and mine.card.rank == 4
+
+
+@pytest.mark.parametrize("form", ["diffusers", "peft", "kohya"])
+def test_round_trips_are_exact(model, slider, tmp_path, form: str) -> None:
+    again = import_slider(written(slider, form, tmp_path), "smile", "tiny", model)
+    assert again.factors.keys() == slider.factors.keys()
+    for layer, (a, b) in slider.factors.items():
+        assert torch.equal(again.factors[layer][0], a) and torch.equal(again.factors[layer][1], b)
+    again.check_base(model.base_id)
+    assert again.card.training["imported_from"] and again.card.prompts is None
+    assert Slider.from_bytes(again.to_bytes(), "x").card == again.card
+
+
+def test_convolutions_and_ranks_of_their_own_are_read(model, tmp_path) -> None:
+    unet, tensors = model.denoiser, {}
+    for layer, rank in (("conv_in", 2), ("down_blocks.0.resnets.0.conv1", 3)):
+        weight = unet.get_submodule(layer).weight
+        stem = "lora_unet_" + layer.replace(".", "_")
+        tensors[f"{stem}.lora_down.weight"] = torch.randn(rank, *weight.shape[1:])
+        tensors[f"{stem}.lora_up.weight"] = torch.randn(weight.shape[0], rank, 1, 1) * 0.02
+    save_file(tensors, tmp_path / "conv.safetensors")
+    mine = import_slider(tmp_path / "conv.safetensors", "conv", "tiny", model)
+    assert mine.card.rank == 3 and not mine.factors["conv_in"][0][2].any()
+    assert float((ours(model, mine) - ours(model, mine, 0.0)).abs().max()) > 1e-3
+
+
+def test_a_transformer_slider_goes_through_diffusers(tmp_path) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    from bs_ray.models import EMBEDDED
+
+    flow = load_base("tiny-flow")
+    slider = random_slider(flow, "smile", seed=1)
+    file = written(slider, "kohya", tmp_path)  # ComfyUI reads diffusers' own layout here
+    assert all(key.startswith("transformer.") for key in load_file(file))
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        EMBEDDED["tiny-flow"], text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+    )
+    pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="smile")
+    pipe.set_adapters("smile", STRENGTH)
+    x, t, told = probe(flow)
+    with torch.no_grad():
+        theirs = pipe.transformer(
+            x, timestep=t.float() + 1, encoder_hidden_states=told.tokens,
+            pooled_projections=told.pooled,
+        ).sample  # fmt: skip
+    expected = ours(flow, slider)
+    assert torch.allclose(theirs, expected, atol=1e-4)
+    assert float((expected - ours(flow, slider, 0.0)).abs().max()) > 1e-3
+    assert import_slider(file, "smile", "tiny-flow", flow).factors.keys() == slider.factors.keys()
+
+
+# --- what is refused -----------------------------------------------------------------------------
+class Bomb:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.target),))
+
+
+def test_a_pickle_with_code_is_refused_unrun(model, tmp_path) -> None:
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"x": Bomb(tmp_path / "pwned")}))
+    torch.save({"x": Bomb(tmp_path / "pwned")}, tmp_path / "evil2.pt")
+    for name in ("evil.pt", "evil2.pt"):
+        with pytest.raises(SliderError, match=r"holds no LoRA .*Nothing in it was run"):
+            import_slider(tmp_path / name, "evil", "tiny", model)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {"lora_te_x.lora_down.weight": torch.ones(1)}, "got a text encoder's key"),
+        (lambda t: {"rubbish": torch.ones(1)}, "got an unknown key 'rubbish'"),
+        (lambda t: {"lora_unet_nowhere.lora_down.weight": torch.ones(1, 1),
+                    "lora_unet_nowhere.lora_up.weight": torch.ones(1, 1)}, "no such layer"),
+        (lambda t: {k: v for k, v in t.items() if "lora_up" not in k}, "got half a LoRA"),
+        (lambda t: {k: v * float("nan") for k, v in t.items()}, "not finite"),
+        (lambda t: {k: v[..., :1].contiguous() if v.dim() else v for k, v in t.items()},
+         "expected the base that it was trained on"),
+        (lambda t: {}, "got no tensors"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said(model, slider, tmp_path, change, message) -> None:
+    file = written(slider, "kohya", tmp_path)
+    save_file(change(load_file(file)), tmp_path / "changed.safetensors")
+    with pytest.raises(SliderError, match=message):
+        import_slider(tmp_path / "changed.safetensors", "x", "tiny", model)
+
+
+def test_corrupt_and_missing_files(model, slider, tmp_path) -> None:
+    file = written(slider, "diffusers", tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(SliderError, match="got a file that holds no LoRA"):
+        import_slider(file, "x", "tiny", model)
+    with pytest.raises(SliderError, match="which does not exist"):
+        import_slider(tmp_path / "none.pt", "x", "tiny", model)
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({}))
+    with pytest.raises(SliderError, match="got a file that holds no LoRA"):
+        import_slider(tmp_path / "peft", "x", "tiny", model)
