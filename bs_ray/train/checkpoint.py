@@ -1,9 +1,11 @@
 """A checkpoint: named engine states in a directory, whole or not at all.
 
     <name>.safetensors ...   one per engine
-    state.json               the progress, and the sha256 of every other file; written last
+    state.json               the progress, and the sha256 of every other file
 
-Engine states are portable, so neither the engine nor the number of workers is part of it.
+Engine states are portable, so neither the engine nor the number of workers is part of it. On
+storage a run's checkpoints lie side by side, named by their step: `step-000050-1a2b3c4d`. Uploads
+may break off anywhere, so what counts is what `read` finds whole, not what lies there.
 """
 
 from __future__ import annotations
@@ -13,23 +15,31 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load, save
 
 from bs_ray import __version__
 from bs_ray.config import TrainJob, job_hash
+from bs_ray.storage import Store
 from bs_ray.train.engines import State
 
 _STATE = "state.json"
+_PREFIX = "step-"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be continued; the message says got, expected and what to do."""
+
+
+class IncompleteCheckpoint(CheckpointError):
+    """A checkpoint that was not written or uploaded to its end, or altered since."""
 
 
 @dataclass
@@ -69,24 +79,30 @@ def write(folder: Path, job: TrainJob, progress: Progress, states: Mapping[str, 
 def read(folder: Path, job: TrainJob) -> tuple[Progress, dict[str, State]]:
     """Progress and engine states by name.
 
-    Raises CheckpointError for a half-written or altered checkpoint, and for one of another job,
-    naming the settings that differ.
+    Raises IncompleteCheckpoint for a half-written or altered checkpoint, and CheckpointError for
+    one of another job, naming the settings that differ.
     """
-    try:
-        state = json.loads((folder / _STATE).read_text())
-        files = {name: (folder / name).read_bytes() for name in state["files"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise _half_written(folder, f"{type(error).__name__}: {error}") from None
-    for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != state["files"][name]:
-            raise _half_written(folder, f"{name} is not what was written")
+    state, files = _verified(folder)
     _check_job(folder, TrainJob.model_validate(state["job"]), job)
     states = {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}
     return Progress(**state["progress"]), states
 
 
-def _half_written(folder: Path, detail: str) -> CheckpointError:
-    return CheckpointError(
+def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(state.json, the other files), each as it was written. Raises IncompleteCheckpoint."""
+    try:
+        state = json.loads((folder / _STATE).read_text())
+        files = {name: (folder / name).read_bytes() for name in state["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _incomplete(folder, f"{type(error).__name__}: {error}") from None
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != state["files"][name]:
+            raise _incomplete(folder, f"{name} is not what was written")
+    return state, files
+
+
+def _incomplete(folder: Path, detail: str) -> IncompleteCheckpoint:
+    return IncompleteCheckpoint(
         f"checkpoint {folder.name}: got an incomplete one ({detail}); expected what a run wrote. "
         "Delete it, and the run continues from the one before"
     )
@@ -111,3 +127,57 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
+
+
+# --- on storage --------------------------------------------------------------------------------
+def new_name(folder: Path) -> str:
+    """A name on storage for the checkpoint in `folder`, unlike that of any other upload."""
+    step = json.loads((folder / _STATE).read_text())["progress"]["step"]
+    return f"{_PREFIX}{step:06d}-{uuid4().hex[:8]}"
+
+
+def whole(run: Store, pass_over: Callable[[str], None]) -> Iterator[str]:
+    """Names of a run's checkpoints, the newest first, each downloaded and found whole.
+
+    pass_over(message) is called for each one that is not.
+    """
+    for name in names(run):
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                _verified(download(run, name, Path(scratch)))
+            except IncompleteCheckpoint as error:
+                pass_over(str(error).partition(";")[0])
+                continue
+        yield name
+
+
+def names(run: Store) -> list[str]:
+    """Names of a run's checkpoints, whole or not, the newest first."""
+    return sorted({entry.key.partition("/")[0] for entry in run.list(_PREFIX)}, reverse=True)
+
+
+def download(run: Store, name: str, into: Path) -> Path:
+    """Copy one checkpoint, as much of it as there is, to a new folder in `into`."""
+    folder = into / name
+    folder.mkdir()
+    for entry in run.list(f"{name}/"):
+        (folder / Path(entry.key).name).write_bytes(run.read(entry.key))
+    return folder
+
+
+@contextmanager
+def downloaded(run: Store, name: str | None) -> Iterator[Path | None]:
+    """Within, the folder of a downloaded checkpoint; None for None."""
+    if name is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield download(run, name, Path(scratch))
+
+
+def delete_older(run: Store, than: str) -> None:
+    """Delete the checkpoints that are older than this one."""
+    for name in names(run):
+        if name < than:
+            for entry in run.list(f"{name}/"):
+                run.delete(entry.key)

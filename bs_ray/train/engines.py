@@ -66,13 +66,25 @@ class PlainEngine:
         return self.module(*inputs)
 
     def backward_and_step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad()
+        self.backward(loss)
+        self.step()
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of `loss`, averaged over the workers, not yet clipped."""
         loss.backward()
         for parameter in self.module.parameters():
             if parameter.grad is not None:
                 mean_over_workers(parameter.grad)
+
+    def step(self) -> None:
+        """Clip the gradients, step the optimizer, and drop them."""
         nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP_NORM)
         self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def full_gradients(self) -> dict[str, Tensor | None]:
+        """Whole gradients by name, between `backward` and `step`."""
+        return {name: p.grad for name, p in self.module.named_parameters()}
 
     def named_full_parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters()}
@@ -88,7 +100,8 @@ class DeepSpeedEngine:
     """DeepSpeed with ZeRO stage 0-3 over the workers of torch.distributed.
 
     The networks here are small (a slider, a discriminator), so stage 3 too keeps their parameters
-    whole on every worker and shards gradients and optimizer state; the frozen base is outside.
+    whole on every worker and shards gradients and optimizer state. What is large at stage 3 is the
+    frozen base, which no engine holds: `shard_frozen` shards it.
     """
 
     def __init__(
@@ -138,8 +151,22 @@ class DeepSpeedEngine:
         return self.engine(*inputs)
 
     def backward_and_step(self, loss: Tensor) -> None:
+        self.backward(loss)
+        self.step()
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of `loss`, averaged over the workers, not yet clipped."""
         self.engine.backward(loss)
+
+    def step(self) -> None:
+        """Clip the gradients, step the optimizer, and drop them."""
         self.engine.step()
+
+    def full_gradients(self) -> dict[str, Tensor | None]:
+        """Whole gradients by name, between `backward` and `step`. Every worker must call it."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return {name: safe_get_full_grad(p) for name, p in self.module.named_parameters()}
 
     def named_full_parameters(self) -> dict[str, Tensor]:
         if self.stage == 0:
@@ -196,6 +223,28 @@ class DeepSpeedEngine:
             utils.safe_set_local_fp32_param(parameter, share)
         else:
             utils.safe_set_local_optimizer_state(parameter, share, what)
+
+
+def shard_frozen(network: nn.Module) -> None:
+    """Leave each worker 1/N of a frozen network's parameters, gathered block by block when needed.
+
+    They are gathered for a block's forward and again for its backward pass, and released after
+    each. Every worker must call it, and from then on run the network as often as all others.
+
+    By torch's FSDP2, not DeepSpeed's ZeRO 3: the latter's hooks follow one recorded order of layers
+    per step and release them by counting uses, but a step here goes through the base several times,
+    with and without gradients, and differently from step to step. FSDP2 gathers by what is called.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    device = next(network.parameters()).device.type
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    # The classes that diffusers itself would not split over devices: its blocks.
+    blocks = set(getattr(network, "_no_split_modules", None) or ())
+    for module in reversed(list(network.modules())):  # inner ones first
+        if module is network or type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

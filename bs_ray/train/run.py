@@ -1,4 +1,4 @@
-"""Train a slider on Ray: checks, workers, photos, checkpoints, publication.
+"""Train sliders on Ray: checks, workers, datasets, checkpoints, publication.
 
 What is trained and how is the other modules' matter; this one says where. The same command again
 continues a stopped run, and finds a finished one.
@@ -6,45 +6,63 @@ continues a stopped run, and finds a finished one.
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ray.data
 import ray.train
+import ray.train.collective
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from bs_ray import __version__
 from bs_ray.config import TrainJob, job_hash
-from bs_ray.data.sources import read_photos
-from bs_ray.models import base_folder, load_base
-from bs_ray.models.base import BaseNotFound
+from bs_ray.data.sources import pair_keys, read_pairs, read_photos
+from bs_ray.models import EMBEDDED, base_folder, load_base
+from bs_ray.models.base import DiffusionModel
 from bs_ray.progress import Board, progress
 from bs_ray.raysession import WORKER_ENV, ray_session
 from bs_ray.sliders.artifact import Card, Slider
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store
-from bs_ray.train.checkpoint import CheckpointError, Progress
-from bs_ray.train.engines import DeepSpeedEngine
+from bs_ray.train import checkpoint
+from bs_ray.train.cache import ensure_cache, load_photos, read_cache
+from bs_ray.train.checkpoint import CheckpointError, IncompleteCheckpoint, Progress
+from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import load_features
-from bs_ray.train.loop import assemble, check_rows, run
+from bs_ray.train.lessons import pair_sets
+from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
 from bs_ray.train.photos import PhotoPool, PhotosError
-from bs_ray.train.step import Parts, Student, TrainingDiverged
+from bs_ray.train.step import Parts, TrainingDiverged
 from bs_ray.train.teacher import PromptsDoNotSeparate
 
 _KEPT_CHECKPOINTS = 2
 _NOTED = ("deepspeed", "ray", "torch")
+_LISTED = 20
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _FINAL = (CheckpointError, PhotosError, PromptsDoNotSeparate, TrainingDiverged)
 """Errors that another attempt only repeats."""
+
+_ASYNC = ray.train.CheckpointUploadMode.ASYNC
+
+Say = Callable[[str], None]
 
 
 class TrainError(RuntimeError):
     """The run ended without a slider; the message says why, and what to do."""
+
+
+class JobRefused(ValueError):
+    """What the job asks for cannot be trained, as its workers found out; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ class TrainResult:
     """What came of a run."""
 
     slider: str
-    """name@version in the job's registry."""
+    """name@version in the job's registry; of several sliders, joined by ", "."""
     steps: int
     seconds: float
     """Spent on training steps, earlier attempts included."""
@@ -63,29 +81,30 @@ class TrainResult:
 
 
 def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
-    """Train the job's slider and publish it. Resumes a stopped run; a finished one is not redone.
+    """Train the job's sliders and publish them. Resumes a stopped run, and redoes no finished one.
 
     Raises BaseNotFound, StorageError, EmptyInputError or ValueError within seconds where something
-    is missing, and TrainError where training fails.
+    is missing, JobRefused where workers find the job's input unusable, and TrainError where
+    training fails.
     """
     start_s = time.monotonic()
     say = console.print if console else _silent
-    _check(job)
+    model = _check(job)
     run_name = f"{job.name}-{job_hash(job)[:8]}"
-    slider = _published(job, run_name)
-    if slider is not None:
-        say(f"run {run_name} is finished: {slider.reference} in {job.registry}")
+    sliders = _published(job, run_name)
+    if len(sliders) == len(job.slider_names):
+        say(f"run {run_name} is finished: {_references(sliders)} in {job.registry}")
     else:
-        with ray_session(num_cpus=job.most_workers + 2):  # photos are read by tasks beside the workers
-            photos = read_photos(job.photos)
-            say(f"run {run_name}: {job.workers} workers, ZeRO {job.zero_stage}, {job.steps} steps")
-            with progress(console, job.name) as board:
-                trained = _fit(job, run_name, photos, board)
-        slider = Registry(job.registry).publish(trained)
-        say(f"published {slider.reference} in {job.registry}")
-    training = slider.card.training
+        # Photos are read by tasks beside the workers.
+        cpus = math.ceil(job.most_workers * job.cpus_per_worker) + 2
+        with ray_session(num_cpus=cpus), progress(console, job.name) as board:
+            trained = _fit(job, model, run_name, board, say)
+        missing = [slider for slider in trained if slider.card.name not in sliders]
+        sliders |= {slider.card.name: Registry(job.registry).publish(slider) for slider in missing}
+        say(f"published {_references(sliders)} in {job.registry}")
+    training = next(iter(sliders.values())).card.training
     return TrainResult(
-        slider=slider.reference,
+        slider=_references(sliders),
         steps=training["steps"],
         seconds=training["seconds"],
         wall_seconds=time.monotonic() - start_s,
@@ -97,89 +116,184 @@ def _silent(_: str) -> None:
     pass
 
 
-def _check(job: TrainJob) -> None:
-    """Everything that can be known to be missing before workers start."""
-    folder = base_folder(job.base)
-    if not (folder / "unet").is_dir():
-        raise BaseNotFound(
-            f"base: got {folder}, which holds no unet; expected `tiny` or a diffusers SDXL folder"
-        )
+def _references(sliders: dict[str, Slider]) -> str:
+    return ", ".join(slider.reference for slider in sliders.values())
+
+
+def _check(job: TrainJob) -> DiffusionModel:
+    """Everything that can be known to be missing before workers start; the base without weights."""
+    model = load_base(job.base, device="meta")
     check_rows(job, job.most_workers)
+    if job.resolution and job.resolution % model.multiple_px:
+        raise ValueError(
+            f"resolution: got {job.resolution}; expected a multiple of {model.multiple_px}, as the "
+            "base needs it"
+        )
     if job.losses.perceptual:
-        load_features(folder, "cpu")
-    Store(job.photos).check()
-    for uri in (job.registry, job.runs):
+        load_features(base_folder(job.base), "cpu")
+    for uri in (job.photos, job.pairs and job.pairs.images):
+        if uri:
+            Store(uri).check()
+    if job.pairs:
+        pair_sets(pair_keys(Store(job.pairs.images)))
+    cache = [job.teacher.cache] if job.teacher.mode == "cached" else []
+    for uri in (job.registry, job.runs, *cache):
         Store(uri).check(write=True)
+    return model
 
 
-def _published(job: TrainJob, run_name: str) -> Slider | None:
-    """The slider that this very run has published, if it has."""
-    registry = Registry(job.registry)
-    for number in reversed(registry.list().get(job.name, [])):
-        slider = registry.resolve(f"{job.name}@{number}")
-        if slider.card.training.get("run") == run_name:
-            return slider
-    return None
+def _published(job: TrainJob, run_name: str) -> dict[str, Slider]:
+    """The sliders that this very run has published, by name."""
+    registry, found = Registry(job.registry), {}
+    versions = registry.list()
+    for name in job.slider_names:
+        for number in reversed(versions.get(name, [])):
+            slider = registry.resolve(f"{name}@{number}")
+            if slider.card.training.get("run") == run_name:
+                found[name] = slider
+                break
+    return found
 
 
-def _fit(job: TrainJob, run_name: str, photos: ray.data.Dataset, board: Board) -> Slider:
+def _fit(
+    job: TrainJob, model: DiffusionModel, run_name: str, board: Board, say: Say
+) -> list[Slider]:
     # How often Ray Train asks its workers; the default of 2 s makes each checkpoint wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    filesystem, path = Store(job.runs).arrow_filesystem()
-    accelerator = "cuda" if job.use_gpu else "cpu"
-    base = job.base if job.base == "tiny" else str(Path(job.base).absolute())
+    base = job.base if job.base in EMBEDDED else str(Path(job.base).absolute())
+    datasets = _datasets(job, model, base, board, say)
+    stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
+    say(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
+    store = Store(job.runs).join(run_name)
+    _tidy(store, say)
+    settings = {"job": job.model_dump(), "run": run_name, "base": base}
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job.model_dump(), "run": run_name, "base": base, "board": board},
-        scaling_config=ray.train.ScalingConfig(num_workers=job.most_workers, use_gpu=job.use_gpu),
-        run_config=ray.train.RunConfig(
-            name=run_name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
-            worker_runtime_env={"env_vars": WORKER_ENV | {"DS_ACCELERATOR": accelerator}},
-        ),
-        datasets={"photos": photos},
-        # Every worker sees all photos: which one a row uses depends on the row alone.
+        train_loop_config=settings | {"store": store, "board": board},
+        scaling_config=_scaling(job),
+        run_config=_run_config(job, run_name),
+        datasets=datasets,
+        # Every worker sees all rows: which one a row of a step uses depends on that row alone.
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
     )
     try:
-        returned = trainer.fit().return_value
+        outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise TrainError(
             f"run {run_name}: got a failure after {job.max_failures} restarts; expected none. "
             f"Its checkpoints are kept, and the same command continues. {error}"
         ) from error
-    if isinstance(returned, str):
-        raise TrainError(f"run {run_name}: {returned}")
-    return Slider.from_bytes(returned, run_name)
+    return outcome.result(run_name)
+
+
+def _datasets(
+    job: TrainJob, model: DiffusionModel, base: str, board: Board, say: Say
+) -> dict[str, ray.data.Dataset]:
+    """What the job's workers read: "photos" (or pictures of pairs) and "teacher" (its cache)."""
+    found = {}
+    if job.pairs:
+        found["photos"] = read_pairs(job.pairs.images)
+    elif job.photos:
+        found["photos"] = read_photos(job.photos)
+    if job.teacher.mode == "cached":
+        channels, height, width = model.latent_shape
+        px, native = job.resolution or model.native_px, model.native_px
+        shape = (channels, height * px // native, width * px // native)
+        found["teacher"] = read_cache(ensure_cache(job, base, model.base_id, shape, board, say))
+    return found
+
+
+def _scaling(job: TrainJob) -> ray.train.ScalingConfig:
+    resources = {"CPU": job.cpus_per_worker} | ({"GPU": 1.0} if job.use_gpu else {})
+    fixed = job.least_workers == job.most_workers
+    return ray.train.ScalingConfig(
+        num_workers=job.most_workers if fixed else (job.least_workers, job.most_workers),
+        use_gpu=job.use_gpu,
+        resources_per_worker=resources,
+    )
+
+
+def _run_config(job: TrainJob, run_name: str) -> ray.train.RunConfig:
+    filesystem, path = Store(job.runs).arrow_filesystem()
+    accelerator = "cuda" if job.use_gpu else "cpu"
+    return ray.train.RunConfig(
+        name=run_name,
+        storage_path=path,
+        storage_filesystem=filesystem,
+        failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+        worker_runtime_env={"env_vars": WORKER_ENV | {"DS_ACCELERATOR": accelerator}},
+    )
+
+
+def _tidy(store: Store, say: Say) -> None:
+    """Say what an earlier command has left of the run, and delete what is no longer needed.
+
+    Ray's own list of checkpoints goes: it may name some that are gone, or be cut off itself, and
+    Ray would not start. Workers choose by content (`_newest`).
+    """
+    kept = list(
+        islice(checkpoint.whole(store, lambda found: say(_passed_over(found))), _KEPT_CHECKPOINTS)
+    )
+    if checkpoint.names(store) and not kept:
+        say("no checkpoint is whole; starting over")
+    if kept:
+        say(f"resuming from {kept[0]}")
+        checkpoint.delete_older(store, kept[-1])
+    store.delete(_SNAPSHOT)
+
+
+def _passed_over(broken: str) -> str:
+    return f"{broken}; going on from the one before"
 
 
 # --- on a worker -------------------------------------------------------------------------------
-def _worker(settings: dict[str, Any]) -> bytes | str:
-    """Train on one worker: the slider's file, or a message that says why there is none."""
+@dataclass(frozen=True)
+class _Outcome:
+    """What a worker returns: files of sliders, or why there are none."""
+
+    sliders: tuple[bytes, ...] = ()
+    refusal: str = ""
+    bad_input: bool = False
+
+    def result(self, run_name: str) -> list[Slider]:
+        """The sliders. Raises JobRefused and TrainError."""
+        if self.refusal:
+            raise (JobRefused if self.bad_input else TrainError)(f"run {run_name}: {self.refusal}")
+        return [Slider.from_bytes(data, run_name) for data in self.sliders]
+
+
+def _worker(settings: dict[str, Any]) -> _Outcome:
+    """Train on one worker."""
     try:
         return _train_here(settings)
+    except IncompleteCheckpoint:
+        raise  # a download that broke: another attempt looks again
     except _FINAL as error:
-        return str(error)  # raised, it would be retried; every worker comes to the same end
+        # Raised, it would be retried; every worker comes to the same end.
+        return _Outcome(refusal=str(error), bad_input=isinstance(error, ValueError))
 
 
-def _train_here(settings: dict[str, Any]) -> bytes:
+def _train_here(settings: dict[str, Any]) -> _Outcome:
     job, board = TrainJob.model_validate(settings["job"]), settings["board"]
     parts = _assemble_here(job, settings["base"], board)
 
     def post(step: int, numbers: dict[str, float]) -> None:
         board.post("train", step, job.steps, numbers)
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        done = run(parts, _report, post)
-    else:
-        with checkpoint.as_directory() as folder:
-            done = run(parts, _report, post, Path(folder))
-    return _slider(parts, done, settings["run"]).to_bytes()
+    newest = _newest(settings["store"], board)
+    with checkpoint.downloaded(settings["store"], newest) as folder:
+        done = run(parts, _report, post, folder)
+    return _Outcome(tuple(s.to_bytes() for s in _sliders(parts, done, settings["run"])))
+
+
+def _newest(store: Store, board: Board) -> str | None:
+    """Name of the newest checkpoint that is whole, the same on every worker."""
+    name = None
+    if ray.train.get_context().get_world_rank() == 0:
+        name = next(checkpoint.whole(store, lambda f: board.post(_passed_over(f), 0, 1, {})), None)
+    return ray.train.collective.broadcast_from_rank_zero(name)
 
 
 def _assemble_here(job: TrainJob, base: str, board: Board) -> Parts:
@@ -192,44 +306,88 @@ def _assemble_here(job: TrainJob, base: str, board: Board) -> Parts:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = load_base(base, dtype=dtype, device=device)
-    photos = PhotoPool.load(ray.train.get_dataset_shard("photos").iter_rows(), model)
+    photos = _photos_here(job, model)
     if rank == 0:
-        board.post("photos", len(photos), len(photos), {"broken": photos.broken})
+        board.post("photos", len(photos), len(photos), {"broken": len(photos.broken)})
     features = load_features(base_folder(base), device) if job.losses.perceptual else None
+    samples = ray.train.get_dataset_shard("teacher").iter_rows() if _cached(job) else ()
+    parts = assemble(job, model, photos, features, _engine(job), rank, workers, samples)
+    if job.engine == "deepspeed" and job.zero_stage == 3:
+        shard_frozen(model.denoiser)
+    return parts
 
-    make_engine = partial(DeepSpeedEngine, zero_stage=job.zero_stage)
-    return assemble(job, model, photos, features, make_engine, rank, workers)
+
+def _cached(job: TrainJob) -> bool:
+    return job.teacher.mode == "cached"
+
+
+def _photos_here(job: TrainJob, model: DiffusionModel) -> PhotoPool:
+    if not job.photos and not job.pairs:
+        return load_photos(job, model)  # the base draws them
+    rows = ray.train.get_dataset_shard("photos").iter_rows()
+    return PhotoPool.load(rows, model, job.resolution, job.max_broken_share)
+
+
+def _engine(job: TrainJob) -> MakeEngine:
+    if job.engine == "torch":
+        return PlainEngine
+    return partial(DeepSpeedEngine, zero_stage=job.zero_stage)
 
 
 def _report(numbers: dict[str, float], folder: Path | None) -> None:
-    # A barrier: every worker calls it, and rank 0 uploads before anyone goes on.
-    checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-    ray.train.report(numbers, checkpoint=checkpoint)
+    """Hand a checkpoint over for upload; training goes on meanwhile.
 
-
-def _slider(parts: Parts, done: Progress, run_name: str) -> Slider:
-    job = parts.job
-    card = Card(
-        name=job.name,
-        base=job.base,
-        base_id=parts.model.base_id,
-        family=parts.model.family,
-        part=parts.model.part,
-        prompts=job.prompts,
-        rank=job.rank,
-        training={
-            "run": run_name,
-            "job": job.model_dump(),
-            "steps": done.step,
-            "seconds": round(done.seconds, 3),
-            "world_size": parts.workers,
-            "photos": len(parts.photos),
-            "photos_broken": parts.photos.broken,
-            "losses": done.history[-1],
-            "history": done.history,
-            "versions": {"bs_ray": __version__, **{name: version(name) for name in _NOTED}},
-        },
+    An upload that does not come to its end costs the steps since the one before, and these are
+    repeated exactly. All workers call it, but none waits for the others' uploads.
+    """
+    if folder is None:
+        ray.train.report(numbers, checkpoint_upload_mode=_ASYNC)
+        return
+    mine = Path(tempfile.mkdtemp(prefix="bs-ray-checkpoint-"))
+    folder.rename(mine)  # the caller deletes its folder when this returns
+    ray.train.report(
+        numbers,
+        checkpoint=ray.train.Checkpoint.from_directory(mine),
+        checkpoint_dir_name=checkpoint.new_name(mine),
+        checkpoint_upload_mode=_ASYNC,
+        delete_local_checkpoint_after_upload=True,
     )
-    student = parts.student.module
-    assert isinstance(student, Student)
-    return student.bank.to_slider(card)
+
+
+def _sliders(parts: Parts, done: Progress, run_name: str) -> list[Slider]:
+    job, model = parts.job, parts.model
+    training = _training(parts, done, run_name)
+    return [
+        parts.bank.to_slider(
+            Card(
+                name=name,
+                base=job.base,
+                base_id=model.base_id,
+                family=model.family,
+                part=model.part,
+                prompts=job.concepts.get(name),
+                pictured=job.pairs.target if job.pairs else "",
+                rank=job.rank,
+                training=training,
+            )
+        )
+        for name in job.slider_names
+    ]
+
+
+def _training(parts: Parts, done: Progress, run_name: str) -> dict[str, Any]:
+    """What a card tells about the run."""
+    broken = parts.photos.broken
+    return {
+        "run": run_name,
+        "job": parts.job.model_dump(),
+        "steps": done.step,
+        "seconds": round(done.seconds, 3),
+        "world_size": parts.workers,
+        "photos": len(parts.photos),
+        "photos_broken": len(broken),
+        "photos_broken_keys": broken[:_LISTED],
+        "losses": done.history[-1],
+        "history": done.history,
+        "versions": {"bs_ray": __version__, **{name: version(name) for name in _NOTED}},
+    }

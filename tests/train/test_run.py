@@ -16,7 +16,7 @@ from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import StorageError, Store
 from bs_ray.train import run as train_run
-from bs_ray.train.run import TrainError, train
+from bs_ray.train.run import JobRefused, train
 from tests.train.conftest import PROMPTS, make_job, photo_rows
 
 JOBS = Path(__file__).parents[2] / "jobs" / "tiny"
@@ -29,7 +29,7 @@ def places(tmp_path: Path, base: Path) -> dict:
     table = pa.Table.from_pylist(rows, schema=PHOTO_SCHEMA)
     pq.write_table(table, tmp_path / "photos" / "shard-00000.parquet")
     folders = {name: str(tmp_path / name) for name in ("photos", "registry", "runs")}
-    return folders | {"base": str(base), "workers": 2, "max_failures": 0}
+    return folders | {"base": str(base), "workers": 2, "max_failures": 0, "max_broken_share": 0.2}
 
 
 def test_train_resume_and_finish(ray_cluster, places, monkeypatch) -> None:
@@ -70,14 +70,14 @@ def test_train_resume_and_finish(ray_cluster, places, monkeypatch) -> None:
 def test_what_no_retry_can_cure_is_said_once(ray_cluster, places) -> None:
     same = PROMPTS | {"negative": PROMPTS["positive"]}
     job = make_job(**places | {"max_failures": 5}, prompts=same, zero_stage=0)
-    with pytest.raises(TrainError, match="for which the base predicts the same"):
+    with pytest.raises(JobRefused, match="for which the base predicts the same"):
         train(job)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"base": "nowhere"}, BaseNotFound, "base: got nowhere, which holds no unet"),
+        ({"base": "nowhere"}, BaseNotFound, "base: got nowhere, which has no model_index.json"),
         ({"photos": "no-such-folder"}, StorageError, "no-such-folder does not exist"),
         ({"registry": "/proc/sliders"}, StorageError, "/proc/sliders"),
         ({"batch_size": 2}, ValueError, "batch_size: got 1 row for each of 2 workers"),
