@@ -74,8 +74,15 @@ def _fail(error: BaseException, code: int) -> None:
 
 
 def _load(path: Path, overrides: list[str] | None, kind: str) -> Any:
+    from bs_ray import concept_sliders
     from bs_ray.config import load
 
+    if kind == "train" and concept_sliders.is_foreign(path):
+        job, notes = concept_sliders.read(path, overrides)
+        console.print(f"{path} is a file of Concept Sliders':", soft_wrap=True, markup=False)
+        for note in notes:
+            console.print(f"  {note}", soft_wrap=True, markup=False)
+        return job
     return load(path, overrides, kind)
 
 
@@ -295,6 +302,46 @@ def sliders_show(
     from bs_ray.sliders.registry import Registry
 
     console.print_json(Registry(registry).resolve(slider).card.model_dump_json())
+
+
+@sliders_app.command("export", epilog="Example: bs-ray sliders export smile@1 --to kohya --out .")
+def sliders_export(
+    slider: Annotated[str, typer.Argument(help="name, name@version or a .safetensors file.")],
+    to: Annotated[
+        str, typer.Option(help="diffusers, peft (a folder), or kohya (also for ComfyUI, A1111).")
+    ] = "kohya",
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("."),
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """Write a slider as another tool's LoRA file; its scale 1.0 is our strength 1.0."""
+    from bs_ray.sliders.formats import FORMATS, export
+    from bs_ray.sliders.registry import Registry
+
+    if to not in FORMATS:
+        raise ValueError(f"--to: got {to!r}; expected one of {', '.join(FORMATS)}")
+    files = export(Registry(registry).resolve(slider), to)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (out / name).write_bytes(data)
+        console.print(f"wrote [bold]{out / name}[/]", soft_wrap=True)
+
+
+@sliders_app.command(
+    "import", epilog="Example: bs-ray sliders import age.pt --name age --base tiny"
+)
+def sliders_import(
+    file: Annotated[Path, typer.Argument(help=".safetensors, Concept Sliders' .pt, PEFT folder.")],
+    name: Annotated[str, typer.Option(help="Name to publish it under.")],
+    base: Annotated[str, typer.Option(help="The base it was trained on, as in a job file.")],
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """Publish another tool's LoRA as a slider, checked against its base. No pickle is run."""
+    from bs_ray.models import load_base
+    from bs_ray.sliders.formats import import_slider
+    from bs_ray.sliders.registry import Registry
+
+    slider = Registry(registry).publish(import_slider(file, name, base, load_base(base)))
+    console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)
 
 
 @bench_app.command("bank", epilog="Example: bs-ray bench bank --json bank.json")

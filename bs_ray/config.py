@@ -490,17 +490,22 @@ def load(path: str | Path, overrides: list[str] | None = None, kind: str | None 
         raise JobError(f"{path}: got {type(values).__name__}; expected a mapping of settings")
     for override in overrides or []:
         apply_override(values, override)
+    return job_of(values, str(path), kind)
+
+
+def job_of(values: dict[str, Any], source: str, kind: str | None = None) -> Job:
+    """Settings as a job. Raises JobError, naming `source`, as `load` does."""
     found = values.get("kind")
     if found not in _KINDS:
-        raise JobError(f"{path}: got kind {found!r}; expected one of {', '.join(_KINDS)}")
+        raise JobError(f"{source}: got kind {found!r}; expected one of {', '.join(_KINDS)}")
     if kind and found != kind:
         raise JobError(
-            f"{path}: got a {found} job; expected a {kind} job: try `bs-ray {found} {path}`"
+            f"{source}: got a {found} job; expected a {kind} job: try `bs-ray {found} {source}`"
         )
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        raise JobError(f"{path}: {_explain(error, found)}") from None
+        raise JobError(f"{source}: {_explain(error, found)}") from None
 
 
 def shipped_job(name: str, overrides: list[str] | None = None) -> Job:

@@ -12,7 +12,16 @@ PACKAGE = Path(__file__).parent.parent / "bs_ray"
 # Right may import left. Rooms of one row never import each other, but for the first, the last, and
 # the pairs in ALSO.
 ROWS: list[set[str]] = [
-    {"", "_torchvision", "config", "storage", "seaweed", "raysession", "progress"},
+    {
+        "",
+        "_torchvision",
+        "config",
+        "concept_sliders",
+        "storage",
+        "seaweed",
+        "raysession",
+        "progress",
+    },
     {"models", "data"},
     {"sliders", "tiny"},
     {"editing"},
@@ -126,7 +135,16 @@ def test_light_rooms_stay_light(path: Path) -> None:
 
 
 def test_help_is_quick() -> None:
-    for name in ("__init__", "__main__", "_torchvision", "cli", "config", "submit", "doctor"):
+    for name in (
+        "__init__",
+        "__main__",
+        "_torchvision",
+        "cli",
+        "config",
+        "concept_sliders",
+        "submit",
+        "doctor",
+    ):
         path = PACKAGE / f"{name}.py"
         if path.is_file():
             found = {module.split(".")[0] for _, module in imported(path, top_level_only=True)}

@@ -18,7 +18,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,7 @@ from torch import Tensor
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.artifact import Card, Slider, SliderError
 
-Format = Literal["diffusers", "peft", "kohya"]
+FORMATS = ("diffusers", "peft", "kohya")
 
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<what>lora_(?:A|B|down|up)(?:\.default)?\.weight|alpha)")
 _PREFIXES = ("base_model.model.", "unet.", "transformer.", "diffusion_model.")
@@ -38,8 +38,8 @@ _TEXT = re.compile(r"^(lora_te|text_encoder)")
 
 
 # --- export --------------------------------------------------------------------------------------
-def export(slider: Slider, form: Format) -> dict[str, bytes]:
-    """The slider's files by name, as the other tool reads them at scale 1.0 = strength 1.0.
+def export(slider: Slider, form: str) -> dict[str, bytes]:
+    """The slider's files by name in one of FORMATS; scale 1.0 there is strength 1.0 here.
 
     kohya's names are those of UNets; for a transformer ComfyUI reads diffusers' file.
     """
