@@ -50,6 +50,15 @@ class Judging:
         """Names of those that are not at hand."""
         return [name for name, judge in vars(self).items() if judge is None]
 
+    def notice(self, base: Path) -> str | None:
+        """What to tell the user about absent judges; None where there is nothing to tell."""
+        if not self.absent:
+            return None
+        return (
+            f"previews: no {', '.join(self.absent)} judge in {base / 'judges'}; what these would "
+            "say is left out, and reach and leak tell effect and drift"
+        )
+
 
 def find_judges(base: Path) -> Judging:
     """Those in `<base>/judges`: a CLIP folder `clip`, `perceptual` and `identity` .safetensors.

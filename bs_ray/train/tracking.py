@@ -165,6 +165,8 @@ class MLflow:
         # Its default of seven retries keeps training waiting for minutes when the server is gone.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # MLflow 3 refuses a plain folder otherwise.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         mlflow = _package("mlflow", uri)
         self._client = mlflow.MlflowClient(tracking_uri=uri)
         found = self._client.get_experiment_by_name(experiment)

@@ -120,9 +120,11 @@ def test_pairs_have_no_teacher_and_tell_the_change(model) -> None:
 
 
 def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
-    assert find_judges(tmp_path).absent == ["clip", "perceptual", "identity"]
+    none = find_judges(tmp_path)
+    assert none.absent == ["clip", "perceptual", "identity"]
+    assert (none.notice(tmp_path) or "").startswith("previews: no clip, perceptual, identity judge")
     judging = find_judges(base_folder("tiny"))
-    assert judging.absent == []
+    assert judging.absent == [] and judging.notice(tmp_path) is None
     predict = bank_predict(model, bank_of(model, ["smile"]))
     numbers = previewer(model, {"smile": SMILE}, judging=judging)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers

@@ -143,6 +143,7 @@ def test_mlflow_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
         tracker.picture(step + 1, "smile", STRIP)
         tracker.close()
     assert [point.step for point in server.metrics["loss"]] == [1, 2, 3, 4, 5]
+    assert os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"  # or MLflow 3 refuses a folder
     assert server.images[0] == "previews/step-000001-smile.png" and len(server.runs) == 1
 
 
