@@ -19,12 +19,16 @@ EMBEDDED = {
 FAMILIES = {
     "StableDiffusionXLPipeline": "sdxl:SDXL",
     "StableDiffusion3Pipeline": "sd3:SD3",
+    "FluxPipeline": "flux:Flux",
+    "Flux2KleinPipeline": "flux2:Flux2Klein",
+    "ZImagePipeline": "zimage:ZImage",
+    "QwenImagePipeline": "qwenimage:QwenImage",
 }
 """Pipeline class of a folder's model_index.json -> module and class here that load it."""
 
 
 def base_folder(base: str) -> Path:
-    """Where a base's files lie: the shipped folder of `tiny` and `tiny-flow`, else the given path."""
+    """Where a base's files lie: the shipped folder of `tiny` or `tiny-flow`, else the path."""
     return EMBEDDED.get(base, Path(base))
 
 

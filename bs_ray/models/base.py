@@ -7,7 +7,7 @@ variance; t int64 [B]; a Condition holds one row per prompt.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,8 @@ class Condition:
 
     def rows(self, index: Tensor | slice) -> Condition:
         """Some rows, in the given order (repeats allowed)."""
-        return Condition(*(part if part is None else part[index] for part in self._parts()))
+        parts: Any = (part if part is None else part[index] for part in self._parts())
+        return Condition(*parts)
 
     def repeat(self, count: int) -> Condition:
         """Row i becomes rows i * count .. i * count + count - 1."""
@@ -42,12 +43,18 @@ class Condition:
 
     @staticmethod
     def cat(parts: list[Condition]) -> Condition:
-        """One after the other; where prompts differ in length, the shorter are padded and masked."""
+        """One after the other; where texts differ in length, the shorter are padded and masked."""
         length = max(part.tokens.shape[1] for part in parts)
         if any(part.mask is not None or part.tokens.shape[1] < length for part in parts):
             parts = [part._padded(length) for part in parts]
-        columns = zip(*(part._parts() for part in parts), strict=True)
+        columns: Any = zip(*(part._parts() for part in parts), strict=True)
         return Condition(*(None if c[0] is None else torch.cat(c) for c in columns))
+
+    def texts(self) -> list[Tensor]:
+        """Each row's own tokens [L_i, D], without padding."""
+        if self.mask is None:
+            return list(self.tokens)
+        return [row[mask] for row, mask in zip(self.tokens, self.mask, strict=True)]
 
     def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return self.tokens, self.pooled, self.mask
@@ -59,6 +66,11 @@ class Condition:
             mask = torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
         tokens = F.pad(self.tokens, (0, 0, 0, missing))
         return Condition(tokens, self.pooled, F.pad(mask, (0, missing)))
+
+
+def ragged(texts: list[Tensor]) -> Condition:
+    """One row for each text [L_i, D]; the shorter are padded and masked."""
+    return Condition.cat([Condition(text[None]) for text in texts])
 
 
 class DiffusionModel(Protocol):
@@ -98,6 +110,9 @@ class DiffusionModel(Protocol):
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's prediction at x_t, float32, same shape. Differentiable."""
+
+    def guide(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance as the family has it; 1 is none."""
 
     def slider_targets(self) -> list[str]:
         """Names within `denoiser` of the linear and convolution layers that a slider adapts."""

@@ -186,21 +186,28 @@ def euler_path(
     yield x, None
 
 
+def classifier_free(told: Tensor, untold: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of two predictions (Ho & Salimans 2022); 1 is none."""
+    return untold + scale * (told - untold)
+
+
 def guided(
     predict: Callable[[Tensor, Tensor, Condition], Tensor],
     condition: Condition,
     without: Condition,
     guidance_scale: float,
+    guide: Callable[[Tensor, Tensor, float], Tensor] = classifier_free,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Classifier-free guidance (Ho & Salimans 2022) as a `forward` of `euler_path`.
+    """Classifier-free guidance as a `forward` of `euler_path`.
 
     condition, without: B rows each, told and untold; both halves share one forward pass.
+    guide: the family's own form of it, `DiffusionModel.guide`.
     """
     both = condition.cat([condition, without])
 
     def forward(x: Tensor, t: Tensor) -> Tensor:
         told, untold = predict(torch.cat([x, x]), t.repeat(2), both).chunk(2)
-        return untold + guidance_scale * (told - untold)
+        return guide(told, untold, guidance_scale)
 
     return forward
 
@@ -223,8 +230,7 @@ def sample_euler(
     condition = model.embed([*prompts, *([""] * len(prompts))])
     count = len(prompts)
     told, untold = condition.rows(slice(0, count)), condition.rows(slice(count, 2 * count))
-    forward = guided(rows_forward or model.predict, told, untold, guidance_scale)
+    forward = guided(rows_forward or model.predict, told, untold, guidance_scale, guide=model.guide)
     x = batch_noise(model.latent_shape, [seed] * count, keys, 0).to(model.device)
-    for x, _ in euler_path(model.prediction, forward, x, model.prediction.timesteps(steps)):
-        pass
-    return x
+    *_, (x0, _) = euler_path(model.prediction, forward, x, model.prediction.timesteps(steps))
+    return x0

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from bs_ray.models.base import BaseNotFound
@@ -39,19 +39,19 @@ def pipeline_class(folder: Path) -> str:
         ) from None
 
 
-def need_parts(folder: Path, parts: Sequence[str], what: str) -> None:
-    """Raise BaseNotFound unless every part is there; `what` is what the folder should have been."""
+def need_parts(folder: Path, parts: Sequence[str], what: str, repo: str) -> None:
+    """Raise BaseNotFound unless every part is there.
+
+    what: what the folder should have been; repo: where one like it can be had.
+    """
     if missing := [part for part in parts if not (folder / part).is_dir()]:
         raise BaseNotFound(
-            f"base: got {folder}, which lacks {', '.join(missing)}; expected {what}. Use `tiny`, or "
-            "download one first: "
-            "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
+            f"base: got {folder}, which lacks {', '.join(missing)}; expected {what}. Use `tiny`, "
+            f"or download one first: hf download {repo} --local-dir FOLDER"
         )
 
 
-def read_part(
-    part_class: Any, folder: Path, dtype: torch.dtype, device: str | torch.device
-) -> Any:
+def read_part(part_class: Any, folder: Path, dtype: torch.dtype, device: str | torch.device) -> Any:
     """One network of the folder, frozen and in evaluation mode.
 
     On the meta device it has shapes and no numbers, and the folder needs no weight files.
@@ -68,6 +68,14 @@ def _shapes(part_class: Any, folder: Path) -> Any:
         if hasattr(part_class, "load_config"):  # diffusers
             return part_class.from_config(part_class.load_config(folder, local_files_only=True))
         return part_class(part_class.config_class.from_pretrained(folder, local_files_only=True))
+
+
+def token_ids(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
+    """Token ids int64 [B, length], padded and cut to it."""
+    ids: Tensor = tokenizer(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:

@@ -14,39 +14,41 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokeniz
 
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import FlowMatching
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+from bs_ray.models.flow import FlowModel, flow_shift, linear_mu
+from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config, token_ids
 
-# The image stream only: attention is joint, and text rows that a slider moves would move the
-# picture's layout with them.
-_TARGET = re.compile(
-    r"^transformer_blocks\.\d+\.(attn2?\.to_(q|k|v|out\.0)|ff\.net\.0\.proj|ff\.net\.2)$"
-)
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 _T5_TOKENS = 256  # diffusers' default max_sequence_length
 
 
-class SD3:
+class SD3(FlowModel):
     """A Stable Diffusion 3 base from a diffusers folder (Esser et al. 2024). Frozen.
 
     A folder without `text_encoder_3` (T5) is used with the two CLIP towers alone; diffusers does
     the same when called with `max_sequence_length=0`.
     """
 
-    family, part = "sd3", "transformer"
+    family = "sd3"
+    # The image stream only: attention is joint, and text rows that a slider moves would move the
+    # picture's layout with them.
+    targets = re.compile(
+        r"transformer_blocks\.\d+\.(attn2?\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
+    )
 
     def __init__(
         self, transformer: Any, vae: Any, clips: tuple[Any, Any], tokenizers: tuple[Any, Any],
-        t5: tuple[Any, Any] | None, prediction: FlowMatching, base_id: str,
+        t5: tuple[Any, Any] | None, scheduler: dict[str, Any], base_id: str,
     ):  # fmt: skip
         """t5: (tokenizer, encoder), or None."""
-        self.transformer, self.vae = transformer, vae
-        self.clips, self.tokenizers, self.t5 = clips, tokenizers, t5
-        self.prediction, self.base_id = prediction, base_id
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        side = transformer.config.sample_size
-        self.latent_shape = (transformer.config.in_channels, side, side)
-        self.native_px = side * factor
-        self.multiple_px = factor * transformer.config.patch_size
+        side, patch = transformer.config.sample_size, transformer.config.patch_size
+        mu = linear_mu(scheduler, (side // patch) ** 2)
+        super().__init__(
+            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
+            channels=transformer.config.in_channels, native_px=side * factor,
+            factor=factor, multiple_px=factor * patch,
+        )  # fmt: skip
+        self.clips, self.tokenizers, self.t5 = clips, tokenizers, t5
 
     @classmethod
     def load(
@@ -63,7 +65,8 @@ class SD3:
         """
         folder, own = Path(folder), transformer is None
         parts = [*_PARTS, *(["transformer", "scheduler"] if own else [])]
-        need_parts(folder, parts, "a diffusers Stable Diffusion 3 folder")
+        what = "a diffusers Stable Diffusion 3 folder"
+        need_parts(folder, parts, what, "stabilityai/stable-diffusion-3.5-medium")
 
         def read(part_class: Any, part: str) -> Any:
             return read_part(part_class, folder / part, dtype, device)
@@ -83,31 +86,16 @@ class SD3:
                 CLIPTokenizer.from_pretrained(folder / p) for p in ("tokenizer", "tokenizer_2")
             ),
             t5=t5,
-            prediction=FlowMatching(shift=scheduler_config(folder).get("shift", 1.0)),
+            scheduler=scheduler_config(folder),
             base_id=base_hash(folder) if own else "untrained",
         )
 
-    @property
-    def denoiser(self) -> nn.Module:
-        return self.transformer
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    def encode(self, images: Tensor) -> Tensor:
-        latents = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mean
-        return (latents.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        z = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return self.vae.decode(z.to(self.vae.dtype)).sample.float()
-
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
+        """Prompts -> both CLIP towers' states, T5's after them, and the towers' projections."""
         states, pooled = [], []
         for tokenizer, encoder in zip(self.tokenizers, self.clips, strict=True):
-            ids = _ids(tokenizer, prompts, tokenizer.model_max_length)
+            ids = token_ids(tokenizer, prompts, tokenizer.model_max_length)
             output = encoder(ids.to(self.device), output_hidden_states=True)
             states.append(output.hidden_states[-2])
             pooled.append(output.text_embeds)
@@ -116,11 +104,12 @@ class SD3:
         tokens = F.pad(tokens, (0, width - tokens.shape[-1]))
         if self.t5:
             tokenizer, encoder = self.t5
-            ids = _ids(tokenizer, prompts, _T5_TOKENS)
+            ids = token_ids(tokenizer, prompts, _T5_TOKENS)
             tokens = torch.cat([tokens, encoder(ids.to(self.device))[0]], dim=1)
         return Condition(tokens, torch.cat(pooled, dim=-1))
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The velocity n - x0 at x_t [B, 16, h, w]; float32."""
         dtype = self.transformer.dtype
         assert condition.pooled is not None
         return self.transformer(
@@ -129,14 +118,3 @@ class SD3:
             encoder_hidden_states=condition.tokens.to(dtype),
             pooled_projections=condition.pooled.to(dtype),
         ).sample.float()
-
-    def slider_targets(self) -> list[str]:
-        # The last block drops its text stream, but its image stream is like the others'.
-        return [name for name, _ in self.transformer.named_modules() if _TARGET.search(name)]
-
-
-def _ids(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
-    ids: Tensor = tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
-    return ids

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from bs_ray.models.base import BaseNotFound, Condition
-from bs_ray.models.diffusion import EpsPrediction, Prediction, VPrediction
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+from bs_ray.models.diffusion import EpsPrediction, Prediction, VPrediction, classifier_free
+from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config, token_ids
 
 _TARGET = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)$")
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
@@ -56,7 +56,8 @@ class SDXL:
         """
         folder, own = Path(folder), unet is None
         parts = [*_PARTS, *(["unet", "scheduler"] if own else [])]
-        need_parts(folder, parts, "a diffusers SDXL folder")
+        repo = "stabilityai/stable-diffusion-xl-base-1.0"
+        need_parts(folder, parts, "a diffusers SDXL folder", repo)
 
         def read(part_class: Any, part: str) -> Any:
             return read_part(part_class, folder / part, dtype, device)
@@ -83,6 +84,8 @@ class SDXL:
     def device(self) -> torch.device:
         return self.unet.device
 
+    guide = staticmethod(classifier_free)
+
     def encode(self, images: Tensor) -> Tensor:
         latents = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mean
         return latents.float() * self.vae.config.scaling_factor
@@ -95,13 +98,7 @@ class SDXL:
     def embed(self, prompts: list[str]) -> Condition:
         states = []
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            ids = tokenizer(
-                prompts,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
+            ids = token_ids(tokenizer, prompts, tokenizer.model_max_length)
             output = encoder(ids.to(self.device), output_hidden_states=True)
             # SDXL reads the last but one layer of both towers, and the second one's projection.
             states.append(output.hidden_states[-2])
@@ -110,6 +107,7 @@ class SDXL:
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         height, width = (side * self._factor for side in x_t.shape[-2:])
         size = torch.tensor([height, width, 0, 0, height, width], device=x_t.device)
+        assert condition.pooled is not None
         added = {
             "text_embeds": condition.pooled,
             "time_ids": size.expand(len(x_t), 6).to(condition.pooled.dtype),
@@ -135,8 +133,8 @@ def _prediction(folder: Path) -> Prediction:
     schedule = found.get("beta_schedule", "scaled_linear")
     if schedule != "scaled_linear" or kind not in _PREDICTIONS:
         raise BaseNotFound(
-            f"base: got a scheduler with {schedule}, {kind} in {folder}; expected scaled_linear and "
-            f"one of {', '.join(_PREDICTIONS)}"
+            f"base: got a scheduler with {schedule}, {kind} in {folder}; expected scaled_linear "
+            f"and one of {', '.join(_PREDICTIONS)}"
         )
     start, end = found.get("beta_start", 0.00085), found.get("beta_end", 0.012)
     steps = int(found.get("num_train_timesteps", 1000))

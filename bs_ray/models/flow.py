@@ -1,0 +1,99 @@
+"""What the flow-matching families share: a transformer over image tokens, a KL autoencoder."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bs_ray.models.diffusion import FlowMatching, classifier_free
+
+
+class FlowModel:
+    """A frozen flow-matching base. A family adds `load`, `embed` and `predict`."""
+
+    part = "transformer"
+    targets: re.Pattern[str]
+    """Which layers of the transformer a slider adapts."""
+
+    def __init__(
+        self, transformer: Any, vae: Any, prediction: FlowMatching, base_id: str,
+        *, channels: int, native_px: int, factor: int, multiple_px: int,
+    ):  # fmt: skip
+        """factor: pixels a side of one latent."""
+        self.transformer, self.vae = transformer, vae
+        self.prediction, self.base_id = prediction, base_id
+        side = native_px // factor
+        self.latent_shape = (channels, side, side)
+        self.native_px, self.multiple_px = native_px, multiple_px
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The transformer."""
+        module: nn.Module = self.transformer
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        device: torch.device = self.transformer.device
+        return device
+
+    guide = staticmethod(classifier_free)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> latents float32, the posterior's mean."""
+        latents = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mean
+        shifted: Tensor = latents.float() - self.vae.config.shift_factor
+        return shifted * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> images, float32, not clipped."""
+        z = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        images: Tensor = self.vae.decode(z.to(self.vae.dtype)).sample
+        return images.float()
+
+    def slider_targets(self) -> list[str]:
+        """The layers of the transformer whose whole name `targets` matches."""
+        return [n for n, _ in self.transformer.named_modules() if self.targets.fullmatch(n)]
+
+    def sigma_input(self, t: Tensor) -> Tensor:
+        """sigma [B] as pipelines that count in thousandths hand it over, in the network's dtype.
+
+        They round 1000 sigma to that dtype and then divide: in bfloat16 that is another number.
+        """
+        count = self.prediction.num_train_timesteps
+        rounded: Tensor = (self.prediction.sigma(t) * count).to(self.transformer.dtype)
+        return rounded / count
+
+
+def tokens_of(x: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, h w, C], row by row."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def picture_of(tokens: Tensor, height: int, width: int) -> Tensor:
+    """[B, h w, C] -> [B, C, h, w]."""
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def linear_mu(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """mu of a picture of so many image tokens (Flux, Z-Image, Qwen-Image)."""
+    low, high = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    base, top = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    return float(base + (top - base) * (tokens - low) / (high - low))
+
+
+def flow_shift(scheduler: Mapping[str, Any], mu: float) -> float:
+    """The shift that samplers of a folder use (Esser et al. 2024, Eq 23).
+
+    scheduler: its settings. mu counts where they shift dynamically, by the picture's size.
+    """
+    if not scheduler.get("use_dynamic_shifting", False):
+        return float(scheduler.get("shift", 1.0))
+    exponential = scheduler.get("time_shift_type", "exponential") == "exponential"
+    return math.exp(mu) if exponential else mu

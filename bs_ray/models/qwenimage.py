@@ -1,0 +1,138 @@
+"""The Qwen-Image family: the diffusers doorway."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from bs_ray.models.base import Condition, ragged
+from bs_ray.models.diffusion import FlowMatching, classifier_free
+from bs_ray.models.flow import FlowModel, flow_shift, linear_mu, picture_of, tokens_of
+from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+
+_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+_NATIVE_PX = 1024  # diffusers' default; nothing in the folder says it
+_TOKENS = 1024  # the longest prompt, template aside
+# The instruction that the text encoder was used with, and how many of its tokens are dropped.
+_TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity,"
+    " text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+_DROPPED = 34
+
+
+class QwenImage(FlowModel):
+    """A Qwen-Image base from a diffusers folder (Wu et al. 2025). Frozen.
+
+    Its autoencoder is one of video: a picture is a film of one frame.
+    """
+
+    family = "qwen-image"
+    targets = re.compile(
+        r"transformer_blocks\.\d+\.(attn\.to_(q|k|v|out\.0)|img_mlp\.net\.(0\.proj|2))"
+    )
+
+    def __init__(
+        self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
+        base_id: str,
+    ):  # fmt: skip
+        """text: (tokenizer, encoder)."""
+        factor = 2 ** len(vae.config.temperal_downsample)
+        mu = linear_mu(scheduler, (_NATIVE_PX // factor // 2) ** 2)
+        super().__init__(
+            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
+            channels=vae.config.z_dim, native_px=_NATIVE_PX, factor=factor, multiple_px=2 * factor,
+        )  # fmt: skip
+        self.text = text
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> QwenImage:
+        """Load a diffusers folder. Raises BaseNotFound where a part is missing."""
+        folder = Path(folder)
+        need_parts(folder, _PARTS, "a diffusers Qwen-Image folder", "Qwen/Qwen-Image")
+
+        def read(part_class: Any, part: str) -> Any:
+            return read_part(part_class, folder / part, dtype, device)
+
+        return cls(
+            read(QwenImageTransformer2DModel, "transformer"),
+            read(AutoencoderKLQwenImage, "vae"),
+            text=(
+                AutoTokenizer.from_pretrained(folder / "tokenizer"),
+                read(Qwen2_5_VLForConditionalGeneration, "text_encoder").model,
+            ),
+            scheduler=scheduler_config(folder),
+            base_id=base_hash(folder),
+        )
+
+    def _norm(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' channels, each float32 [1, C, 1, 1]."""
+        numbers = torch.tensor([self.vae.config.latents_mean, self.vae.config.latents_std])
+        mean, deviation = numbers.to(self.device).view(2, 1, -1, 1, 1)
+        return mean, deviation
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> latents float32, the posterior's mean."""
+        film = images.to(self.device, self.vae.dtype).unsqueeze(2)
+        mean, deviation = self._norm()
+        latents: Tensor = self.vae.encode(film).latent_dist.mean.squeeze(2)
+        return (latents.float() - mean) / deviation
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> images, float32, not clipped."""
+        mean, deviation = self._norm()
+        film = (latents * deviation + mean).to(self.vae.dtype).unsqueeze(2)
+        images: Tensor = self.vae.decode(film).sample.squeeze(2)
+        return images.float()
+
+    @staticmethod
+    def guide(told: Tensor, untold: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance that leaves every 2 x 2 patch as long as `told` has it."""
+        mixed = F.pixel_unshuffle(classifier_free(told, untold, scale), 2)
+        length = F.pixel_unshuffle(told, 2).norm(dim=1, keepdim=True)
+        return F.pixel_shuffle(mixed * (length / mixed.norm(dim=1, keepdim=True)), 2)
+
+    @torch.no_grad()
+    def embed(self, prompts: list[str]) -> Condition:
+        """Prompts -> the last layer's states of their own tokens, the instruction's dropped."""
+        tokenizer, encoder = self.text
+        inputs = tokenizer(
+            [_TEMPLATE.format(prompt) for prompt in prompts],
+            padding=True, max_length=_TOKENS + _DROPPED, truncation=True, return_tensors="pt",
+        )  # fmt: skip
+        states = encoder(
+            input_ids=inputs.input_ids.to(self.device),
+            attention_mask=inputs.attention_mask.to(self.device),
+            output_hidden_states=True,
+        ).hidden_states[-1]
+        own = inputs.attention_mask.bool()
+        texts = [row[mask.to(row.device)] for row, mask in zip(states, own, strict=True)]
+        return ragged([text[_DROPPED:] for text in texts])
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The velocity n - x0 at x_t [B, 16, h, w], h and w even; float32."""
+        dtype = self.transformer.dtype
+        patches = F.pixel_unshuffle(x_t.to(dtype), 2)
+        height, width = patches.shape[-2:]
+        velocity = self.transformer(
+            hidden_states=tokens_of(patches),
+            timestep=self.sigma_input(t),
+            encoder_hidden_states=condition.tokens.to(dtype),
+            encoder_hidden_states_mask=condition.mask,
+            img_shapes=[[(1, height, width)]] * len(x_t),
+        ).sample
+        return F.pixel_shuffle(picture_of(velocity, height, width), 2).float()

@@ -1,0 +1,108 @@
+"""The Z-Image family: the diffusers doorway."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from bs_ray.models.base import Condition, ragged
+from bs_ray.models.diffusion import FlowMatching
+from bs_ray.models.flow import FlowModel, flow_shift, linear_mu
+from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+
+_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+_TOKENS = 512  # diffusers' default max_sequence_length
+
+
+class ZImage(FlowModel):
+    """A Z-Image base from a diffusers folder (Tongyi-MAI 2025). Frozen.
+
+    Its pipeline writes guidance as told + g (told - untold): diffusers' `guidance_scale` g is 1 + g
+    here, as in every other family.
+    """
+
+    family = "z-image"
+    # Not `context_refiner`, which sees text alone; the layers carry both streams.
+    targets = re.compile(
+        r"(noise_refiner|layers)\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
+    )
+
+    def __init__(
+        self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
+        base_id: str,
+    ):  # fmt: skip
+        """text: (tokenizer, encoder)."""
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        side = vae.config.sample_size // factor
+        mu = linear_mu(scheduler, (side // 2) ** 2)
+        super().__init__(
+            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
+            channels=transformer.config.in_channels, native_px=vae.config.sample_size,
+            factor=factor, multiple_px=2 * factor,
+        )  # fmt: skip
+        self.text = text
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> ZImage:
+        """Load a diffusers folder. Raises BaseNotFound where a part is missing."""
+        folder = Path(folder)
+        need_parts(folder, _PARTS, "a diffusers Z-Image folder", "Tongyi-MAI/Z-Image-Turbo")
+
+        def read(part_class: Any, part: str) -> Any:
+            return read_part(part_class, folder / part, dtype, device)
+
+        return cls(
+            read(ZImageTransformer2DModel, "transformer"),
+            read(AutoencoderKL, "vae"),
+            text=(
+                AutoTokenizer.from_pretrained(folder / "tokenizer"),
+                read(Qwen3ForCausalLM, "text_encoder").model,
+            ),
+            scheduler=scheduler_config(folder),
+            base_id=base_hash(folder),
+        )
+
+    @torch.no_grad()
+    def embed(self, prompts: list[str]) -> Condition:
+        """Prompts -> the last but one layer's states of their own tokens."""
+        tokenizer, encoder = self.text
+        chats = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False, add_generation_prompt=True, enable_thinking=True,
+            )
+            for prompt in prompts
+        ]  # fmt: skip
+        inputs = tokenizer(
+            chats, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
+        )
+        states = encoder(
+            input_ids=inputs.input_ids.to(self.device),
+            attention_mask=inputs.attention_mask.to(self.device).bool(),
+            output_hidden_states=True,
+        ).hidden_states[-2]
+        own = inputs.attention_mask.bool()
+        return ragged([row[mask.to(row.device)] for row, mask in zip(states, own, strict=True)])
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The velocity n - x0 at x_t [B, 16, h, w], h and w even; float32."""
+        dtype = self.transformer.dtype
+        # The network counts from noise (0) to picture (1), and its velocity points that way too.
+        towards_picture = self.transformer(
+            list(x_t.to(dtype).unsqueeze(2)),
+            1 - self.prediction.sigma(t),
+            [tokens.to(dtype) for tokens in condition.texts()],
+        ).sample
+        return -torch.stack(list(towards_picture)).squeeze(2).float()
