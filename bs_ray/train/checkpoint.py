@@ -53,6 +53,12 @@ class Progress:
     scales: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     """Numbers of some steps, for the card and the curves."""
+    gaps: dict[str, float] = field(default_factory=dict)
+    """The teacher's gap by slider, from before step 0."""
+    plateau: dict[str, float] = field(default_factory=dict)
+    """How far the early stop has come."""
+    stopped: bool = False
+    """Whether the run ended early, on a plateau."""
 
 
 def write(folder: Path, job: TrainJob, progress: Progress, states: Mapping[str, State]) -> None:

@@ -25,6 +25,7 @@ from bs_ray.train.reference import reference_step
 from bs_ray.train.samples import CachedLessons
 from bs_ray.train.step import Parts, Student, TrainingDiverged, train_step
 from bs_ray.train.teacher import Teacher
+from bs_ray.train.watch import Watch
 
 MakeEngine = Callable[[nn.Module, float, tuple[float, float]], Engine]
 """(network, learning rate, Adam's betas) -> its engine."""
@@ -114,8 +115,11 @@ def check_rows(job: TrainJob, workers: int) -> None:
         )
 
 
-def run(parts: Parts, report: Report, post: Post, resume_from: Path | None = None) -> Progress:
-    """Train to the job's last step; the progress made, earlier attempts included.
+def run(
+    parts: Parts, report: Report, post: Post, resume_from: Path | None = None,
+    watch: Watch | None = None,
+) -> Progress:  # fmt: skip
+    """Train to the job's last step, or a plateau; the progress made, earlier attempts included.
 
     Raises PromptsDoNotSeparate before step 0, CheckpointError where `resume_from` is not of this
     job, and TrainingDiverged with the last good checkpoint kept.
@@ -123,25 +127,32 @@ def run(parts: Parts, report: Report, post: Post, resume_from: Path | None = Non
     job = parts.job
     progress = Progress()
     if resume_from is None:
-        check_teacher(parts)
+        progress.gaps = check_teacher(parts)
     else:
         progress = _resume(parts, resume_from)
+    if watch:
+        watch.begin(progress)
     earlier_s, start_s = progress.seconds, time.monotonic()
 
-    for step in range(progress.step, job.steps):
+    for step in range(progress.step, 0 if progress.stopped else job.steps):
         if step % job.checkpoint_every == 0:
             parts.lessons.refresh(step, parts.rows)
         numbers = one_step(parts, step)
         progress.step = step + 1
         progress.seconds = earlier_s + time.monotonic() - start_s
-        last = progress.step == job.steps
+        progress.stopped = watch.after_step(progress, numbers) if watch else False
+        last = progress.stopped or progress.step == job.steps
 
         if last or step % max(1, job.steps // _HISTORY) == 0:
             progress.history.append({"step": float(step), **numbers})
         if parts.rank == 0:
-            post(progress.step, numbers)
+            post(progress.step, numbers | (watch.shown if watch else {}))
         if last or progress.step % job.checkpoint_every == 0:
             _save(parts, progress, numbers, report)
+            if watch:
+                watch.saved()
+        if last:
+            break
     return progress
 
 

@@ -31,7 +31,7 @@ from bs_ray.models import EMBEDDED, base_folder, load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.progress import Board, progress
 from bs_ray.raysession import WORKER_ENV, ray_session
-from bs_ray.sliders.artifact import Card, Slider
+from bs_ray.sliders.artifact import Calibration, Card, Slider
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store
 from bs_ray.train import checkpoint
@@ -42,8 +42,11 @@ from bs_ray.train.features import load_features
 from bs_ray.train.lessons import pair_sets
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
 from bs_ray.train.photos import PhotoPool, PhotosError
+from bs_ray.train.preview import find_judges
 from bs_ray.train.step import Parts, TrainingDiverged
 from bs_ray.train.teacher import PromptsDoNotSeparate
+from bs_ray.train.tracking import check_tracking, open_trackers
+from bs_ray.train.watch import Watch
 
 _KEPT_CHECKPOINTS = 2
 _NOTED = ("deepspeed", "ray", "torch")
@@ -124,6 +127,7 @@ def _check(job: TrainJob) -> DiffusionModel:
     """Everything that can be known to be missing before workers start; the base without weights."""
     model = load_base(job.base, device="meta")
     check_rows(job, job.most_workers)
+    check_tracking(job)
     if job.resolution and job.resolution % model.multiple_px:
         raise ValueError(
             f"resolution: got {job.resolution}; expected a multiple of {model.multiple_px}, as the "
@@ -282,10 +286,18 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     def post(step: int, numbers: dict[str, float]) -> None:
         board.post("train", step, job.steps, numbers)
 
+    watch = Watch(
+        parts,
+        find_judges(base_folder(settings["base"])),
+        lambda step: open_trackers(job, settings["run"], step),
+    )
     newest = _newest(settings["store"], board)
     with checkpoint.downloaded(settings["store"], newest) as folder:
-        done = run(parts, _report, post, folder)
-    return _Outcome(tuple(s.to_bytes() for s in _sliders(parts, done, settings["run"])))
+        done = run(parts, _report, post, folder, watch)
+    calibrations = watch.calibrations()
+    watch.close()
+    sliders = _sliders(parts, done, settings["run"], calibrations)
+    return _Outcome(tuple(slider.to_bytes() for slider in sliders))
 
 
 def _newest(store: Store, board: Board) -> str | None:
@@ -354,7 +366,9 @@ def _report(numbers: dict[str, float], folder: Path | None) -> None:
     )
 
 
-def _sliders(parts: Parts, done: Progress, run_name: str) -> list[Slider]:
+def _sliders(
+    parts: Parts, done: Progress, run_name: str, calibrations: dict[str, Calibration]
+) -> list[Slider]:
     job, model = parts.job, parts.model
     training = _training(parts, done, run_name)
     return [
@@ -368,6 +382,7 @@ def _sliders(parts: Parts, done: Progress, run_name: str) -> list[Slider]:
                 prompts=job.concepts.get(name),
                 pictured=job.pairs.target if job.pairs else "",
                 rank=job.rank,
+                calibration=calibrations.get(name),
                 training=training,
             )
         )
@@ -382,6 +397,8 @@ def _training(parts: Parts, done: Progress, run_name: str) -> dict[str, Any]:
         "run": run_name,
         "job": parts.job.model_dump(),
         "steps": done.step,
+        "stopped_early": done.stopped,
+        "gaps": done.gaps,
         "seconds": round(done.seconds, 3),
         "world_size": parts.workers,
         "photos": len(parts.photos),
