@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bs_ray.sliders.artifact import Calibration
-from bs_ray.train.preview import Predict, Previewer, attribute_score, reach
+from bs_ray.train.preview import Predict, Previewer, reach
 
 _PER_SIDE = 4  # strengths measured on either side of 0, up to twice the trained range
 _LEAST_GROWTH = 0.1
@@ -43,52 +43,22 @@ class Measured:
 
 
 def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
-    """Calibrations by slider name; none where neither a teacher nor judges say what the effect is.
+    """Calibrations by slider name; none for image pairs, where nothing says what the effect is.
 
-    Measured from -2 S to 2 S; warns about a slider without effect.
+    Measured from -2 S to 2 S; warns about a slider without effect. The effect is read off noisy
+    latents, for CLIP saturates long before the attribute does; where judges are at hand, generated
+    pictures say where the picture or the person breaks.
     """
     if not previewer.concepts:
         return {}
     span = 2 * previewer.max_strength
     strengths = [span * i / _PER_SIDE for i in range(-_PER_SIDE, _PER_SIDE + 1)]
-    if previewer.judging.clip and previewer.judging.perceptual:
+    seen = [_on_latents(previewer, m, predict, strengths) for m in range(len(previewer.names))]
+    if previewer.judging.perceptual:
         pictures = previewer.draw(predict, strengths)
-        seen = [_on_pictures(previewer, m, pictures[m], strengths) for m in _sliders(previewer)]
-    else:
-        seen = [_on_latents(previewer, m, predict, strengths) for m in _sliders(previewer)]
+        seen = [_with_pictures(previewer, one, pictures[m]) for m, one in enumerate(seen)]
     names = zip(previewer.names, seen, strict=True)
     return {name: calibration(name, one, previewer.max_strength) for name, one in names}
-
-
-def _sliders(previewer: Previewer) -> range:
-    return range(len(previewer.names))
-
-
-@torch.no_grad()
-def _on_pictures(
-    previewer: Previewer, slider: int, pictures: Tensor, strengths: Sequence[float]
-) -> Measured:
-    """pictures [N, K, 3, H, W] in [-1, 1]. Another seed's picture is the yardstick of "another"."""
-    judging, prompts = previewer.judging, previewer.concepts[previewer.names[slider]]
-    assert judging.clip and judging.perceptual
-    n, k = pictures.shape[:2]
-    still = pictures[:, strengths.index(0.0)]
-    flat, twin = pictures.flatten(0, 1), still.repeat_interleave(k, 0)
-    others = still.roll(1, 0)
-    score = attribute_score(judging.clip, flat, prompts).view(n, k)
-    identity, least = None, -1.0
-    if judging.identity:
-        identity = judging.identity.similarity(flat, twin).view(n, k).numpy()
-        least = (1 + float(judging.identity.similarity(still, others).mean())) / 2
-    return Measured(
-        f"CLIP points, positive minus negative prompt, on {n} generated pictures",
-        strengths,
-        (score - score[:, [strengths.index(0.0)]]).numpy(),
-        judging.perceptual.distance(flat, twin).view(n, k).numpy(),
-        identity,
-        most_drift=float(judging.perceptual.distance(still, others).mean()) / 2,
-        least_identity=least,
-    )
 
 
 def _on_latents(
@@ -105,6 +75,27 @@ def _on_latents(
         torch.stack([share for share, _ in pairs], 1).cpu().numpy(),
         torch.stack([beside for _, beside in pairs], 1).cpu().numpy(),
     )
+
+
+@torch.no_grad()
+def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Measured:
+    """pictures [N, K, 3, H, W] in [-1, 1]: drift and identity are theirs then, and their limits.
+
+    Half-way to another seed's picture is too far.
+    """
+    judging, strengths = previewer.judging, seen.strengths
+    assert judging.perceptual
+    n, k = pictures.shape[:2]
+    still = pictures[:, strengths.index(0.0)]
+    flat, twin, others = pictures.flatten(0, 1), still.repeat_interleave(k, 0), still.roll(1, 0)
+    drift = judging.perceptual.distance(flat, twin).view(n, k).cpu().numpy()
+    most = float(judging.perceptual.distance(still, others).mean()) / 2
+    seen = replace(seen, drift=drift, most_drift=most)
+    if judging.identity:
+        identity = judging.identity.similarity(flat, twin).view(n, k).cpu().numpy()
+        least = (1 + float(judging.identity.similarity(still, others).mean())) / 2
+        seen = replace(seen, identity=identity, least_identity=least)
+    return seen
 
 
 def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
