@@ -340,7 +340,8 @@ def sliders_import(
     from bs_ray.sliders.formats import import_slider
     from bs_ray.sliders.registry import Registry
 
-    slider = Registry(registry).publish(import_slider(file, name, base, load_base(base)))
+    model = load_base(base, device="meta")  # its layers' shapes are enough
+    slider = Registry(registry).publish(import_slider(file, name, base, model))
     console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)
 
 

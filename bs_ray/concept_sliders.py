@@ -20,6 +20,7 @@ _ROW = {
     "target", "positive", "unconditional", "neutral", "action", "guidance_scale", "guidance",
     "resolution", "dynamic_resolution", "batch_size", "dynamic_crops", "rank", "attributes",
 }  # fmt: skip
+_TEXTS = ("target", "positive", "unconditional", "neutral")
 _CONFIG = {
     "prompts_file": {""},
     "pretrained_model": {"name_or_path", "v2", "v_pred", "clip_skip"},
@@ -69,14 +70,14 @@ def read(path: Path, overrides: list[str] | None = None) -> tuple[TrainJob, list
         values |= _from_config(path, found, notes)
         place = _beside(path, str(found["prompts_file"]))
         rows = yaml.safe_load(place.read_text(encoding="utf-8"))
-    values |= _from_row(_one_row(place, rows, notes), notes)
+    values |= _from_row(*_one_row(place, rows, notes), notes)
     for override in overrides or []:
         apply_override(values, override)
-    if not values.get("photos"):
+    if not values.get("photos") or values.get("algorithm") == "concept_sliders":
         values["losses"] = {"perceptual": 0, "adversarial": 0} | values["losses"]
         notes.append(
             "no photos: guidance loss alone, as in the reference; photos=... adds the perceptual "
-            "and adversarial losses"
+            "and adversarial losses, but for algorithm=concept_sliders"
         )
     job = job_of(values, str(path), "train")
     assert isinstance(job, TrainJob)
@@ -109,25 +110,32 @@ def _from_config(path: Path, config: dict[str, Any], notes: list[str]) -> dict[s
             f"network.training_method {network['training_method']}: not read; sliders adapt "
             "attention and feed-forward layers"
         )
-    left = {"noise_scheduler", "optimizer", "lr_scheduler", "max_denoising_steps"} & train.keys()
+    if sections["pretrained_model"].get("v2"):
+        raise JobError(f"{path}: pretrained_model: got v2 true; expected an SDXL base: base=FOLDER")
+    told = {*_TRANSLATED.values(), ("train", "precision"), ("network", "training_method")}
+    left = [
+        f"{name}.{key}" for name, section in sections.items() for key in section
+        if (name, key) not in told
+    ]  # fmt: skip
     if left:
-        notes.append(f"not read: {', '.join(sorted(left))} (AdamW, constant rate, noised latents)")
+        notes.append(f"not read: {', '.join(left)} (AdamW, constant rate, fp32 slider files)")
     return values
 
 
-def _from_row(row: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Our settings that a row of prompts gives; its guidance is our eta."""
+def _from_row(row: dict[str, Any], words: list[str], notes: list[str]) -> dict[str, Any]:
+    """Our settings that a row of prompts gives; its guidance is our eta.
+
+    words: attributes to disentangle. The reference draws one of them a step; here their
+    differences are summed, hence eta is guidance over their number.
+    """
     prompts = {
         "target": row["target"],
         "positive": row["positive"],
         "negative": row.get("unconditional") or "",
+        "neutral": row.get("neutral") if "neutral" in row else row.get("unconditional") or "",
         "action": row.get("action") or "erase",
+        "disentangle": words,
     }
-    if row.get("neutral") is not None:
-        prompts["neutral"] = row["neutral"]
-    if "attributes" in row:
-        words = str(row["attributes"]).split(",")
-        prompts["disentangle"] = [word.strip() for word in words if word.strip()]
     for key in ("dynamic_resolution", "dynamic_crops"):
         if row.get(key):
             notes.append(f"{key}: not read; all rows have the job's resolution")
@@ -136,28 +144,48 @@ def _from_row(row: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             f"guidance: {row['guidance']} is read as guidance_scale; the reference ignores this "
             "spelling and trains at 1"
         )
+    eta = float(row.get("guidance_scale", row.get("guidance", 1.0))) / max(len(words), 1)
+    if words:
+        notes.append(f"attributes {', '.join(words)}: disentangled, losses.eta {eta:g} for each")
     notes.append("both polarities are trained; the reference trains strength +1 alone")
-    eta = float(row.get("guidance_scale", row.get("guidance", 1.0)))
     own = {key: row[key] for key in ("batch_size", "resolution", "rank") if key in row}
     # The reference has one process; workers=... spreads the rows.
     return {"prompts": prompts, "workers": 1, "losses": {"eta": eta}, **own}
 
 
-def _one_row(path: Path, rows: Any, notes: list[str]) -> dict[str, Any]:
-    """The row that is trained. The reference draws one per step; a slider here has one."""
+def _one_row(path: Path, rows: Any, notes: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """(the row that is trained, attributes to disentangle).
+
+    The reference draws one row per step. Rows that are one row behind different first words ("male
+    person", "female person") are what its --attributes option writes; of others the first counts.
+    """
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise JobError(f"{path}: got no list of prompts; expected rows with target and positive")
     for number, row in enumerate(rows, start=1):
         _only(path, f"row {number}", row, _ROW)
         if missing := {"target", "positive"} - row.keys():
             raise JobError(f"{path}: row {number}: got no {missing.pop()}; expected one")
+    given = str(rows[0].get("attributes", "")).split(",")
+    if words := [word.strip() for word in given if word.strip()]:
+        return rows[0], words
+    firsts = [str(row["target"]).split(" ")[0] for row in rows]
+    behind = [_behind(row, word) for row, word in zip(rows, firsts, strict=True)]
+    if len(set(firsts)) == len(rows) > 1 and behind[0] and all(b == behind[0] for b in behind):
+        return behind[0], firsts
     if len(rows) > 1:
         notes.append(
-            f"{len(rows)} rows: the first is trained. Rows that differ by attributes are what "
-            "prompts.disentangle is for; others are sliders of their own"
+            f"{len(rows)} rows: the first is trained; the others are sliders of their own "
+            "(`sliders:` in a job file)"
         )
-    first: dict[str, Any] = rows[0]
-    return first
+    return rows[0], []
+
+
+def _behind(row: dict[str, Any], word: str) -> dict[str, Any] | None:
+    """The row without this word in front of its prompts; None where it is not in front of all."""
+    texts = {key: str(row[key]) for key in _TEXTS if row.get(key)}
+    if not all(text.startswith(f"{word} ") for text in texts.values()):
+        return None
+    return row | {key: text.removeprefix(f"{word} ") for key, text in texts.items()}
 
 
 def _only(path: Path, section: str, found: Any, known: set[str]) -> None:

@@ -95,6 +95,32 @@ def test_attributes_are_disentangled_and_erase_is_the_default(tmp_path: Path) ->
     (tmp_path / "p.yaml").write_text(text)
     job, _ = read(tmp_path / "p.yaml")
     assert job.prompts.disentangle == ["male", "female"] and job.prompts.action == "erase"
+    assert job.losses.eta == 2  # the reference draws one of two a step, here they are summed
+
+
+def test_rows_behind_attributes_are_read_as_such(tmp_path: Path) -> None:
+    rows = [PROMPTS.replace('"man', f'"{word} man') for word in ("old", "young")]
+    (tmp_path / "p.yaml").write_text("".join(rows))
+    job, notes = read(tmp_path / "p.yaml")
+    assert job.prompts.disentangle == ["old", "young"] and job.prompts.target == "man"
+    assert job.prompts.positive == "man, beard" and job.losses.eta == 2
+    assert any("attributes old, young: disentangled" in note for note in notes)
+
+
+def test_what_is_left_out_is_the_reference_s_default(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(PROMPTS.replace('  neutral: "man"\n', ""))
+    job, _ = read(tmp_path / "p.yaml", ["photos=x", "algorithm=concept_sliders"])
+    assert job.prompts.neutral == "man, shaved" and job.losses.adversarial == 0
+
+
+def test_every_key_that_is_not_read_is_named(config: Path) -> None:
+    _, notes = read(config)
+    text = "\n".join(notes)
+    for key in ("network.type", "save.path", "train.noise_scheduler", "other.use_xformers"):
+        assert key in text
+    config.write_text(CONFIG.replace("v2: false", "v2: true"))
+    with pytest.raises(JobError, match="got v2 true; expected an SDXL base"):
+        read(config)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -34,6 +34,7 @@ _KEY = re.compile(r"(?P<layer>.+)\.(?P<what>lora_(?:A|B|down|up)(?:\.default)?\.
 _PREFIXES = ("base_model.model.", "unet.", "transformer.", "diffusion_model.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
 _SGM = re.compile(r"(input_blocks|middle_block|output_blocks)_")
+_CARD = "bs_ray_exported_card"  # not our own files' key, by which they are told apart
 _TEXT = re.compile(r"^(lora_te|text_encoder)")
 
 
@@ -68,7 +69,7 @@ def _kohya(slider: Slider) -> bytes:
         "ss_network_alpha": str(card.rank),
         "ss_output_name": card.name,
     }
-    return save(tensors, metadata=about)
+    return save(tensors, metadata=about | {_CARD: card.model_dump_json()})
 
 
 def _peft_weights(slider: Slider) -> bytes:
@@ -76,7 +77,7 @@ def _peft_weights(slider: Slider) -> bytes:
     for layer, (a, b) in slider.factors.items():
         tensors[f"base_model.model.{layer}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{layer}.lora_B.weight"] = b.contiguous()
-    return save(tensors)
+    return save(tensors, metadata={_CARD: slider.card.model_dump_json()})
 
 
 def _peft_config(slider: Slider) -> dict[str, Any]:
@@ -99,46 +100,101 @@ def import_slider(path: Path, name: str, base: str, model: DiffusionModel) -> Sl
     Raises SliderError for a file that is no LoRA, adapts text encoders, holds numbers that are not
     finite, or has layers that this base lacks. Nothing in the file is executed.
     """
-    tensors, alpha = _read(path)
+    found = _read(path)
+    tensors = found.tensors
     if any(_SGM.search(key) for key in tensors):
         tensors = _from_sgm(tensors, model, path)
-    groups = _grouped(tensors, path)
     names = _layer_names(model)
     layers: dict[str, Any] = dict(model.denoiser.named_modules())
     factors: dict[str, tuple[Tensor, Tensor]] = {}
-    for key, parts in groups.items():
+    for key, parts in _grouped(tensors, path).items():
         layer = names.get(key.replace(".", "_"))
         down, up = parts["down"].float(), parts["up"].float()
         _check(path, key, layers[layer].weight if layer else None, down, up)
         assert layer is not None
-        own = float(parts["alpha"]) if "alpha" in parts else alpha
-        scale = 1.0 if own is None else own / down.shape[0]
+        scale = found.scale(key, down.shape[0])
+        if "alpha" in parts:
+            scale = _number(path, key, parts["alpha"]) / down.shape[0]
         factors[layer] = (down, up * scale)
     rank = max(a.shape[0] for a, _ in factors.values())
+    told = found.card
     card = Card(
         name=name, base=base, base_id=model.base_id, family=model.family, part=model.part,
         rank=rank, training={"imported_from": path.name},
+        prompts=told.prompts if told else None, pictured=told.pictured if told else "",
+        calibration=told.calibration if told else None,
     )  # fmt: skip
     return Slider(card, {layer: _to_rank(a, b, rank) for layer, (a, b) in factors.items()})
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], float | None]:
-    """(tensors by key, alpha of all layers where a config says it)."""
+@dataclass(frozen=True)
+class _File:
+    """What a file holds: tensors by key, settings that scale them, our card if it has one."""
+
+    tensors: dict[str, Tensor]
+    config: Mapping[str, Any]
+    """PEFT's settings (lora_alpha, alpha_pattern, use_rslora ...); empty where there are none."""
+    card: Card | None = None
+
+    def scale(self, layer: str, rank: int) -> float:
+        """alpha / r of a layer, as PEFT computes it; 1 without settings."""
+        alpha = self.config.get("lora_alpha")
+        if alpha is None:
+            return 1.0
+        for pattern, own in (self.config.get("alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+                alpha = own
+        return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+
+def _read(path: Path) -> _File:
+    """The file or folder. Raises SliderError for what is no LoRA that we can hold exactly."""
     if not path.exists():
         raise SliderError(f"slider: got {path}, which does not exist; expected a LoRA file")
-    if path.is_dir():
-        try:
-            config = json.loads((path / "adapter_config.json").read_text())
-            tensors = load((path / "adapter_model.safetensors").read_bytes())
-            return tensors, float(config["lora_alpha"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise _no_lora(path, error) from None
-    data = path.read_bytes()
     try:
-        found = load(data) if path.suffix == ".safetensors" else _unpickled(data)
-    except (SafetensorError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if path.is_dir():
+            config = json.loads((path / "adapter_config.json").read_text())
+            file = path / "adapter_model.safetensors"
+            found = _File(load(file.read_bytes()), {"lora_alpha": 1.0} | config, _card_of(file))
+        elif path.suffix == ".safetensors":
+            tensors = load(path.read_bytes())
+            found = _File(tensors, _diffusers_config(path), _card_of(path))
+        else:
+            found = _File(_unpickled(path.read_bytes()), {})
+    except Exception as error:  # a damaged pickle makes torch's loader raise almost anything
         raise _no_lora(path, error) from None
-    return found, None
+    kind = found.config.get("peft_type", "LORA")
+    if kind != "LORA" or found.config.get("use_dora"):
+        raise SliderError(
+            f"slider {path.name}: got a {'DoRA' if found.config.get('use_dora') else kind}; "
+            "expected a plain LoRA: other adapters are no low-rank sum that strengths can scale"
+        )
+    return found
+
+
+def _header(file: Path) -> dict[str, str]:
+    with safe_open(str(file), "pt") as opened:
+        return dict(opened.metadata() or {})
+
+
+def _card_of(file: Path) -> Card | None:
+    text = _header(file).get(_CARD)
+    return Card.model_validate_json(text) if text else None
+
+
+def _diffusers_config(file: Path) -> dict[str, Any]:
+    """diffusers keeps PEFT's settings in the header, each key behind its part's name."""
+    text = _header(file).get("lora_adapter_metadata")
+    flat = json.loads(text) if text else {}
+    return {key.partition(".")[2]: value for key, value in flat.items()}
+
+
+def _number(path: Path, layer: str, alpha: Tensor) -> float:
+    if alpha.numel() != 1 or not torch.isfinite(alpha.float()).all():
+        raise SliderError(
+            f"slider {path.name}: got alpha {alpha.tolist()} for {layer}; expected one number"
+        )
+    return float(alpha)
 
 
 def _unpickled(data: bytes) -> dict[str, Tensor]:
@@ -150,10 +206,11 @@ def _unpickled(data: bytes) -> dict[str, Tensor]:
 
 
 def _no_lora(path: Path, error: Exception) -> SliderError:
+    detail = str(error).partition("\n")[0][:120]
     return SliderError(
-        f"slider {path.name}: got a file that holds no LoRA ({type(error).__name__}: "
-        f"{str(error).splitlines()[0][:120]}); expected .safetensors, a PEFT folder, or a .pt of "
-        "tensors alone, as Concept Sliders writes it. Nothing in it was run"
+        f"slider {path.name}: got a file that holds no LoRA ({type(error).__name__}: {detail}); "
+        "expected .safetensors, a PEFT folder, or a .pt of tensors alone, as Concept Sliders "
+        "writes it. Nothing in it was run"
     )
 
 
