@@ -101,6 +101,8 @@ def finished(store: Store) -> bool:
 def build_cache(job: TrainJob, base: str, store: Store, board: Board) -> None:
     """Make the shards that are not there yet; needs a running Ray. The last thing is cache.json."""
     settings, start_s = settings_of(job), time.monotonic()
+    if job.photos:  # an actor's working folder is its own
+        job = job.model_copy(update={"photos": Store(job.photos).uri})
     shards = -(-settings.samples // _SHARD_SAMPLES)
     ray.data.DataContext.get_current().enable_progress_bars = False
     made = ray.data.range(shards, override_num_blocks=shards).map_batches(

@@ -171,7 +171,7 @@ def _fit(
     say(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
     store = Store(job.runs).join(run_name)
     _tidy(store, say)
-    settings = {"job": job.model_dump(), "run": run_name, "base": base}
+    settings = {"job": job.model_dump(), "run": run_name, "base": base, "runs": Store(job.runs).uri}
     trainer = TorchTrainer(
         _worker,
         train_loop_config=settings | {"store": store, "board": board},
@@ -286,10 +286,12 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     def post(step: int, numbers: dict[str, float]) -> None:
         board.post("train", step, job.steps, numbers)
 
+    # A worker's working folder is its own.
+    shown = job.model_copy(update={"runs": settings["runs"]})
     watch = Watch(
         parts,
         find_judges(base_folder(settings["base"])),
-        lambda step: open_trackers(job, settings["run"], step),
+        lambda step: open_trackers(shown, settings["run"], step),
     )
     newest = _newest(settings["store"], board)
     with checkpoint.downloaded(settings["store"], newest) as folder:
