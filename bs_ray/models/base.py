@@ -48,7 +48,8 @@ class Condition:
         if any(part.mask is not None or part.tokens.shape[1] < length for part in parts):
             parts = [part._padded(length) for part in parts]
         columns: Any = zip(*(part._parts() for part in parts), strict=True)
-        return Condition(*(None if c[0] is None else torch.cat(c) for c in columns))
+        joined: Any = (None if c[0] is None else torch.cat(c) for c in columns)
+        return Condition(*joined)
 
     def texts(self) -> list[Tensor]:
         """Each row's own tokens [L_i, D], without padding."""
