@@ -4,6 +4,7 @@ With an equal number of workers, that is: another number adds gradients up in an
 (tests/train/test_elastic.py says how much that changes).
 """
 
+import io
 import os
 import random
 import signal
@@ -48,7 +49,7 @@ def photos(tmp_path: Path) -> str:
 
 
 def job_at(place: str, photos: str, base: Path, **changes) -> TrainJob:
-    settings = {"steps": 6, "checkpoint_every": 2, "calibrate": False}
+    settings = {"steps": 8, "checkpoint_every": 2, "calibrate": False}
     settings |= {"tracking": {"tensorboard": False}}
     places = {"photos": photos, "base": str(base)}
     places |= {name: f"{place}/{name}" for name in ("registry", "runs")}
@@ -133,27 +134,25 @@ def kill_one_worker(root: int, rng: random.Random) -> Callable[[], None]:
 
 # --- in every run of the tests -------------------------------------------------------------------
 def test_a_killed_worker_and_a_broken_checkpoint_leave_no_trace(
-    ray_cluster, bucket: Store, photos: str, base: Path, capsys
+    ray_cluster, bucket: Store, photos: str, base: Path
 ) -> None:
     job = job_at(bucket.uri, photos, base, engine="torch", max_failures=1)
     expected = left_alone(job)
-    with killer(
-        lambda: steps_stored(job) >= 2, kill_one_worker(os.getpid(), random.Random(0))
-    ) as done:
-        train(job)
-    assert done, "the run was over before its worker was killed"
-    assert_same(published(job), expected)
+    broken: list[str] = []
 
-    # An upload that broke off: the newest checkpoint lacks the end of a file. And nothing is
-    # published, so that the same command has something to do.
-    newest, before = checkpoint.names(run_store(job))[:2]
-    weights = f"{newest}/slider.safetensors"
-    run_store(job).write(weights, run_store(job).read(weights)[:-4])
-    Registry(job.registry).store.delete("smile/0001.safetensors")
-    train(job, console=Console(width=300))
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"checkpoint {newest}: got an incomplete one" in told
-    assert f"resuming from {before}" in told and before.startswith("step-000004-")
+    def kill_and_break() -> None:
+        """And the last upload looks as if it had not come to its end."""
+        kill_one_worker(os.getpid(), random.Random(0))()
+        store = run_store(job)
+        broken.append(checkpoint.names(store)[0])
+        weights = f"{broken[0]}/slider.safetensors"
+        store.write(weights, store.read(weights)[:-4] if store.exists(weights) else b"")
+
+    screen = io.StringIO()
+    with killer(lambda: steps_stored(job) >= 4, kill_and_break) as done:
+        train(job, console=Console(file=screen, width=300))
+    assert done, "the run was over before its worker was killed"
+    assert f"checkpoint {broken[0]}: got an incomplete one" in screen.getvalue()
     assert_same(published(job), expected)
 
 
@@ -181,6 +180,9 @@ def test_a_killed_driver(seed: int, tmp_path: Path, bucket: Store, photos: str, 
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     assert Registry(job.registry).list() == {}
+    # An upload that broke off is passed over.
+    newest = checkpoint.names(run_store(job))[0]
+    run_store(job).delete(f"{newest}/state.json")
     assert command(job, tmp_path).wait() == 0
     assert_same(published(job), expected)
 
