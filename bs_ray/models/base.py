@@ -26,7 +26,7 @@ class Condition:
 
     tokens: Tensor  # [B, L, D] text states
     pooled: Tensor | None = None  # [B, P] pooled text embedding, in families that have one
-    mask: Tensor | None = None  # bool [B, L], True where a token is text; None: everywhere
+    mask: Tensor | None = None  # bool [B, L], False for padding, which comes last; None: no padding
 
     def rows(self, index: Tensor | slice) -> Condition:
         """Some rows, in the given order (repeats allowed)."""
@@ -55,7 +55,8 @@ class Condition:
         """Each row's own tokens [L_i, D], without padding."""
         if self.mask is None:
             return list(self.tokens)
-        return [row[mask] for row, mask in zip(self.tokens, self.mask, strict=True)]
+        lengths = self.mask.sum(dim=1).cpu().tolist()
+        return [row[:length] for row, length in zip(self.tokens, lengths, strict=True)]
 
     def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return self.tokens, self.pooled, self.mask
@@ -69,9 +70,14 @@ class Condition:
         return Condition(tokens, self.pooled, F.pad(mask, (0, missing)))
 
 
-def ragged(texts: list[Tensor]) -> Condition:
-    """One row for each text [L_i, D]; the shorter are padded and masked."""
-    return Condition.cat([Condition(text[None]) for text in texts])
+def ragged(states: Tensor, own: Tensor, dropped: int = 0) -> Condition:
+    """States [B, L, D] without padding and each row's first `dropped`: the shorter rows are masked.
+
+    own: [B, L], not 0 where a token is the row's own, on whichever side the padding is.
+    """
+    places = [mask.nonzero()[dropped:, 0].to(states.device) for mask in own]
+    rows = [Condition(row[place][None]) for row, place in zip(states, places, strict=True)]
+    return Condition.cat(rows)
 
 
 class DiffusionModel(Protocol):

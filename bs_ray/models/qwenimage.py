@@ -119,9 +119,7 @@ class QwenImage(FlowModel):
             attention_mask=inputs.attention_mask.to(self.device),
             output_hidden_states=True,
         ).hidden_states[-1]
-        own = inputs.attention_mask.bool()
-        texts = [row[mask.to(row.device)] for row, mask in zip(states, own, strict=True)]
-        return ragged([text[_DROPPED:] for text in texts])
+        return ragged(states, inputs.attention_mask, _DROPPED)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The velocity n - x0 at x_t [B, 16, h, w], h and w even; float32."""

@@ -93,8 +93,7 @@ class ZImage(FlowModel):
             attention_mask=inputs.attention_mask.to(self.device).bool(),
             output_hidden_states=True,
         ).hidden_states[-2]
-        own = inputs.attention_mask.bool()
-        return ragged([row[mask.to(row.device)] for row, mask in zip(states, own, strict=True)])
+        return ragged(states, inputs.attention_mask)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The velocity n - x0 at x_t [B, 16, h, w], h and w even; float32."""

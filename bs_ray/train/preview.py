@@ -170,7 +170,7 @@ class Previewer:
 
         seeds = [seed for _ in self.targets for seed in self.seeds for _ in range(same)]
         x = batch_noise(shape, seeds, ["preview"] * len(seeds), 0).to(model.device)
-        path = guided(forward, told, untold, GUIDANCE)
+        path = guided(forward, told, untold, GUIDANCE, model.guide)
         times = model.prediction.timesteps(self.steps)
         *_, (x0, _) = euler_path(model.prediction, path, x, times)
         return x0

@@ -112,7 +112,8 @@ class SampleMaker:
     def _run(self, path: int) -> list[tuple[int, Tensor]]:
         model, split = self.model, self.job.losses.image_timestep_max
         told = self.teacher.targets(torch.tensor([0]), torch.tensor([path]))
-        forward = guided(model.predict, told, model.embed([""]), self.settings.trajectory_guidance)
+        scale = self.settings.trajectory_guidance
+        forward = guided(model.predict, told, model.embed([""]), scale, model.guide)
         x = keyed_noise(self.photos.latent_shape, self.job.seed, f"path-{path}", 0)[None]
         times = model.prediction.timesteps(PATH_STEPS)
         walk = euler_path(model.prediction, forward, x.to(model.device), times)
@@ -214,7 +215,8 @@ class CachedLessons:
                 return model.predict(x, t, condition)
 
         told = self.teacher.targets(slider, one.turn)
-        ahead = guided(forward, told, model.embed([""]), settings.trajectory_guidance)
+        scale = settings.trajectory_guidance
+        ahead = guided(forward, told, model.embed([""]), scale, model.guide)
         times = model.prediction.timesteps(PATH_STEPS)
         points = [t for t in times if (t <= split) == (row % 2 == 0)]
         stop = points[int(torch.randint(len(points), (), generator=rng))]
