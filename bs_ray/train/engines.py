@@ -26,7 +26,7 @@ class Engine(Protocol):
     module: nn.Module
     """The bare network. Another engine's loss must go through it, never through the engine."""
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
         """The network's forward pass, which `backward_and_step` follows."""
 
     def backward_and_step(self, loss: Tensor) -> None:
@@ -62,7 +62,7 @@ class PlainEngine:
         self.module = module
         self.optimizer = _adamw(module, lr, betas)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
         return self.module(*inputs)
 
     def backward_and_step(self, loss: Tensor) -> None:
@@ -147,7 +147,7 @@ class DeepSpeedEngine:
         parameters: list[Any] = list(self.module.parameters())
         parameters[0].all_gather(parameters)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
         return self.engine(*inputs)
 
     def backward_and_step(self, loss: Tensor) -> None:

@@ -22,7 +22,7 @@ from bs_ray.train.loop import assemble, run
 from bs_ray.train.photos import PhotoPool
 from tests.train.conftest import make_job, photo_rows
 
-_PATIENCE_S = 400
+_PATIENCE_S = 250
 
 
 def stored(job: TrainJob) -> int:
@@ -46,15 +46,15 @@ def with_a_cluster(job: TrainJob) -> None:
 
     from bs_ray.train.run import train
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    nodes = [cluster.add_node(num_cpus=2, resources={"spot": 1}) for _ in range(2)]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     ray.init(address=cluster.address)
     trainer = threading.Thread(target=train, args=(job,))
     trainer.start()
     wait_for_step(job, 2, trainer)
     cluster.remove_node(nodes[0], allow_graceful=False)
     wait_for_step(job, stored(job) + 4, trainer)
-    cluster.add_node(num_cpus=2, resources={"spot": 1})
+    cluster.add_node(num_cpus=2)
     trainer.join(timeout=_PATIENCE_S)
     assert not trainer.is_alive()
     ray.shutdown()
@@ -68,7 +68,7 @@ def test_a_node_goes_and_another_comes(base: Path, tmp_path: Path) -> None:
     table = pa.Table.from_pylist(photo_rows(), schema=PHOTO_SCHEMA)
     pq.write_table(table, tmp_path / "photos" / "shard-00000.parquet")
     places = {name: str(tmp_path / name) for name in ("photos", "registry", "runs")}
-    # Each node has room for one worker beside the tasks that read photos.
+    # Each node has room for one worker; the head for the tasks that read photos.
     job = make_job(
         **places, base=str(base), workers=(1, 2), cpus_per_worker=1.5, steps=24,
         checkpoint_every=2, max_failures=3, calibrate=False, tracking={"tensorboard": False},
