@@ -31,9 +31,7 @@ from bs_ray.data.manifest import Manifest, open_manifest, read_manifest
 from bs_ray.data.sinks import SUMMARY_KEY, done_shards, read_lines, write_reports
 from bs_ray.data.stages import fetch_shard, pack, unpack, write_shard
 from bs_ray.editing.editor import Edit, Editor, to_uint8
-from bs_ray.models import base_folder, load_base
-from bs_ray.models.base import BaseNotFound
-from bs_ray.models.folder import base_hash
+from bs_ray.models import identify_base, load_base
 from bs_ray.raysession import ray_session
 from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry
@@ -172,7 +170,7 @@ def _resolve(
     job: EditJob, registry: Registry, pinned: dict[str, dict[str, Any]], console: Console
 ) -> dict[str, Slider]:
     """Reference in the job -> slider. A job that has begun keeps its versions to the end."""
-    base_id, sliders = _base_id(job.base), {}
+    base_id, sliders = identify_base(job.base), {}
     for reference in job.sliders:
         newest = registry.resolve(_place(reference))
         slider = registry.resolve(pinned[reference]["place"]) if reference in pinned else newest
@@ -196,15 +194,6 @@ def _place(reference: str) -> str:
     return str(Path(reference).absolute()) if is_path else reference
 
 
-def _base_id(base: str) -> str:
-    folder = base_folder(base)
-    if not (folder / "unet").is_dir():
-        raise BaseNotFound(
-            f"base: got {folder}, which has no unet; expected `tiny` or a diffusers SDXL folder"
-        )
-    return base_hash(folder)
-
-
 def _settings(job: EditJob, source: Store, sliders: dict[str, Slider]) -> dict[str, Any]:
     """What decides an output's pixels, and so must not change between runs of a job.
 
@@ -224,7 +213,7 @@ def _settings(job: EditJob, source: Store, sliders: dict[str, Slider]) -> dict[s
     return {
         **job.model_dump(mode="json", include=decisive),
         "input": source.uri,
-        "base_id": _base_id(job.base),
+        "base_id": identify_base(job.base),
         "sliders": used,
         "bs_ray": __version__,
     }

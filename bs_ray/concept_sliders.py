@@ -128,7 +128,7 @@ def _from_row(row: dict[str, Any], words: list[str], notes: list[str]) -> dict[s
     words: attributes to disentangle. The reference draws one of them a step; here their
     differences are summed, hence eta is guidance over their number.
     """
-    prompts = {
+    prompts: dict[str, Any] = {
         "target": row["target"],
         "positive": row["positive"],
         "negative": row.get("unconditional") or "",
@@ -148,7 +148,7 @@ def _from_row(row: dict[str, Any], words: list[str], notes: list[str]) -> dict[s
     if words:
         notes.append(f"attributes {', '.join(words)}: disentangled, losses.eta {eta:g} for each")
     notes.append("both polarities are trained; the reference trains strength +1 alone")
-    own = {key: row[key] for key in ("batch_size", "resolution", "rank") if key in row}
+    own: dict[str, Any] = {k: row[k] for k in ("batch_size", "resolution", "rank") if k in row}
     # The reference has one process; workers=... spreads the rows.
     return {"prompts": prompts, "workers": 1, "losses": {"eta": eta}, **own}
 

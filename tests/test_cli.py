@@ -83,7 +83,7 @@ def test_unknown_command_line_option(monkeypatch, capsys) -> None:
 
 def test_base_not_found(job, monkeypatch, capsys) -> None:
     words = ["train", job(TRAIN, base="/no/such/base")]
-    refused(run(monkeypatch, capsys, *words), "/no/such/base", "diffusers SDXL folder")
+    refused(run(monkeypatch, capsys, *words), "/no/such/base", "diffusers folder")
 
 
 def test_empty_input(job, published, monkeypatch, capsys) -> None:

@@ -37,14 +37,28 @@ def load_base(base: str, **options: Any) -> DiffusionModel:
 
     Options go to the family's `load` (dtype, device). Raises BaseNotFound; nothing is downloaded.
     """
-    from bs_ray.models.base import BaseNotFound
-    from bs_ray.models.folder import pipeline_class
-
     folder = base_folder(base)
-    name = pipeline_class(folder)
-    if name not in FAMILIES:
-        raise BaseNotFound(f"base: got {folder}, a {name}; expected one of {', '.join(FAMILIES)}")
-    module, _, family = FAMILIES[name].partition(":")
+    module, _, family = FAMILIES[_pipeline(folder)].partition(":")
     loader = getattr(import_module(f"bs_ray.models.{module}"), family)
     model: DiffusionModel = loader.load(folder, **options)
     return model
+
+
+def identify_base(base: str) -> str:
+    """A base's content hash, without loading it. Raises BaseNotFound."""
+    from bs_ray.models.folder import base_hash
+
+    folder = base_folder(base)
+    _pipeline(folder)
+    return base_hash(folder)
+
+
+def _pipeline(folder: Path) -> str:
+    """Name of a base's pipeline class, one of FAMILIES."""
+    from bs_ray.models.base import BaseNotFound
+    from bs_ray.models.folder import pipeline_class
+
+    name = pipeline_class(folder)
+    if name not in FAMILIES:
+        raise BaseNotFound(f"base: got {folder}, a {name}; expected one of {', '.join(FAMILIES)}")
+    return name

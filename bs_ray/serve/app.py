@@ -24,8 +24,7 @@ from rich.console import Console
 
 from bs_ray.config import JobError, ServeJob, load
 from bs_ray.editing.editor import Edit
-from bs_ray.models import base_folder
-from bs_ray.models.base import BaseNotFound
+from bs_ray.models import identify_base
 from bs_ray.raysession import ray_session
 from bs_ray.serve.ingress import RETRY_AFTER_S, Busy, create_app
 from bs_ray.serve.replica import Edited, EditorReplica
@@ -89,14 +88,9 @@ def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
 
 def check(job: ServeJob) -> None:
     """Find what can be found wrong in seconds, without loading the base."""
-    from bs_ray.models.folder import base_hash
-
-    folder = base_folder(job.base)
-    if not folder.is_dir():
-        raise BaseNotFound(f"base: got {folder}, which is not there; expected a diffusers folder")
-    base_id = base_hash(folder)
+    own = identify_base(job.base)
     for slider in _resolve(job):
-        slider.check_base(base_id)
+        slider.check_base(own)
     try:
         socket.create_server((job.host, job.port)).close()
     except OSError as error:

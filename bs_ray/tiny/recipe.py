@@ -489,7 +489,8 @@ def grid(x: Tensor, columns: int) -> Tensor:
 
 
 _STAGES = (
-    ReaderStage, TextStage, VaeStage, UnetStage, ClipStage, PerceptualStage, IdentityStage, FlowStage
+    ReaderStage, TextStage, VaeStage, UnetStage, ClipStage, PerceptualStage, IdentityStage,
+    FlowStage,
 )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def draw(
     Even rows lie in the band of the image terms (t <= image_timestep_max), odd ones above it.
     """
     split = min(job.losses.image_timestep_max + 1, timesteps)
-    columns: list[list] = [[], [], [], [], []]
+    drawn = []
     for row in rows:
         rng = row_generator(job.seed, step, row)
         low, high = (0, split) if row % 2 == 0 else (split % timesteps, timesteps)
@@ -88,12 +88,12 @@ def draw(
         others = 2 * torch.rand(len(job.slider_names) - 1, generator=rng) - 1
         strength = torch.cat([first[None], others]) * job.losses.max_strength
         turn = torch.tensor(step * job.batch_size + row)
-        for column, value in zip(columns, (photo, t, strength, noise, turn), strict=True):
-            column.append(value)
-    photo, t, strength, noise, turn = columns
+        drawn.append((photo, t, strength, noise, turn))
+    numbers, times, strengths, noises, turns = zip(*drawn, strict=True)
     return Drawn(
-        photo, torch.stack(t), torch.stack(strength, 1), torch.stack(noise), torch.stack(turn)
-    )
+        list(numbers), torch.stack(times), torch.stack(strengths, 1), torch.stack(noises),
+        torch.stack(turns),
+    )  # fmt: skip
 
 
 def text_lesson(
