@@ -43,7 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
     "concept_sliders": {"algorithm": "concept_sliders", "batch_size": 1, "losses": GUIDED_ONLY},
     "live": {"batch_size": 4, "losses": GUIDED_ONLY},
     "cached": {
-        "batch_size": 4, "losses": GUIDED_ONLY, "teacher": {"mode": "cached", "samples": 192},
+        "batch_size": 2, "losses": GUIDED_ONLY, "teacher": {"mode": "cached", "samples": 48},
     },
 }  # fmt: skip
 MAX_STEPS = 300
