@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from bs_ray.models.diffusion import FlowMatching, classifier_free
+from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
 
 
 class FlowModel:
@@ -69,6 +72,50 @@ class FlowModel:
         count = self.prediction.num_train_timesteps
         rounded: Tensor = (self.prediction.sigma(t) * count).to(self.transformer.dtype)
         return rounded / count
+
+
+class OneTower(FlowModel):
+    """A family with one language model for its text: three networks, a tokenizer, a scheduler."""
+
+    networks: tuple[Any, Any, Any]
+    """Classes of `transformer`, `vae` and `text_encoder`."""
+    source: tuple[str, str]
+    """What its folder is called, and where one may be downloaded."""
+
+    def __init__(
+        self, transformer: Any, vae: Any, prediction: FlowMatching, base_id: str,
+        text: tuple[Any, Any], **sizes: int,
+    ):  # fmt: skip
+        """text: (tokenizer, encoder); sizes: those of FlowModel."""
+        super().__init__(transformer, vae, prediction, base_id, **sizes)
+        self.text = text
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Load a diffusers folder. Raises BaseNotFound where a part is missing."""
+        folder = Path(folder)
+        need_parts(folder, _ONE_TOWER_PARTS, *cls.source)
+        parts = ("transformer", "vae", "text_encoder")
+        transformer, vae, encoder = (
+            read_part(network, folder / part, dtype, device)
+            for network, part in zip(cls.networks, parts, strict=True)
+        )
+        make: Any = cls  # a family's own constructor reads the scheduler
+        made: Self = make(
+            transformer, vae,
+            text=(AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.model),
+            scheduler=scheduler_config(folder), base_id=base_hash(folder),
+        )  # fmt: skip
+        return made
+
+
+_ONE_TOWER_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def tokens_of(x: Tensor) -> Tensor:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import FlowMatching
-from bs_ray.models.flow import FlowModel, flow_shift, picture_of, tokens_of
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+from bs_ray.models.flow import OneTower, flow_shift, picture_of, tokens_of
 
-_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 _TOKENS = 512  # diffusers' default max_sequence_length
 _LAYERS = (9, 18, 27)  # of the text encoder, whose states stand side by side
 _STEPS = 50  # diffusers' default; its shift depends on how many steps there are
 
 
-class Flux2Klein(FlowModel):
+class Flux2Klein(OneTower):
     """A Flux.2 Klein base from a diffusers folder (Black Forest Labs 2026). Frozen.
 
     Latents are 2 x 2 patches of the autoencoder's, normalised channel by channel as its batch norm
@@ -31,6 +28,8 @@ class Flux2Klein(FlowModel):
     """
 
     family = "flux2-klein"
+    networks = (Flux2Transformer2DModel, AutoencoderKLFlux2, Qwen3ForCausalLM)
+    source = ("a diffusers Flux.2 Klein folder", "black-forest-labs/FLUX.2-klein-4B")
     # Image-stream layers; a single block's two layers carry both streams, attention and MLP fused.
     targets = re.compile(
         r"transformer_blocks\.\d+\.(attn\.to_(q|k|v|out\.0)|ff\.linear_(in|out))"
@@ -41,42 +40,13 @@ class Flux2Klein(FlowModel):
         self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
         base_id: str,
     ):  # fmt: skip
-        """text: (tokenizer, encoder)."""
         factor = 2 * 2 ** (len(vae.config.block_out_channels) - 1)
         mu = _empirical_mu((vae.config.sample_size // factor) ** 2, _STEPS)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
+            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id, text,
             channels=transformer.config.in_channels, native_px=vae.config.sample_size,
             factor=factor, multiple_px=factor,
         )  # fmt: skip
-        self.text = text
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> Flux2Klein:
-        """Load a diffusers folder. Raises BaseNotFound where a part is missing."""
-        folder = Path(folder)
-        what = "a diffusers Flux.2 Klein folder"
-        need_parts(folder, _PARTS, what, "black-forest-labs/FLUX.2-klein-4B")
-
-        def read(part_class: Any, part: str) -> Any:
-            return read_part(part_class, folder / part, dtype, device)
-
-        return cls(
-            read(Flux2Transformer2DModel, "transformer"),
-            read(AutoencoderKLFlux2, "vae"),
-            text=(
-                AutoTokenizer.from_pretrained(folder / "tokenizer"),
-                read(Qwen3ForCausalLM, "text_encoder").model,
-            ),
-            scheduler=scheduler_config(folder),
-            base_id=base_hash(folder),
-        )
 
     def _norm(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the patches' channels, each float32 [1, C, 1, 1]."""

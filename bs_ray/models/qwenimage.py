@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bs_ray.models.base import Condition, ragged
 from bs_ray.models.diffusion import FlowMatching, classifier_free
-from bs_ray.models.flow import FlowModel, flow_shift, linear_mu, picture_of, tokens_of
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+from bs_ray.models.flow import OneTower, flow_shift, linear_mu, picture_of, tokens_of
 
-_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 _NATIVE_PX = 1024  # diffusers' default; nothing in the folder says it
 _TOKENS = 1024  # the longest prompt, template aside
 # The instruction that the text encoder was used with, and how many of its tokens are dropped.
@@ -29,13 +26,19 @@ _TEMPLATE = (
 _DROPPED = 34
 
 
-class QwenImage(FlowModel):
+class QwenImage(OneTower):
     """A Qwen-Image base from a diffusers folder (Wu et al. 2025). Frozen.
 
     Its autoencoder is one of video: a picture is a film of one frame.
     """
 
     family = "qwen-image"
+    networks = (
+        QwenImageTransformer2DModel,
+        AutoencoderKLQwenImage,
+        Qwen2_5_VLForConditionalGeneration,
+    )
+    source = ("a diffusers Qwen-Image folder", "Qwen/Qwen-Image")
     targets = re.compile(
         r"transformer_blocks\.\d+\.(attn\.to_(q|k|v|out\.0)|img_mlp\.net\.(0\.proj|2))"
     )
@@ -44,40 +47,12 @@ class QwenImage(FlowModel):
         self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
         base_id: str,
     ):  # fmt: skip
-        """text: (tokenizer, encoder)."""
         factor = 2 ** len(vae.config.temperal_downsample)
         mu = linear_mu(scheduler, (_NATIVE_PX // factor // 2) ** 2)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
+            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id, text,
             channels=vae.config.z_dim, native_px=_NATIVE_PX, factor=factor, multiple_px=2 * factor,
         )  # fmt: skip
-        self.text = text
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> QwenImage:
-        """Load a diffusers folder. Raises BaseNotFound where a part is missing."""
-        folder = Path(folder)
-        need_parts(folder, _PARTS, "a diffusers Qwen-Image folder", "Qwen/Qwen-Image")
-
-        def read(part_class: Any, part: str) -> Any:
-            return read_part(part_class, folder / part, dtype, device)
-
-        return cls(
-            read(QwenImageTransformer2DModel, "transformer"),
-            read(AutoencoderKLQwenImage, "vae"),
-            text=(
-                AutoTokenizer.from_pretrained(folder / "tokenizer"),
-                read(Qwen2_5_VLForConditionalGeneration, "text_encoder").model,
-            ),
-            scheduler=scheduler_config(folder),
-            base_id=base_hash(folder),
-        )
 
     def _norm(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents' channels, each float32 [1, C, 1, 1]."""

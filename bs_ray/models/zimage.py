@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from bs_ray.models.base import Condition, ragged
 from bs_ray.models.diffusion import FlowMatching
-from bs_ray.models.flow import FlowModel, flow_shift, linear_mu
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+from bs_ray.models.flow import OneTower, flow_shift, linear_mu
 
-_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 _TOKENS = 512  # diffusers' default max_sequence_length
 
 
-class ZImage(FlowModel):
+class ZImage(OneTower):
     """A Z-Image base from a diffusers folder (Tongyi-MAI 2025). Frozen.
 
     Its pipeline writes guidance as told + g (told - untold): diffusers' `guidance_scale` g is 1 + g
@@ -28,6 +25,8 @@ class ZImage(FlowModel):
     """
 
     family = "z-image"
+    networks = (ZImageTransformer2DModel, AutoencoderKL, Qwen3ForCausalLM)
+    source = ("a diffusers Z-Image folder", "Tongyi-MAI/Z-Image-Turbo")
     # Not `context_refiner`, which sees text alone; the layers carry both streams.
     targets = re.compile(
         r"(noise_refiner|layers)\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
@@ -37,42 +36,14 @@ class ZImage(FlowModel):
         self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
         base_id: str,
     ):  # fmt: skip
-        """text: (tokenizer, encoder)."""
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         side = vae.config.sample_size // factor
         mu = linear_mu(scheduler, (side // 2) ** 2)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
+            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id, text,
             channels=transformer.config.in_channels, native_px=vae.config.sample_size,
             factor=factor, multiple_px=2 * factor,
         )  # fmt: skip
-        self.text = text
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> ZImage:
-        """Load a diffusers folder. Raises BaseNotFound where a part is missing."""
-        folder = Path(folder)
-        need_parts(folder, _PARTS, "a diffusers Z-Image folder", "Tongyi-MAI/Z-Image-Turbo")
-
-        def read(part_class: Any, part: str) -> Any:
-            return read_part(part_class, folder / part, dtype, device)
-
-        return cls(
-            read(ZImageTransformer2DModel, "transformer"),
-            read(AutoencoderKL, "vae"),
-            text=(
-                AutoTokenizer.from_pretrained(folder / "tokenizer"),
-                read(Qwen3ForCausalLM, "text_encoder").model,
-            ),
-            scheduler=scheduler_config(folder),
-            base_id=base_hash(folder),
-        )
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
