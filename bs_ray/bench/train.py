@@ -43,7 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
     "concept_sliders": {"algorithm": "concept_sliders", "batch_size": 1, "losses": GUIDED_ONLY},
     "live": {"batch_size": 4, "losses": GUIDED_ONLY},
     "cached": {
-        "batch_size": 2, "losses": GUIDED_ONLY, "teacher": {"mode": "cached", "samples": 48},
+        "batch_size": 2, "losses": GUIDED_ONLY, "teacher": {"mode": "cached", "samples": 64},
     },
 }  # fmt: skip
 MAX_STEPS = 300
@@ -63,9 +63,9 @@ def bench_job(attribute: str, seed: int, **settings: Any) -> TrainJob:
     """A job of the race; `settings` are those of the contestant."""
     shared = {
         "kind": "train", "name": attribute, "prompts": prompts_of(attribute), "photos": "drawn",
-        "steps": MAX_STEPS, "workers": 1, "rank": 4, "alpha": 4.0, "lr": 2e-3, "seed": seed,
+        "steps": MAX_STEPS, "workers": 1, "rank": 4, "alpha": 4.0, "lr": 5e-4, "seed": seed,
     }  # fmt: skip
-    losses = {"eta": 3.0} | settings.pop("losses", {})
+    losses = {"eta": 4.0} | settings.pop("losses", {})
     return TrainJob.model_validate(shared | settings | {"losses": losses})
 
 
@@ -212,7 +212,7 @@ def race(
     return Race(spent, rows, step + 1, found["effect"], found["drift"], reached, trail)
 
 
-GOALS = {"chubby": 0.3, "smile": 0.15, "age": 0.3}
+GOALS = {"chubby": 0.35, "smile": 0.25, "age": 0.5}
 """Attribute -> the move at strength 1 that ends a race (of a range of 1)."""
 LOOK_EVERY = {"concept_sliders": 10, "live": 5, "cached": 5}
 

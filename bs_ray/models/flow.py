@@ -43,7 +43,7 @@ class FlowModel:
     @property
     def device(self) -> torch.device:
         """Where the transformer is."""
-        device: torch.device = self.transformer.device
+        device: torch.device = next(self.transformer.parameters()).device
         return device
 
     guide = staticmethod(classifier_free)

@@ -82,7 +82,7 @@ class SDXL:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return next(self.unet.parameters()).device
 
     guide = staticmethod(classifier_free)
 

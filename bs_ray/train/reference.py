@@ -17,6 +17,7 @@ from bs_ray.train.engines import mean_over_workers
 from bs_ray.train.lessons import row_generator
 from bs_ray.train.losses import guidance_target, triplet_loss
 from bs_ray.train.step import Parts, check_finite
+from bs_ray.train.teacher import Teacher
 
 DENOISING_STEPS = 50
 GUIDANCE = 3.0
@@ -35,8 +36,10 @@ def reference_step(parts: Parts, step: int, denoised: int | None = None) -> dict
     times = model.prediction.timesteps(DENOISING_STEPS)
     count = len(parts.rows)
 
-    def told(text: str) -> Condition:
-        return model.embed([text]).repeat(count)
+    assert parts.teacher is not None
+
+    def told(text: str, teacher: Teacher = parts.teacher) -> Condition:
+        return teacher.told([text] * count)
 
     target, negative = told(prompts.target), told(prompts.negative)
     neutral = told(prompts.target if prompts.neutral is None else prompts.neutral)

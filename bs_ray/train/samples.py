@@ -113,7 +113,7 @@ class SampleMaker:
         model, split = self.model, self.job.losses.image_timestep_max
         told = self.teacher.targets(torch.tensor([0]), torch.tensor([path]))
         scale = self.settings.trajectory_guidance
-        forward = guided(model.predict, told, model.embed([""]), scale, model.guide)
+        forward = guided(model.predict, told, self.teacher.told([""]), scale, model.guide)
         x = keyed_noise(self.photos.latent_shape, self.job.seed, f"path-{path}", 0)[None]
         times = model.prediction.timesteps(PATH_STEPS)
         walk = euler_path(model.prediction, forward, x.to(model.device), times)
@@ -216,7 +216,7 @@ class CachedLessons:
 
         told = self.teacher.targets(slider, one.turn)
         scale = settings.trajectory_guidance
-        ahead = guided(forward, told, model.embed([""]), scale, model.guide)
+        ahead = guided(forward, told, self.teacher.told([""]), scale, model.guide)
         times = model.prediction.timesteps(PATH_STEPS)
         points = [t for t in times if (t <= split) == (row % 2 == 0)]
         stop = points[int(torch.randint(len(points), (), generator=rng))]

@@ -41,7 +41,7 @@ class Teacher:
 
     def __init__(self, model: DiffusionModel, concepts: Mapping[str, Prompts]):
         self.model, self.concepts = model, dict(concepts)
-        texts: dict[str, int] = {}
+        texts = {"": 0}  # the unconditional prompt
         for prompts in self.concepts.values():
             for text in (*_targets(prompts), *_neutrals(prompts), *chain(*_ends(prompts))):
                 texts.setdefault(text, len(texts))
@@ -52,7 +52,7 @@ class Teacher:
         """The target prompts c_t of rows of sliders `slider` int64 [R] at turns int64 [R]."""
         names = [_targets(prompts) for prompts in self.concepts.values()]
         pairs = zip(slider.tolist(), turn.tolist(), strict=True)
-        return self._rows([names[m][k % len(names[m])] for m, k in pairs])
+        return self.told([names[m][k % len(names[m])] for m, k in pairs])
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor, turn: Tensor) -> Taught:
@@ -65,7 +65,7 @@ class Teacher:
             for text in chain(*_ends(prompts)):
                 columns[(text,) * len(x_t)] = None
         columns |= dict.fromkeys(neutrals)
-        rows = self._rows([text for column in columns for text in column])
+        rows = self.told([text for column in columns for text in column])
         count = len(columns)
         predicted = self.model.predict(x_t.repeat(count, 1, 1, 1), t.repeat(count), rows)
         said = dict(zip(columns, predicted.chunk(count), strict=True))
@@ -80,7 +80,8 @@ class Teacher:
             directions.append(sign * (ends(positive) - ends(negative)))
         return Taught(torch.stack([said[n] for n in neutrals]), torch.stack(directions))
 
-    def _rows(self, texts: list[str]) -> Condition:
+    def told(self, texts: list[str]) -> Condition:
+        """Rows of any of the sliders' prompts, or of ""."""
         numbers = torch.tensor([self._number[text] for text in texts])
         return self._conditions.rows(numbers.to(self._conditions.tokens.device))
 
@@ -101,7 +102,7 @@ class Teacher:
     def _refuse(self, name: str, gap: float, x_t: Tensor, t: Tensor) -> None:
         positive, negative = (ends[0] for ends in _ends(self.concepts[name]))
         with torch.no_grad():
-            rows = self._rows([positive] * len(x_t) + [negative] * len(x_t))
+            rows = self.told([positive] * len(x_t) + [negative] * len(x_t))
             high, low = self.model.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), rows).chunk(2)
         cosine = float(torch.cosine_similarity(high.flatten(), low.flatten(), dim=0))
         raise PromptsDoNotSeparate(
