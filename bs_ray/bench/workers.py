@@ -89,7 +89,8 @@ def together(say: Callable[[str], None]) -> dict[str, Any]:
 
 def _run_job(place: Path, run_name: str, **settings: Any) -> TrainJob:
     """A cached-teacher job of this bench."""
-    job = bench_job("smile", 0, batch_size=_BATCH, losses={"perceptual": 0, "adversarial": 0})
+    losses = {"perceptual": 0, "adversarial": 0}
+    job = bench_job("smile", 0, batch_size=_BATCH, lr=2e-3, losses=losses)
     values = job.model_dump() | {
         "name": run_name, "photos": str(place / "data" / "lfw"), "runs": str(place / "runs"),
         "registry": str(place / "sliders"), "steps": _STEPS, "checkpoint_every": _STEPS,
