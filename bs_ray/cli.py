@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bs_ray import __version__
@@ -68,7 +69,7 @@ def main() -> None:
 
 def _fail(error: BaseException, code: int) -> None:
     Console(stderr=True).print(
-        f"[bold red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True
+        f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
     )
     sys.exit(code)
 
@@ -366,9 +367,11 @@ def bench_train(
     json_file: JsonFile = None,
 ) -> None:
     """Time to the same effect: live and cached teacher against Concept Sliders' procedure."""
+    from bs_ray.bench.overhead import overhead
     from bs_ray.bench.train import train
 
-    _show_bench(train(attributes.split(","), seeds, console.print), json_file)
+    figures = train(attributes.split(","), seeds, _say)
+    _show_bench(figures | {"overhead_share": overhead(_say)}, json_file)
 
 
 @bench_app.command("ablation", epilog="Example: bs-ray bench ablation --json ablation.json")
@@ -379,7 +382,7 @@ def bench_ablation(
     """The paper's Table II on the tiny base: which loss does what, mean and spread over seeds."""
     from bs_ray.bench.ablation import ablation
 
-    figures = ablation(seeds, console.print)
+    figures = ablation(seeds, _say)
     table = Table("arm", *(next(iter(figures["arms"].values()))))
     for arm, measures in figures["arms"].items():
         table.add_row(arm, *(f"{m['mean']:.4f} ± {m['sd']:.4f}" for m in measures.values()))
@@ -395,7 +398,7 @@ def bench_workers(
     """Two Ray Train workers against one, and how much of a step is not the networks."""
     from bs_ray.bench.workers import workers
 
-    _show_bench(workers(repeats, console.print), json_file)
+    _show_bench(workers(repeats, _say), json_file)
 
 
 @bench_app.command("together", epilog="Example: bs-ray bench together --json together.json")
@@ -403,7 +406,7 @@ def bench_together(json_file: JsonFile = None) -> None:
     """Four sliders trained in one run over one cache, against four runs."""
     from bs_ray.bench.workers import together
 
-    _show_bench(together(console.print), json_file)
+    _show_bench(together(_say), json_file)
 
 
 @bench_app.command("full-size", epilog="Example: bs-ray bench full-size --json full-size.json")
@@ -418,7 +421,12 @@ def bench_full_size(
     """Full-size steps of every mode with random weights: seconds a sample, memory against plan."""
     from bs_ray.bench.fullsize import fullsize
 
-    _show_bench(fullsize(console.print, base, px, device), json_file)
+    _show_bench(fullsize(_say, base, px, device), json_file)
+
+
+def _say(line: str) -> None:
+    """A line of progress, as it is: long ones are not broken, brackets are no markup."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_bench(figures: dict, json_file: Path | None) -> None:

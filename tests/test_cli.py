@@ -76,6 +76,11 @@ def test_unknown_key(job, monkeypatch, capsys) -> None:
     refused(run(monkeypatch, capsys, *words), "losses.perceptul", "did you mean 'perceptual'")
 
 
+def test_brackets_of_a_message_are_not_markup(job, monkeypatch, capsys) -> None:
+    words = ["train", job(TRAIN, base="no[male, female]base")]
+    refused(run(monkeypatch, capsys, *words), "no[male, female]base")
+
+
 def test_unknown_command_line_option(monkeypatch, capsys) -> None:
     code, message, _ = run(monkeypatch, capsys, "train", "--fast")
     assert code == 2 and "No such option" in message

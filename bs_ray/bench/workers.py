@@ -5,22 +5,17 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import torch
-
-from bs_ray.bench.train import World, bench_job, fresh_hooks, prompts_of
+from bs_ray.bench.overhead import overhead
+from bs_ray.bench.train import World, bench_job, prompts_of
 from bs_ray.config import TrainJob
 from bs_ray.raysession import ray_session
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny.photos import ingest_tiny_world
-from bs_ray.train.loop import one_step
 from bs_ray.train.run import train
-from bs_ray.train.step import Parts
 
 TOGETHER = ("smile", "age", "chubby", "hair_length")
 _STEPS, _BATCH = 60, 4
@@ -29,8 +24,7 @@ _STEPS, _BATCH = 60, 4
 def workers(repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
     """throughput_ratio: steps/s of two workers over one's at the same global batch, median.
 
-    overhead_share: share of a step (one worker, this process) that is not the networks' forward
-    and backward; by teacher mode.
+    overhead_share: see `overhead`.
     """
     figures: dict[str, Any] = {"overhead_share": overhead(say)}
     rates: dict[int, list[float]] = {1: [], 2: []}
@@ -99,68 +93,3 @@ def _run_job(place: Path, run_name: str, **settings: Any) -> TrainJob:
     }  # fmt: skip
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
     return TrainJob.model_validate(values | settings)
-
-
-def overhead(say: Callable[[str], None]) -> dict[str, float]:
-    """By teacher mode, 1 - (networks alone) / (whole step), medians of interleaved repeats."""
-    world, found = World.load(), {}
-    for mode, teacher in (
-        ("live", {"mode": "live"}), ("cached", {"mode": "cached", "samples": 64})
-    ):  # fmt: skip
-        job = bench_job("smile", 0, batch_size=16, teacher=teacher)
-        with fresh_hooks(world.model):
-            parts = world.parts(job, world.samples(job))
-            share = _overhead(parts)
-        found[mode] = share
-        say(f"{mode}: {share:.1%} of a step is not the networks' forward and backward")
-    return found
-
-
-def _overhead(parts: Parts, repeats: int = 7) -> float:
-    """One job's share; the networks are timed inside the real step, call by call."""
-    shares = []
-    with _network_clock(parts) as clock:
-        for step in range(repeats):
-            clock.seconds, begun = 0.0, time.perf_counter()
-            one_step(parts, parts.job.steps - 1 - step)  # late, so that every loss takes part
-            whole = time.perf_counter() - begun
-            shares.append(1 - clock.seconds / whole)
-    return statistics.median(shares)
-
-
-class _Clock:
-    """Adds up the time within timed calls; a call inside another counts once."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._depth = 0
-
-    def timed(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            self._depth += 1
-            begun = time.perf_counter()
-            try:
-                return work(*args, **kwargs)
-            finally:
-                self._depth -= 1
-                if not self._depth:
-                    self.seconds += time.perf_counter() - begun
-
-        return run
-
-
-@contextmanager
-def _network_clock(parts: Parts) -> Iterator[_Clock]:
-    """Within, the clock runs in the base's networks, the judges' and autograd's backward."""
-    clock = _Clock()
-    places: list[tuple[Any, str]] = [
-        *((parts.model, name) for name in ("predict", "decode", "encode", "embed")),
-        *((torch.autograd, name) for name in ("grad", "backward")),
-        *([(parts, "features")] if parts.features else []),
-    ]
-    if parts.discriminator is not None:
-        places.append((parts.discriminator.module.net, "forward"))
-    with ExitStack() as stack:
-        for owner, name in places:
-            stack.enter_context(patch.object(owner, name, clock.timed(getattr(owner, name))))
-        yield clock

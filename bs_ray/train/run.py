@@ -91,7 +91,7 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     training fails.
     """
     start_s = time.monotonic()
-    say = console.print if console else _silent
+    say = partial(console.print, markup=False) if console else _silent
     model = _check(job)
     run_name = f"{job.name}-{job_hash(job)[:8]}"
     sliders = _published(job, run_name)

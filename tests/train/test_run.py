@@ -2,22 +2,28 @@
 
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 
+from bs_ray import cli
 from bs_ray.config import TrainJob, load
 from bs_ray.data import PHOTO_SCHEMA, EmptyInputError
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
+from bs_ray.seaweed import LocalObjectStore
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import StorageError, Store
 from bs_ray.train import run as train_run
 from bs_ray.train.run import JobRefused, train
-from tests.train.conftest import PROMPTS, make_job, photo_rows
+from tests.train.conftest import PROMPTS, jpeg, make_job, photo_rows
 
 JOBS = Path(__file__).parents[2] / "jobs" / "tiny"
 
@@ -67,11 +73,15 @@ def test_train_resume_and_finish(ray_cluster, places, monkeypatch) -> None:
     assert "is finished: smile@1" in shown
 
 
-def test_what_no_retry_can_cure_is_said_once(ray_cluster, places) -> None:
+def test_what_no_retry_can_cure_is_said_once(ray_cluster, places, monkeypatch) -> None:
     same = PROMPTS | {"negative": PROMPTS["positive"]}
     job = make_job(**places | {"max_failures": 5}, prompts=same, zero_stage=0)
-    with pytest.raises(JobRefused, match="for which the base predicts the same"):
+    with pytest.raises(JobRefused, match="for which the base predicts the same") as refusal:
         train(job)
+    monkeypatch.setattr(cli, "app", Mock(side_effect=refusal.value))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize(
@@ -96,9 +106,69 @@ def test_a_prefix_without_photos(ray_cluster, places, tmp_path: Path) -> None:
         train(make_job(**places | {"photos": str(tmp_path / "empty")}))
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket: Store, places) -> None:
-    with pytest.raises(StorageError, match="no-such-bucket"):
-        train(make_job(**places | {"photos": "s3://no-such-bucket/lfw"}))
+@pytest.mark.parametrize("place", ["photos", "registry", "runs", "cache"])
+def test_a_bucket_that_is_not_there_is_named(bucket: Store, places, place: str) -> None:
+    with refused_within(8, "no-such-bucket"):
+        train(make_job(**places | _at(place, "s3://no-such-bucket/lfw")))
+
+
+@pytest.mark.parametrize("place", ["registry", "runs", "cache"])
+def test_a_bucket_that_may_only_be_read_is_named(
+    object_store: LocalObjectStore, bucket: Store, places, place: str, monkeypatch
+) -> None:
+    for name, value in object_store.read_only_env.items():
+        monkeypatch.setenv(name, value)
+    with refused_within(8, "may write in bucket 'bs-ray-tests'"):
+        train(make_job(**places | _at(place, bucket.uri)))
+
+
+@contextmanager
+def refused_within(seconds: float, message: str) -> Iterator[None]:
+    start_s = time.monotonic()
+    with pytest.raises(StorageError, match=message):
+        yield
+    assert time.monotonic() - start_s < seconds
+
+
+def _at(place: str, uri: str) -> dict:
+    """The settings that put one of a job's places at `uri`."""
+    if place == "cache":
+        return {"teacher": {"mode": "cached", "samples": 8, "cache": uri}}
+    return {place: uri}
+
+
+def test_several_sliders_over_one_cache(ray_cluster, places, tmp_path: Path) -> None:
+    ends = {"age": ("old", "young"), "smile": ("smiling", "frowning")}
+    sliders = {
+        name: {"target": "a person", "positive": f"{high} person", "negative": f"{low} person"}
+        for name, (high, low) in ends.items()
+    }
+    cache = {"mode": "cached", "samples": 8, "cache": str(tmp_path / "cache")}
+    settings = places | {"prompts": None, "sliders": sliders, "teacher": cache, "workers": 1}
+    job = make_job(**settings, steps=2)
+    screen = io.StringIO()
+    assert train(job, console=Console(file=screen, width=200)).slider == "age@1, smile@1"
+    assert "teacher cache: 8 samples" in screen.getvalue()
+    found = {name: Registry(job.registry).resolve(name) for name in sliders}
+    for name, slider in found.items():
+        assert slider.card.prompts.positive == sliders[name]["positive"]
+        assert any(b.any() for _, b in slider.factors.values())
+    one, other = ((b for _, b in found[name].factors.values()) for name in sliders)
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_slider_from_pictures(ray_cluster, places, tmp_path: Path) -> None:
+    for strength in (-1, 1):
+        (tmp_path / "pairs" / str(strength)).mkdir(parents=True)
+        for i in range(3):
+            picture = jpeg(10 * i + strength)
+            (tmp_path / "pairs" / str(strength) / f"{i}.jpg").write_bytes(picture)
+    pairs = {"images": str(tmp_path / "pairs"), "target": "a person"}
+    settings = places | {"prompts": None, "photos": None, "pairs": pairs}
+    job = make_job(**settings, steps=2)
+    assert train(job).slider == "smile@1"
+    slider = Registry(job.registry).resolve("smile")
+    assert any(b.any() for _, b in slider.factors.values())
 
 
 @pytest.mark.parametrize("name", ["smile", "age"])
