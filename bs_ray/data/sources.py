@@ -17,6 +17,9 @@ from bs_ray.storage import Store
 if TYPE_CHECKING:
     import ray.data
 
+READS: dict[str, Any] = {"num_cpus": 0}
+"""Ray's resources of a task that reads: it waits for storage more than it works, and where training
+takes every CPU of a cluster it would never start otherwise."""
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -29,7 +32,8 @@ def read_photos(uri: str) -> ray.data.Dataset:
 
     store, keys = _shards(uri)
     filesystem, root = store.arrow_filesystem()
-    return ray.data.read_parquet([f"{root}/{key}" for key in keys], filesystem=filesystem)
+    paths = [f"{root}/{key}" for key in keys]
+    return ray.data.read_parquet(paths, filesystem=filesystem, ray_remote_args=READS)
 
 
 def iter_photos(uri: str) -> Iterator[dict[str, Any]]:
@@ -75,7 +79,7 @@ def read_pairs(uri: str) -> ray.data.Dataset:
     store = Store(uri)
     keys = pair_keys(store)
     return ray.data.from_items([{"key": key} for key in keys]).map(
-        lambda row: {"key": row["key"], "bytes": store.read(row["key"])}
+        lambda row: {"key": row["key"], "bytes": store.read(row["key"])}, **READS
     )
 
 

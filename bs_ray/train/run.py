@@ -98,8 +98,7 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     if len(sliders) == len(job.slider_names):
         say(f"run {run_name} is finished: {_references(sliders)} in {job.registry}")
     else:
-        # Photos are read by tasks beside the workers.
-        cpus = math.ceil(job.most_workers * job.cpus_per_worker) + 2
+        cpus = math.ceil(job.most_workers * job.cpus_per_worker)
         with ray_session(num_cpus=cpus), progress(console, job.name) as board:
             trained = _fit(job, model, run_name, board, say)
         missing = [slider for slider in trained if slider.card.name not in sliders]

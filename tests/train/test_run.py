@@ -39,7 +39,8 @@ def places(tmp_path: Path, base: Path) -> dict:
 
 
 def test_train_resume_and_finish(ray_cluster, places, monkeypatch) -> None:
-    job = make_job(**places, steps=4, checkpoint_every=2)
+    # Two workers take all CPUs of the tests' Ray: reading must need none.
+    job = make_job(**places, steps=4, checkpoint_every=2, cpus_per_worker=2)
     screen = io.StringIO()
     console = Console(file=screen, width=200)
 
