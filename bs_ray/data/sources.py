@@ -17,9 +17,9 @@ from bs_ray.storage import Store
 if TYPE_CHECKING:
     import ray.data
 
-READS: dict[str, Any] = {"num_cpus": 0}
-"""Ray's resources of a task that reads: it waits for storage more than it works, and where training
-takes every CPU of a cluster it would never start otherwise."""
+READS: dict[str, Any] = {"num_cpus": 0, "concurrency": 2}
+"""What Ray Data gives reading: two tasks at a time and no CPU of their own, for they wait more than
+they work, and where training takes every CPU of a cluster they would never start otherwise."""
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -33,7 +33,7 @@ def read_photos(uri: str) -> ray.data.Dataset:
     store, keys = _shards(uri)
     filesystem, root = store.arrow_filesystem()
     paths = [f"{root}/{key}" for key in keys]
-    return ray.data.read_parquet(paths, filesystem=filesystem, ray_remote_args=READS)
+    return ray.data.read_parquet(paths, filesystem=filesystem, **READS)
 
 
 def iter_photos(uri: str) -> Iterator[dict[str, Any]]:

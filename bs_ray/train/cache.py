@@ -141,7 +141,7 @@ def read_cache(store: Store) -> ray.data.Dataset:
         )
     filesystem, root = store.arrow_filesystem()
     paths = [f"{root}/{e.key}" for e in store.list("shard-") if e.key.endswith(".parquet")]
-    return ray.data.read_parquet(paths, filesystem=filesystem, ray_remote_args=READS)
+    return ray.data.read_parquet(paths, filesystem=filesystem, **READS)
 
 
 class _Builder:
