@@ -416,12 +416,15 @@ def bench_full_size(
     ] = "sdxl-base-1.0",
     px: Annotated[int, typer.Option(help="Side of the pictures.", min=64)] = 256,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
+    zero_stage: Annotated[
+        int | None, typer.Option(help="DeepSpeed at this ZeRO stage; plain torch otherwise.", max=3)
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Full-size steps of every mode with random weights: seconds a sample, memory against plan."""
     from bs_ray.bench.fullsize import fullsize
 
-    _show_bench(fullsize(_say, base, px, device), json_file)
+    _show_bench(fullsize(_say, base, px, device, zero_stage), json_file)
 
 
 def _say(line: str) -> None:

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from bs_ray.config import TrainJob
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.train.dryrun import RowCount
-from bs_ray.train.engines import PlainEngine
+from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import untrained_features
-from bs_ray.train.loop import assemble
+from bs_ray.train.loop import MakeEngine, assemble
 from bs_ray.train.losses import Features
 from bs_ray.train.photos import PhotoPool
 from bs_ray.train.plan import architecture_folder, base_networks, bytes_of, plan
@@ -47,6 +50,8 @@ MODES: dict[str, dict[str, Any]] = {
 }
 """`whole_method`: live, with the losses on pictures. The reference has one loss, and the modes that
 are compared with it have the same one; its guided pairs too are forwards of two rows."""
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165}
+"""Part of a GPU's name -> dense bfloat16 TFLOP/s of its data sheet."""
 _REPEATS = {"whole_method": 2, "cached": 3, "live": 2, "concept_sliders": 1}
 
 
@@ -55,13 +60,15 @@ def fullsize(
     base: str = "sdxl-base-1.0",
     px: int = 256,
     device: str = "cpu",
+    zero_stage: int | None = None,
     modes: tuple[str, ...] = tuple(MODES),
 ) -> dict[str, Any]:
-    """Steps of every mode on one base of random weights, bfloat16.
+    """Steps of every mode on one base of random weights, bfloat16; by plain torch, or DeepSpeed's
+    engines at a ZeRO stage, one worker.
 
     seconds_per_sample: by mode, a step's over its rows, median (its lists are in step_seconds).
     ratio_cached, ratio_live: concept_sliders' over theirs (goal of the first: 15).
-    tflop_per_second: the denoiser's share of that; over the device's peak it is the MFU.
+    tflop_per_second: the denoiser's share of that; mfu: over the peak of a GPU of PEAK_TFLOPS.
     cache_seconds_per_sample: building the cache, once for all runs on it.
     peak_bytes: by mode, the most memory over what this process held before the base was there.
     plan_bytes, plan_over_measured: the plan of `whole_method`, and its ratio to that mode's peak.
@@ -77,17 +84,19 @@ def fullsize(
     model, features = random_base(base, device)
     held = sum(bytes_of(n) for networks in base_networks(model).values() for n in networks)
     say(f"{base}: {held / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s")
+    make_engine = _engine(model, zero_stage)
     pixels = torch.randint(256, (2, 3, px, px), generator=_rng(0)).to(torch.uint8)
     photos = PhotoPool(["a", "b"], pixels, model)
     figures: dict[str, Any] = {
-        "base": base, "px": px, "device": device, "plan_bytes": expected,
+        "base": base, "px": px, "device": _device_name(device), "zero_stage": zero_stage,
+        "plan_bytes": expected,
         "step_seconds": {}, "seconds_per_sample": {}, "forward_equivalents_per_sample": {},
         "tflop_per_second": {}, "peak_bytes": {},
     }  # fmt: skip
     for mode in modes:
         _reset_peak(device)
         job = fullsize_job(base, px, mode)
-        figures |= _timed(mode, job, model, photos, features, figures, say)
+        figures |= _timed(mode, job, model, photos, features, make_engine, figures, say)
         figures["peak_bytes"][mode] = _peak_bytes(device) - before
         say(f"{mode}: peak memory {figures['peak_bytes'][mode] / 1e9:.2f} GB")
     if "whole_method" in modes:
@@ -96,6 +105,8 @@ def fullsize(
     for mode, seconds in found.items():
         rows = figures["forward_equivalents_per_sample"][mode]
         figures["tflop_per_second"][mode] = rows * planned.forward_tflop / seconds
+    if peak := next((v for k, v in PEAK_TFLOPS.items() if k in figures["device"]), None):
+        figures["mfu"] = {mode: each / peak for mode, each in figures["tflop_per_second"].items()}
     for mode in ("cached", "live"):
         if mode in found and "concept_sliders" in found:
             figures[f"ratio_{mode}"] = found["concept_sliders"] / found[mode]
@@ -114,7 +125,7 @@ def fullsize_job(base: str, px: int, mode: str) -> TrainJob:
 
 def _timed(
     mode: str, job: TrainJob, model: DiffusionModel, photos: PhotoPool, features: Features,
-    figures: dict[str, Any], say: Callable[[str], None],
+    make_engine: MakeEngine, figures: dict[str, Any], say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Real optimizer steps of one mode; the figures with its own in them."""
     samples: list[dict[str, Any]] = []
@@ -125,7 +136,7 @@ def _timed(
         each = (time.perf_counter() - start) / len(samples)
         figures = figures | {"cache_seconds_per_sample": each}
     parts = assemble(
-        job, model, photos, features if job.losses.perceptual else None, PlainEngine,
+        job, model, photos, features if job.losses.perceptual else None, make_engine,
         samples=samples,
     )  # fmt: skip
     count, taken = RowCount(model.denoiser), []
@@ -147,6 +158,24 @@ def _timed(
     figures["seconds_per_sample"][mode] = statistics.median(taken) / job.batch_size
     figures["forward_equivalents_per_sample"][mode] = count.rows / rows
     return figures
+
+
+def _engine(model: DiffusionModel, zero_stage: int | None) -> MakeEngine:
+    """What makes the engines; at stage 3 the frozen denoiser is sharded as well."""
+    if zero_stage is None:
+        return PlainEngine
+    if not dist.is_initialized():
+        backend = "gloo" if model.device.type == "cpu" else "nccl"
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+        alone = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+    if zero_stage == 3:
+        shard_frozen(model.denoiser)
+    return partial(DeepSpeedEngine, zero_stage=zero_stage)
+
+
+def _device_name(device: str) -> str:
+    return device if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _step(parts: Parts, step: int) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """The full-size bench, on the tiny base's sizes: everything but the size."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -16,6 +19,17 @@ def test_every_mode_takes_real_steps() -> None:
     assert figures["ratio_cached"] > figures["ratio_live"] > 1
     assert figures["peak_bytes"]["whole_method"] > 0 and figures["cache_seconds_per_sample"] > 0
     assert any("discriminator" in line for line in said)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_takes_the_same_steps(stage: int) -> None:
+    """In a process of its own: a process group is for its whole life."""
+    code = (
+        "from bs_ray.bench.fullsize import fullsize;"
+        f"found = fullsize(print, 'tiny', 64, zero_stage={stage}, modes=('live', 'cached'));"
+        "assert set(found['step_seconds']) == {'live', 'cached'}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_random_weights_are_finite_numbers_in_bfloat16() -> None:
