@@ -101,7 +101,8 @@ class Losses(_Strict):
     image_timestep_max: int = Field(400, ge=1, le=1000)
     """Perceptual and adversarial terms act on timesteps up to this, where x0 is no blur."""
     perceptual_reference: Literal["real", "frozen"] = "frozen"
-    """What Eq 7 compares with: the real photo, or the frozen base's own x0 estimate."""
+    """What Eq 7 compares with: the real photo (always for pairs), or the frozen base's own x0
+    estimate."""
     schedule_start: float = Field(0.4, ge=0, le=1)
     """t0 of Eq 9-10 as a share of the steps."""
     schedule_rate: float = Field(10.0, gt=0)
@@ -281,6 +282,18 @@ class TrainJob(_Strict):
                     "workers"
                 )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_picture_is_its_own_reference(cls, given: Any) -> Any:
+        if (
+            isinstance(given, dict)
+            and given.get("pairs")
+            and isinstance(given.get("losses", {}), dict)
+        ):
+            losses = {"perceptual_reference": "real"} | given.get("losses", {})
+            return given | {"losses": losses}
+        return given
 
     @model_validator(mode="after")
     def _settings_that_fit(self) -> Self:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from bs_ray.config import CachedTeacher, TrainJob
-from bs_ray.data.sources import READS, iter_photos, photos_digest
+from bs_ray.data.sources import iter_photos, photos_digest, read_shards
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.progress import Board
@@ -139,9 +139,7 @@ def read_cache(store: Store) -> ray.data.Dataset:
         raise MissingKeyError(
             f"{store.uri} holds no finished teacher cache; train again to build it"
         )
-    filesystem, root = store.arrow_filesystem()
-    paths = [f"{root}/{e.key}" for e in store.list("shard-") if e.key.endswith(".parquet")]
-    return ray.data.read_parquet(paths, filesystem=filesystem, **READS)
+    return read_shards(store, [e.key for e in store.list("shard-") if e.key.endswith(".parquet")])
 
 
 class _Builder:

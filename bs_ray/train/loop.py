@@ -106,12 +106,13 @@ def one_step(parts: Parts, step: int) -> dict[str, float]:
 
 def check_rows(job: TrainJob, workers: int) -> None:
     """Raise ValueError where a worker would get no row for the image terms."""
-    share = job.batch_size // workers
+    share, least = job.batch_size // workers, 4 if job.pairs else 2
     image_terms = job.losses.perceptual or job.losses.adversarial
-    if share < 2 and image_terms and job.algorithm == "beyond_sliders":
+    if share < least and image_terms and job.algorithm == "beyond_sliders":
         raise ValueError(
-            f"batch_size: got {share} row for each of {workers} workers; expected 2 or more, for "
-            "every second row feeds the perceptual and adversarial losses. Raise batch_size"
+            f"batch_size: got {share} for each of {workers} workers; expected {least} or more, for "
+            f"every second {'pair' if job.pairs else 'row'} feeds the perceptual and adversarial "
+            "losses. Raise batch_size"
         )
 
 

@@ -91,7 +91,7 @@ def test_what_no_retry_can_cure_is_said_once(ray_cluster, places, monkeypatch) -
         ({"base": "nowhere"}, BaseNotFound, "base: got nowhere, which has no model_index.json"),
         ({"photos": "no-such-folder"}, StorageError, "no-such-folder does not exist"),
         ({"registry": "/proc/sliders"}, StorageError, "/proc/sliders"),
-        ({"batch_size": 2}, ValueError, "batch_size: got 1 row for each of 2 workers"),
+        ({"batch_size": 2}, ValueError, "batch_size: got 1 for each of 2 workers"),
     ],
 )
 def test_what_is_missing_is_said_before_ray_starts(places, change, error, message) -> None:
@@ -146,7 +146,8 @@ def test_several_sliders_over_one_cache(ray_cluster, places, tmp_path: Path) -> 
     }
     cache = {"mode": "cached", "samples": 8, "cache": str(tmp_path / "cache")}
     settings = places | {"prompts": None, "sliders": sliders, "teacher": cache, "workers": 1}
-    job = make_job(**settings, steps=2)
+    losses = {"perceptual_reference": "real", "adversarial_after": 0.0}
+    job = make_job(**settings, losses=losses, steps=2)
     screen = io.StringIO()
     assert train(job, console=Console(file=screen, width=200)).slider == "age@1, smile@1"
     assert "teacher cache: 8 samples" in screen.getvalue()
@@ -162,11 +163,14 @@ def test_a_slider_from_pictures(ray_cluster, places, tmp_path: Path) -> None:
     for strength in (-1, 1):
         (tmp_path / "pairs" / str(strength)).mkdir(parents=True)
         for i in range(3):
-            picture = jpeg(10 * i + strength)
+            picture = jpeg(10 * i + strength + 1)
             (tmp_path / "pairs" / str(strength) / f"{i}.jpg").write_bytes(picture)
     pairs = {"images": str(tmp_path / "pairs"), "target": "a person"}
     settings = places | {"prompts": None, "photos": None, "pairs": pairs}
-    job = make_job(**settings, steps=2)
+    with pytest.raises(ValueError, match="got 2 for each of 2 workers; expected 4 or more"):
+        train(make_job(**settings))
+    job = make_job(**settings, batch_size=8, steps=2)
+    assert job.losses.perceptual_reference == "real"
     assert train(job).slider == "smile@1"
     slider = Registry(job.registry).resolve("smile")
     assert any(b.any() for _, b in slider.factors.values())

@@ -94,6 +94,6 @@ def test_ingredients_can_be_switched_off(
 
 def test_image_losses_need_two_rows_a_worker() -> None:
     job = make_job(batch_size=4, workers=4)
-    with pytest.raises(ValueError, match="got 1 row for each of 4 workers; expected 2 or more"):
+    with pytest.raises(ValueError, match="got 1 for each of 4 workers; expected 2 or more"):
         check_rows(job, 4)
     check_rows(make_job(batch_size=4, losses={"perceptual": 0, "adversarial": 0}), 4)
