@@ -30,7 +30,7 @@ from bs_ray.data.contact import draw_pairs
 from bs_ray.data.manifest import Manifest, open_manifest, read_manifest
 from bs_ray.data.sinks import SUMMARY_KEY, done_shards, read_lines, write_reports
 from bs_ray.data.stages import fetch_shard, pack, unpack, write_shard
-from bs_ray.editing.editor import Edit, Editor, to_uint8
+from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.models import identify_base, load_base
 from bs_ray.raysession import ray_session
 from bs_ray.sliders.artifact import Slider, SliderError
@@ -181,6 +181,9 @@ def _resolve(
                 soft_wrap=True,
             )
         slider.check_base(base_id)
+        slider.card.scale_of(job.sliders[reference], job.editor.calibrated)
+        if note := slider.card.beyond(job.sliders[reference], job.editor.calibrated):
+            console.print(f"{job.name}: {note}", soft_wrap=True)
         sliders[reference] = slider
     names = Counter(slider.card.name for slider in sliders.values())
     if twice := [name for name, count in names.items() if count > 1]:
@@ -322,12 +325,18 @@ def _edit_batch(
     batch: Sequence[DecodedRow], editor: Editor, mix: dict[str, float], seed: int
 ) -> list[EditedRow]:
     edits = [Edit(row["sha256"], row["pixels"], [mix], seed) for row in batch]
-    outputs = [output for (output,) in editor.edit(edits)]
-    if not all(np.isfinite(output).all() for output in outputs):
+    edited = [output for outcome in editor.edit(edits) for output in outputs_of(outcome)]
+    if not all(np.isfinite(output.pixels).all() for output in edited):
         raise ArithmeticError("got pixels that are not finite")
     return [
-        EditedRow(**{**row, "pixels": to_uint8(output)})
-        for row, output in zip(batch, outputs, strict=True)
+        EditedRow(
+            **{
+                **row,
+                "pixels": to_uint8(output.pixels),
+                "note": "; ".join(filter(None, [row["note"], *output.notes])),
+            }
+        )
+        for row, output in zip(batch, edited, strict=True)
     ]
 
 

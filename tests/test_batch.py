@@ -25,7 +25,7 @@ from bs_ray.data import EmptyInputError, is_quarantined
 from bs_ray.data.decode import decode
 from bs_ray.data.manifest import JobChangedError
 from bs_ray.data.sinks import read_provenance
-from bs_ray.editing.editor import Edit
+from bs_ray.editing.editor import Edit, Edited
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.artifact import Card, Slider, SliderError
@@ -252,11 +252,11 @@ class _Editor:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def edit(self, edits: list[Edit]) -> list[list[np.ndarray]]:
+    def edit(self, edits: list[Edit]) -> list[list[Edited]]:
         self.batches.append(len(edits))
         if any(not e.pixels.any() for e in edits):
             raise ValueError("too dark")
-        return [[e.pixels + np.float32(10)] for e in edits]
+        return [[Edited(e.pixels + np.float32(10), ("a note",))] for e in edits]
 
 
 def test_one_bad_photo_costs_one_photo(make_job: MakeJob) -> None:
@@ -274,6 +274,7 @@ def test_one_bad_photo_costs_one_photo(make_job: MakeJob) -> None:
     assert is_quarantined(failed)
     assert (failed["stage"], failed["reason"]) == ("edit", "failed: ValueError: too dark")
     assert not is_quarantined(done[0]) and (done[0]["pixels"] == 19).all()
+    assert done[0]["note"] == "a note"
 
 
 # ------------------------------------------------------------------ bad jobs, before any work

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bs_ray.config import EditorSettings, TrainJob
-from bs_ray.editing.editor import Edit, Editor, to_uint8
+from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.judges import Judges
@@ -126,7 +126,8 @@ class World:
         edits = [Edit(f"held-{i}", photo, mixes) for i, photo in enumerate(pixels)]
         done = [editor.edit(edits[i : i + 16]) for i in range(0, len(edits), 16)]
         editor.close()
-        flat = torch.stack([torch.from_numpy(o) for part in done for row in part for o in row])
+        outputs = [out for part in done for outcome in part for out in outputs_of(outcome)]
+        flat = torch.stack([torch.from_numpy(out.pixels) for out in outputs])
         seen = flat.permute(0, 3, 1, 2) / 127.5 - 1
         reader = self.judges.reader
         read = reader.read(seen).view(len(pixels), len(strengths), -1)

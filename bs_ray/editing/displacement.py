@@ -4,57 +4,81 @@ FlowEdit's idea (Kulikov et al. 2024) with a slider instead of a second prompt: 
 guidance, no caption. Source rows see the base, target rows the base plus sliders, both under the
 same noise; several targets share one source row.
 
-Legend: S photos, T edits; x0 [S, C, h, w]; d [T, C, h, w] in x0 units; source_of int64 [T].
+Legend: S photos, T edits; x0 [S, C, h, w]; d [T, C, h, w] in x0 units (in a flow: at x_t's scale).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from bs_ray.models.base import Condition
-from bs_ray.models.diffusion import FlowMatching, Prediction, batch_noise
+from bs_ray.config import EditorSettings
+from bs_ray.editing.work import Work
+from bs_ray.models.diffusion import FlowMatching, Prediction
+from bs_ray.models.masks import magnitude_mask, soft_mask
 
-Predict = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
-"""predict(x_t [B], t [B], condition rows [B], strengths [B, sliders]) -> prediction [B]."""
+_MASK_STEPS = 3
+"""Steps over which the soft mask is gathered; the first costs nothing, for there x_tgt = x_src."""
 
 
 @torch.no_grad()
-def displace(
-    predict: Predict,
-    prediction: Prediction,
-    x0: Tensor,
-    condition: Condition,
-    strengths: Tensor,
-    source_of: Tensor,
-    *,
-    seeds: Sequence[int],
-    keys: Sequence[str],
-    steps: int,
-    strength: float,
-) -> Tensor:
-    """The displacement d [T, C, h, w] of every edit; decode(x0 + d) is the edited photo.
+def displacement(work: Work, settings: EditorSettings) -> Tensor:
+    """Edited latents x0 + d, [T, C, h, w].
 
-    condition: one row per photo. strengths: [T, sliders]. seeds, keys: one per photo; they fix
-    the noise, so a row does not depend on its companions. Costs S + T evaluations a step.
+    Costs S + T evaluations a step; S + 2 T with `steer`; T more in two of them with `soft_mask`.
     """
-    d = torch.zeros_like(x0[source_of])
-    times = prediction.timesteps(steps, strength)
-    gates = torch.cat([strengths.new_zeros(len(x0), strengths.shape[1]), strengths])
-    rows = torch.cat([torch.arange(len(x0), device=source_of.device), source_of])
-    told = condition.rows(rows)
-    for step, (now, then) in enumerate(zip(times, [*times[1:], None], strict=True)):
-        t = torch.full((len(rows),), now, device=x0.device)
-        noise = batch_noise(x0.shape[1:], seeds, keys, step).to(x0.device)
-        x_source = prediction.add_noise(x0, noise, t[: len(x0)])
+    prediction, source_of = work.prediction, work.source_of
+    times = prediction.timesteps(settings.steps, settings.strength)
+    weights = WEIGHT_RULES[settings.weights]([*(_level(prediction, t) for t in times), 0.0])
+    d, meant = torch.zeros_like(work.x0[source_of]), torch.zeros_like(work.x0[source_of])
+    for step, (now, weight) in enumerate(zip(times, weights, strict=True)):
+        x_source = prediction.add_noise(work.x0, work.noise(step), work.at(now, len(work.x0)))
         x_target = x_source[source_of] + _spread(prediction, now) * d
-        x_t = torch.cat([x_source, x_target])
-        moved = _reading(prediction, x_t, predict(x_t, t, told, gates), t)
-        change = moved[len(x0) :] - moved[: len(x0)][source_of]
-        d = d - flowedit_weight(prediction, now, then) * change
-    return d
+        probes = settings.soft_mask > 0 and step < _MASK_STEPS
+        seen = _readings(
+            work, now, x_source, x_target, split=settings.steer != 1, probes=probes and step > 0
+        )
+        still, moved = seen["still"][source_of], seen["moved"]
+        change = moved - still
+        if "held" in seen:
+            # FlowSlider's split: what holds the photo, and what moves it, the latter scaled.
+            change = (seen["held"] - still) + settings.steer * (moved - seen["held"])
+        d = d - weight * change
+        if probes:
+            meant = meant + seen.get("probe", moved) - still
+        if settings.soft_mask:
+            d = soft_mask(d, magnitude_mask(meant), settings.soft_mask)
+    return work.x0[source_of] + d
+
+
+def _readings(
+    work: Work, now: int, x_source: Tensor, x_target: Tensor, *, split: bool, probes: bool
+) -> dict[str, Tensor]:
+    """One forward pass: what the branches are compared in, [S] for "still" and [T] for the rest.
+
+    still: base at x_source. moved: sliders at x_target. held: base at x_target (with `split`).
+    probe: sliders at x_source (with `probes`): it differs from `still` by what they mean alone.
+    """
+    source_of, strengths = work.source_of, work.strengths
+    everyone = torch.arange(len(x_source), device=source_of.device)
+    off = torch.zeros_like(strengths)
+    branches = {"still": (x_source, everyone, strengths.new_zeros(len(x_source), off.shape[1]))}
+    if split:
+        branches["held"] = (x_target, source_of, off)
+    if probes:
+        branches["probe"] = (x_source[source_of], source_of, strengths)
+    branches["moved"] = (x_target, source_of, strengths)
+
+    x_t, rows, gates = (torch.cat(column) for column in zip(*branches.values(), strict=True))
+    t = work.at(now, len(rows))
+    read = work.predict(x_t, t, work.condition.rows(rows), gates)
+    if not isinstance(work.prediction, FlowMatching):  # a flow is compared in its velocity
+        read = work.prediction.to_noise(x_t, read, t)
+    parts = read.split([len(branch[0]) for branch in branches.values()])
+    return dict(zip(branches, parts, strict=True))
 
 
 def _spread(prediction: Prediction, now: int) -> float:
@@ -65,23 +89,35 @@ def _spread(prediction: Prediction, now: int) -> float:
     return float(prediction.coefficients(torch.tensor([now]))[0])
 
 
-def _reading(prediction: Prediction, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
-    """What the branches are compared in: the velocity of a flow, the noise of a diffusion."""
+def _level(prediction: Prediction, now: int) -> float:
+    """The noise level that weights are made of: sigma in a flow, elsewhere lambda = b / a."""
+    at = torch.tensor([now])
     if isinstance(prediction, FlowMatching):
-        return predicted
-    return prediction.to_noise(x_t, predicted, t)
+        return float(prediction.sigma(at))
+    return float(prediction.noise_ratio(at))
 
 
-def flowedit_weight(prediction: Prediction, now: int, then: int | None) -> float:
-    """FlowEdit's step: sigma_now - sigma_then in a flow; elsewhere lambda_now - lambda_then with
-    lambda = b / a. Both are 0 at the clean end."""
+# --- weight rules: noise levels of the path, 0 at its end, -> w of every step -----------------
 
-    def level(t: int | None) -> float:
-        if t is None:
-            return 0.0
-        at = torch.tensor([t])
-        if isinstance(prediction, FlowMatching):
-            return float(prediction.sigma(at))
-        return float(prediction.noise_ratio(at))
 
-    return level(now) - level(then)
+def flowedit(levels: Sequence[float]) -> list[float]:
+    """Kulikov et al. 2024: every step counts for the noise that it takes away."""
+    return [now - then for now, then in pairwise(levels)]
+
+
+def infedit(levels: Sequence[float]) -> list[float]:
+    """Xu et al. 2023: every step jumps all the way to clean data."""
+    return list(levels[:-1])
+
+
+def dds(levels: Sequence[float]) -> list[float]:
+    """Hertz et al. 2023: one learning rate, here such that all steps add up to FlowEdit's sum."""
+    count = len(levels) - 1
+    return [levels[0] / count] * count
+
+
+WEIGHT_RULES: dict[str, Callable[[Sequence[float]], list[float]]] = {
+    "flowedit": flowedit,
+    "infedit": infedit,
+    "dds": dds,
+}

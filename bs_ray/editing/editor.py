@@ -17,12 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.displacement import displace
-from bs_ray.editing.sdedit import sdedit
+from bs_ray.editing.methods import METHODS
+from bs_ray.editing.work import Work
 from bs_ray.models.base import Condition, DiffusionModel
-from bs_ray.models.diffusion import batch_noise
 from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.bank import SliderBank
+
+
+class EditError(ValueError):
+    """An edit that cannot be made; the message says got, expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,27 @@ class Edit:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Edited:
+    """One output."""
+
+    pixels: np.ndarray
+    """float32 RGB [H, W, 3] in [0, 255], the photo's own size."""
+    notes: tuple[str, ...] = ()
+    """What its asker should know, such as a strength beyond the slider's usable range."""
+
+
+Outcome = list[Edited] | EditError | SliderError
+"""What became of one Edit."""
+
+
+def outputs_of(outcome: Outcome) -> list[Edited]:
+    """The outputs; raises the error where there is one."""
+    if isinstance(outcome, list):
+        return outcome
+    raise outcome
+
+
 class Editor:
     """A base with some sliders resident. Not thread-safe: one Editor, one forward at a time."""
 
@@ -50,7 +74,9 @@ class Editor:
         self.bank = SliderBank.of(sliders).to(model.device)
         self.bank.attach(model.denoiser)
         prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
-        self._condition = model.embed([prompt])
+        self._condition, self._empty = model.embed([prompt]), model.embed([""])
+        self.evaluations = 0
+        """Rows that the denoiser has seen; one that is differentiated counts three times."""
 
     def close(self) -> None:
         """Detach the sliders: the base is bit for bit itself again."""
@@ -58,11 +84,15 @@ class Editor:
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, strengths: Tensor) -> Tensor:
         """The denoiser's prediction with each row's sliders at `strengths` [B, sliders]."""
+        self.evaluations += len(x_t) * (3 if torch.is_grad_enabled() else 1)
         with self.bank.strengths(strengths):
             return self.model.predict(x_t, t, condition)
 
     def strengths(self, mixes: Sequence[dict[str, float]]) -> Tensor:
-        """Mixes as a tensor [len(mixes), sliders]. Raises SliderError for an unknown slider."""
+        """Mixes as LoRA scales [len(mixes), sliders].
+
+        Raises SliderError for an unknown slider, or a strength that its slider refuses.
+        """
         table = torch.zeros(len(mixes), len(self.bank.names), device=self.model.device)
         for row, mix in enumerate(mixes):
             for name, strength in mix.items():
@@ -70,25 +100,44 @@ class Editor:
                     raise SliderError(
                         f"slider: got {name!r}; expected one of {', '.join(self.bank.names)}"
                     )
-                if not np.isfinite(strength):
-                    raise SliderError(f"slider {name}: got strength {strength}; expected a number")
-                table[row, self.bank.names.index(name)] = strength
+                scale = self.sliders[name].card.scale_of(strength, self.settings.calibrated)
+                table[row, self.bank.names.index(name)] = scale
         return table
 
+    def notes(self, mix: dict[str, float]) -> tuple[str, ...]:
+        """Which strengths of a mix are beyond their slider's usable range."""
+        found = (self.sliders[n].card.beyond(s, self.settings.calibrated) for n, s in mix.items())
+        return tuple(note for note in found if note)
+
+    def check(self, edit: Edit) -> None:
+        """Raises EditError for pixels that are none, and SliderError as `strengths` does."""
+        pixels = edit.pixels
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise EditError(
+                f"photo {edit.key}: got {pixels.dtype} {list(pixels.shape)}; expected uint8 RGB "
+                "[height, width, 3]. Decode it with bs_ray.data.decode"
+            )
+        self.strengths(edit.mixes)
+
     @torch.no_grad()
-    def edit(self, edits: Sequence[Edit]) -> list[list[np.ndarray]]:
-        """Every edit's outputs, in order: float32 RGB [H, W, 3] in [0, 255], the photo's own size.
+    def edit(self, edits: Sequence[Edit]) -> list[Outcome]:
+        """Every edit's outputs, in order, or what is wrong with that edit alone.
 
         Photos of any sizes may be mixed: those that share a working size share forward passes.
         """
         buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        outcomes: dict[int, Outcome] = {}
         for index, edit in enumerate(edits):
-            buckets[self.working_size(*edit.pixels.shape[:2])].append(index)
-        outputs: dict[int, list[np.ndarray]] = {}
+            try:
+                self.check(edit)
+            except (EditError, SliderError) as error:
+                outcomes[index] = error
+            else:
+                buckets[self.working_size(*edit.pixels.shape[:2])].append(index)
         for size, indices in buckets.items():
             done = self._edit_bucket([edits[i] for i in indices], size)
-            outputs |= dict(zip(indices, done, strict=True))
-        return [outputs[index] for index in range(len(edits))]
+            outcomes |= dict(zip(indices, done, strict=True))
+        return [outcomes[index] for index in range(len(edits))]
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Where a photo of this size is edited: its aspect at the base's area, in multiples."""
@@ -98,22 +147,24 @@ class Editor:
         tall, wide = side * aspect**0.5, side / aspect**0.5
         return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
 
-    def _edit_bucket(self, edits: Sequence[Edit], size: tuple[int, int]) -> list[list[np.ndarray]]:
+    def _edit_bucket(self, edits: Sequence[Edit], size: tuple[int, int]) -> list[list[Edited]]:
         """All edits of one working size in one run of the method."""
-        strengths = self.strengths([mix for edit in edits for mix in edit.mixes])
+        mixes = [mix for edit in edits for mix in edit.mixes]
+        strengths = self.strengths(mixes)
         source_of = torch.tensor([i for i, edit in enumerate(edits) for _ in edit.mixes])
-        # A row whose strengths are all 0 is the photo itself: nothing to compute.
+        # Displacement leaves a photo without strengths where it is: nothing to compute. The
+        # baselines are measured as they are.
         moving = strengths.abs().amax(1) > 0
-        residuals: dict[int, Tensor] = {}
-        if self.settings.method == "sdedit":
+        if self.settings.method != "displacement":
             moving = torch.ones_like(moving)
+        residuals: dict[int, Tensor] = {}
         if moving.any():
             rows = moving.nonzero()[:, 0]
             residual = self._residual(edits, size, strengths[rows], source_of[rows.cpu()])
             residuals = dict(zip(rows.tolist(), residual, strict=True))
         flat = [
-            _add_residual(edits[source].pixels, residuals.get(row))
-            for row, source in enumerate(source_of.tolist())
+            Edited(_add_residual(edits[source].pixels, residuals.get(row)), self.notes(mix))
+            for row, (source, mix) in enumerate(zip(source_of.tolist(), mixes, strict=True))
         ]
         ends = np.cumsum([len(edit.mixes) for edit in edits])
         return [flat[end - len(edit.mixes) : end] for end, edit in zip(ends, edits, strict=True)]
@@ -122,27 +173,20 @@ class Editor:
         self, edits: Sequence[Edit], size: tuple[int, int], strengths: Tensor, source_of: Tensor
     ) -> Tensor:
         """decode(edited) - decode(source), [T, 3, h, w] in units of [-1, 1]."""
-        model, settings = self.model, self.settings
+        model = self.model
         used = source_of.unique()
         source_of = torch.searchsorted(used, source_of).to(model.device)
         edits = [edits[i] for i in used.tolist()]
         photos = torch.cat([_working_copy(edit.pixels, size) for edit in edits]).to(model.device)
         x0 = model.encode(photos)
-        seeds, keys = [e.seed for e in edits], [e.key for e in edits]
-        condition = self._condition.rows(torch.zeros(len(edits), dtype=torch.int64))
-        if settings.method == "sdedit":
-            noise = batch_noise(x0.shape[1:], seeds, keys, 0).to(x0.device)
-            edited = sdedit(
-                self.predict, model.prediction, x0[source_of], noise[source_of],
-                condition.rows(source_of), strengths,
-                steps=settings.steps, strength=settings.strength,
-            )  # fmt: skip
-        else:
-            d = displace(
-                self.predict, model.prediction, x0, condition, strengths, source_of,
-                seeds=seeds, keys=keys, steps=settings.steps, strength=settings.strength,
-            )  # fmt: skip
-            edited = x0[source_of] + d
+        same = torch.zeros(len(edits), dtype=torch.int64)
+        work = Work(
+            predict=self.predict, prediction=model.prediction, x0=x0,
+            condition=self._condition.rows(same), empty=self._empty.rows(same),
+            strengths=strengths, source_of=source_of,
+            seeds=[edit.seed for edit in edits], keys=[edit.key for edit in edits],
+        )  # fmt: skip
+        edited = METHODS[self.settings.method](work, self.settings)
         return (model.decode(edited) - model.decode(x0)[source_of]).cpu()
 
 

@@ -8,32 +8,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bs_ray.editing.displacement import Predict
-from bs_ray.models.base import Condition
-from bs_ray.models.diffusion import Prediction
+from bs_ray.config import EditorSettings
+from bs_ray.editing.work import Work
+from bs_ray.models.diffusion import euler_path
 
 
 @torch.no_grad()
-def sdedit(
-    predict: Predict,
-    prediction: Prediction,
-    x0: Tensor,
-    noise: Tensor,
-    condition: Condition,
-    strengths: Tensor,
-    *,
-    steps: int,
-    strength: float,
-) -> Tensor:
-    """Edited latents [B, C, h, w]: DDIM (eta 0, no guidance) from `strength` of the noise range.
+def sdedit(work: Work, settings: EditorSettings) -> Tensor:
+    """Edited latents [T, C, h, w]: DDIM (eta 0, no guidance) from `strength` of the noise range.
 
-    x0, noise: [B, C, h, w]; condition: B rows; strengths: [B, sliders]. `steps` evaluations.
+    `steps` evaluations an edit.
     """
-    times = prediction.timesteps(steps, strength)
-    start = torch.full((len(x0),), times[0], device=x0.device)
-    x = prediction.add_noise(x0, noise, start)
-    for now, then in zip(times, [*times[1:], None], strict=True):
-        t = torch.full_like(start, now)
-        predicted = predict(x, t, condition, strengths)
-        x = prediction.step(x, predicted, t, None if then is None else torch.full_like(t, then))
-    return x
+    times = work.prediction.timesteps(settings.steps, settings.strength)
+    start = work.at(times[0], len(work.x0))
+    return denoise(work, work.prediction.add_noise(work.x0, work.noise(0), start), times)
+
+
+def denoise(work: Work, x_t: Tensor, times: list[int]) -> Tensor:
+    """x_t [S, C, h, w] at times[0] -> edited latents [T, C, h, w], with the sliders on (DDIM)."""
+
+    def forward(x: Tensor, t: Tensor) -> Tensor:
+        return work.edited(x, int(t[0]))
+
+    *_, (edited, _) = euler_path(work.prediction, forward, x_t[work.source_of], times)
+    return edited

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import EvalJob
-from bs_ray.editing.editor import Edit, Editor, to_uint8
+from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import sample_euler
@@ -78,7 +78,8 @@ class Sweeper:
             Edit(f"{task.setting}-{task.first + i}", photo, mixes, self.job.seed)
             for i, photo in enumerate(pixels)
         ]
-        done = np.stack([[to_uint8(out) for out in row] for row in self.editor.edit(edits)])
+        outcomes = [outputs_of(outcome) for outcome in self.editor.edit(edits)]
+        done = np.stack([[to_uint8(out.pixels) for out in row] for row in outcomes])
         zero = strengths.index(0)
         return done, [bool((done[i, zero] == pixels[i]).all()) for i in range(task.count)]
 

@@ -27,7 +27,7 @@ from bs_ray.editing.editor import Edit
 from bs_ray.models import identify_base
 from bs_ray.raysession import ray_session
 from bs_ray.serve.ingress import RETRY_AFTER_S, Busy, create_app
-from bs_ray.serve.replica import Edited, EditorReplica
+from bs_ray.serve.replica import EditorReplica, Reply
 from bs_ray.sliders.artifact import Card, Slider
 from bs_ray.sliders.registry import Registry
 
@@ -185,7 +185,7 @@ class _RemoteEngine:
     def __init__(self, editor: DeploymentHandle):
         self._editor = editor
 
-    async def edit(self, edit: Edit) -> Edited:
+    async def edit(self, edit: Edit) -> Reply:
         return await _busy_or(self._editor.edit.remote(edit))
 
     async def ready(self) -> None:

@@ -24,7 +24,7 @@ from bs_ray.config import ServeJob
 from bs_ray.data import DecodedRow, is_quarantined
 from bs_ray.data.decode import decode
 from bs_ray.editing.editor import Edit, to_uint8
-from bs_ray.serve.replica import Edited
+from bs_ray.serve.replica import Reply
 from bs_ray.serve.schema import (
     MAX_IMAGES,
     EditedImage,
@@ -38,7 +38,7 @@ from bs_ray.serve.schema import (
     parse_form,
     parse_json,
 )
-from bs_ray.sliders.artifact import Card
+from bs_ray.sliders.artifact import Card, SliderError
 
 RETRY_AFTER_S = 1
 _READY_WITHIN_S = 5.0
@@ -53,7 +53,7 @@ class Busy(Exception):
 class Engine(Protocol):
     """What computes edits: a Ray Serve deployment, or anything like it."""
 
-    async def edit(self, edit: Edit) -> Edited:
+    async def edit(self, edit: Edit) -> Reply:
         """One photo under one mix of sliders. Raises Busy."""
         ...
 
@@ -126,6 +126,7 @@ class _Edits:
                 sliders={f"{n}@{self.cards[n].version}": scale for n, scale in asked.mix().items()},
                 base_id=next(iter(self.cards.values())).base_id,
                 seed=asked.seed,
+                notes=self._notes(asked),
             ),
         )
 
@@ -140,6 +141,10 @@ class _Edits:
             if abs(scale) > limit:
                 detail = f"slider {name}: got scale {scale:g}; expected -{limit:g} to {limit:g}"
                 raise Problem(422, "scale-out-of-range", detail, max_strength=limit)
+            try:
+                self.cards[name].scale_of(scale, self.job.editor.calibrated)
+            except SliderError as error:
+                raise Problem(422, "scale-out-of-range", str(error)) from None
         if asked.prompt not in (None, "", self.prompt):
             detail = (
                 f"prompt: got {asked.prompt[:60]!r}; expected none, or this server's own, "
@@ -147,13 +152,19 @@ class _Edits:
             )
             raise Problem(422, "prompt-not-supported", detail)
 
+    def _notes(self, asked: EditRequest) -> list[str]:
+        calibrated = self.job.editor.calibrated
+        found = (self.cards[name].beyond(s, calibrated) for name, s in asked.mix().items())
+        return [note for note in found if note]
+
     async def _edit(self, data: bytes, asked: EditRequest) -> tuple[bytes, int]:
         """One photo file -> the edited one, and how many edits were computed with it."""
         photo = await asyncio.to_thread(self._decode, data)
         edit = Edit(photo["sha256"], photo["pixels"], [asked.mix()], asked.seed)
-        edited = await self.engine.edit(edit)
+        reply = await self.engine.edit(edit)
         encode = _ENCODERS[asked.output_format]
-        return await asyncio.to_thread(encode, edited.pixels, photo["alpha"]), edited.batch_rows
+        file = await asyncio.to_thread(encode, reply.edited.pixels, photo["alpha"])
+        return file, reply.batch_rows
 
     def _decode(self, data: bytes) -> DecodedRow:
         """The photo's row, as in batch. Raises Problem 400 or 413."""

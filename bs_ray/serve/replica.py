@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import numpy as np
 from ray.serve import metrics
 
 from bs_ray.config import ServeJob
-from bs_ray.editing.editor import Edit, Editor
+from bs_ray.editing.editor import Edit, Edited, Editor, Outcome, outputs_of
 from bs_ray.models import load_base
 from bs_ray.serve.batcher import Batcher
 from bs_ray.sliders.registry import Registry
@@ -19,11 +18,10 @@ _UNHEALTHY_AFTER = 3
 
 
 @dataclass(frozen=True)
-class Edited:
+class Reply:
     """One edited photo."""
 
-    pixels: np.ndarray
-    """float32 RGB [H, W, 3] in [0, 255], the photo's own size."""
+    edited: Edited
     batch_rows: int
     """Edits that were computed together with it, itself included."""
 
@@ -43,7 +41,7 @@ class EditorReplica:
 
     def __init__(self, job: ServeJob):
         self._editor = load_editor(job)
-        self._batcher: Batcher[Edit, np.ndarray] = Batcher(
+        self._batcher: Batcher[Edit, Outcome] = Batcher(
             self._run, max_rows=job.max_batch_rows, wait_s=job.batch_wait_ms / 1000
         )
         self._edits = metrics.Counter(
@@ -60,15 +58,16 @@ class EditorReplica:
             boundaries=[0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60],
         )
 
-    async def edit(self, edit: Edit) -> Edited:
+    async def edit(self, edit: Edit) -> Reply:
         """One photo under one mix of sliders."""
         outcome = "failed"
         try:
-            pixels, rows = await self._batcher.submit(edit)
+            found, rows = await self._batcher.submit(edit)
+            (edited,) = outputs_of(found)
             outcome = "done"
         finally:
             self._edits.inc(tags={"outcome": outcome})
-        return Edited(pixels, rows)
+        return Reply(edited, rows)
 
     async def ready(self) -> None:
         """Answers once base and sliders are loaded."""
@@ -78,9 +77,9 @@ class EditorReplica:
         if self._batcher.failures_in_a_row >= _UNHEALTHY_AFTER:
             raise RuntimeError(f"the last {self._batcher.failures_in_a_row} edits failed")
 
-    def _run(self, edits: list[Edit]) -> list[np.ndarray]:
+    def _run(self, edits: list[Edit]) -> list[Outcome]:
         start = time.perf_counter()
-        outputs = self._editor.edit(edits)
+        outcomes = self._editor.edit(edits)
         self._rows.observe(len(edits))
         self._seconds.observe(time.perf_counter() - start)
-        return [pixels for (pixels,) in outputs]
+        return outcomes

@@ -117,6 +117,8 @@ class Meta(BaseModel):
     """name@version -> strength."""
     base_id: str
     seed: int
+    notes: list[str] = []
+    """Which strengths are beyond their slider's usable range."""
 
 
 class EditReply(BaseModel):

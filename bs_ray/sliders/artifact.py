@@ -8,9 +8,11 @@ strength 1.0.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -20,6 +22,8 @@ from torch import Tensor
 from bs_ray.config import Prompts
 
 _CARD = "bs_ray_card"
+_ROUNDING = 1e-6
+"""How far a strength may lie beyond a limit that was itself computed."""
 
 
 class SliderError(ValueError):
@@ -45,6 +49,45 @@ class Calibration(BaseModel):
     low: float
     high: float
     """Usable range: beyond it the picture breaks or the effect no longer grows."""
+
+    def scale_of(self, units: float) -> float:
+        """The LoRA scale that has `units` times the effect of one unit; negative for the other way.
+
+        Follows the measured effect within the usable range, and goes on in units of scale beyond.
+        A slider without effect has no units: its scale is what was asked for.
+        """
+        if not self.unit or not units:
+            return units
+        sign = 1.0 if units > 0 else -1.0
+        scales, effects = self._usable(sign)
+        wanted = abs(units) * self._one
+        beyond = max(0.0, wanted - float(effects[-1])) / self._one * self.unit
+        return sign * (float(np.interp(wanted, effects, scales)) + beyond)
+
+    @property
+    def units(self) -> tuple[float, float]:
+        """The usable range in units of effect; (0, 0) for a slider without effect."""
+        if not self.unit:
+            return 0.0, 0.0
+        low, high = (self._usable(sign)[1][-1] / self._one for sign in (-1.0, 1.0))
+        return -float(low), float(high)
+
+    @property
+    def most(self) -> float:
+        """The largest scale that was measured: the hard limit."""
+        return max(self.strengths)
+
+    @property
+    def _one(self) -> float:
+        """The effect of one unit, both sides' mean."""
+        ends = np.interp([-self.unit, self.unit], self.strengths, self.effect)
+        return float(ends[1] - ends[0]) / 2
+
+    def _usable(self, sign: float) -> tuple[np.ndarray, np.ndarray]:
+        """(scales, effects) of one side from 0 to the end of the usable range, all positive."""
+        end = self.high if sign > 0 else -self.low
+        both = np.array([self.strengths, self.effect])[:, :: int(sign)] * sign
+        return tuple(both[:, (both[0] >= 0) & (both[0] <= end)])
 
 
 class Card(BaseModel):
@@ -76,6 +119,35 @@ class Card(BaseModel):
     def target(self) -> str:
         """The prompt that the slider acts on (c_t)."""
         return self.prompts.target if self.prompts else self.pictured
+
+    def scale_of(self, strength: float, calibrated: bool = True) -> float:
+        """The LoRA scale that a strength stands for: units of effect where the card has them.
+
+        calibrated=False: the strength is the scale. Raises SliderError for a strength that is no
+        number, or whose scale is beyond all that was measured.
+        """
+        if not math.isfinite(strength):
+            raise SliderError(f"slider {self.name}: got strength {strength}; expected a number")
+        measured = self.calibration
+        if not measured:
+            return strength
+        scale, most = measured.scale_of(strength) if calibrated else strength, measured.most
+        if abs(scale) > most:
+            raise SliderError(
+                f"slider {self.name}: got strength {strength:g}, a LoRA scale of {scale:.3g}; "
+                f"expected a scale of at most {most:g}, the end of what was measured"
+            )
+        return scale
+
+    def beyond(self, strength: float, calibrated: bool = True) -> str:
+        """A note where a strength is beyond the usable range, else ""."""
+        measured = self.calibration
+        if not measured or not measured.unit:
+            return ""
+        low, high = measured.units if calibrated else (measured.low, measured.high)
+        if low - _ROUNDING <= strength <= high + _ROUNDING:
+            return ""
+        return f"{self.name} {strength:g} is beyond its usable range, {low:.2g} to {high:.2g}"
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """The slider bank: any mix of sliders, one strength per row, in one forward pass (METHOD 5).
 
 The factors of all sliders stand stacked by rank, A [R, in] and B [out, R], and every row carries
-its own gates g [B, R]: y = W x + B ((A x) * g). Rows with gate 0 are the base's own.
-Training uses the same bank with one slider whose factors require gradients.
+its own gates g: y = W x + B ((A x) * g). Rows with gate 0 are the base's own. Two forms of it,
+equal to float order: *stacked* multiplies by all R ranks, g [B, R]; *gathered* by the K ranks of
+each row's own sliders, g [B, K]. Training uses the same bank, stacked, with factors that require
+gradients.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,20 +21,36 @@ from torch.utils.checkpoint import checkpoint
 
 from bs_ray.sliders.artifact import Card, Slider, SliderError
 
+_GATHER_COST = 4
+"""A gathered rank is worth it where it spares this many stacked ones."""
+
 
 class SliderBank(nn.Module):
     """Stacked low-rank factors that act on `denoiser` through forward hooks while attached."""
 
-    def __init__(self, names: Sequence[str], owner: Tensor, scale: float = 1.0):
-        """owner: int64 [R], which slider each stacked rank belongs to."""
+    def __init__(self, names: Sequence[str], ranks: Sequence[int], scale: float = 1.0):
+        """names, ranks: each slider's, in the order of the strengths' columns.
+
+        scale: alpha / r, which multiplies every strength.
+        """
         super().__init__()
         self.names = list(names)
         self.scale = scale
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
-        self.owner: Tensor
+        sizes = torch.tensor(ranks)
+        owner = torch.arange(len(ranks)).repeat_interleave(sizes)
+        within = torch.arange(int(sizes.max()))
+        places = torch.where(
+            within < sizes[:, None], within + (sizes.cumsum(0) - sizes)[:, None], -1
+        )
+        self.owner: Tensor  # int64 [R]: which slider each stacked rank belongs to
+        self.places: (
+            Tensor  # int64 [sliders, most ranks]: where each slider's ranks stand; -1: none
+        )
         self.register_buffer("owner", owner, persistent=False)
-        self._gates: Tensor | None = None
+        self.register_buffer("places", places, persistent=False)
+        self._active: _Gates | None = None
         self._hooks: list = []
 
     @classmethod
@@ -39,19 +58,26 @@ class SliderBank(nn.Module):
         """A frozen bank of trained sliders, in this order; layers that a slider lacks stay 0."""
         if not sliders:
             raise SliderError("slider bank: got no sliders; expected at least one")
-        layers = {layer: pair for s in sliders for layer, pair in s.factors.items()}
-        ranks = [s.card.rank for s in sliders]
-        owner = torch.repeat_interleave(torch.arange(len(sliders)), torch.tensor(ranks))
-        bank = cls([s.card.name for s in sliders], owner)
-        for layer, (a, b) in layers.items():
-            pairs = [
-                s.factors.get(
-                    layer, (a.new_zeros(r, *a.shape[1:]), b.new_zeros(b.shape[0], r, *b.shape[2:]))
-                )
-                for s, r in zip(sliders, ranks, strict=True)
-            ]
-            bank._put(layer, torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs], 1))
+        bank = cls([""] * len(sliders), [s.card.rank for s in sliders])
+        total = len(bank.owner)
+        for layer, (a, b) in {k: pair for s in sliders for k, pair in s.factors.items()}.items():
+            down, up = a.new_zeros(total, *a.shape[1:]), b.new_zeros(len(b), total, *b.shape[2:])
+            bank._put(layer, down, up)
+        for place, slider in enumerate(sliders):
+            bank.load(place, slider)
         return bank.requires_grad_(False)
+
+    @classmethod
+    def empty(
+        cls, denoiser: nn.Module, layers: Sequence[str], places: int, rank: int
+    ) -> SliderBank:
+        """A frozen float32 bank of free places for sliders of up to `rank`, see `load`."""
+        bank = cls([""] * places, [rank] * places)
+        for layer in layers:
+            weight: Any = denoiser.get_submodule(layer).weight
+            down = torch.zeros(places * rank, *weight.shape[1:], device=weight.device)
+            bank._put(layer, down, _no_update(weight, places * rank))
+        return bank.requires_grad_(False).to(next(denoiser.parameters()).device)
 
     @classmethod
     def trainable(
@@ -67,16 +93,14 @@ class SliderBank(nn.Module):
 
         A slider's A does not depend on which others are trained beside it.
         """
-        owner = torch.arange(len(names)).repeat_interleave(rank)
-        bank = cls(names, owner, scale=alpha / rank)
+        bank = cls(names, [rank] * len(names), scale=alpha / rank)
         generators = [torch.Generator().manual_seed(seed) for _ in names]
         for layer in targets:
             weight: Any = denoiser.get_submodule(layer).weight
             shape = (rank, *weight.shape[1:])
             bound = 1 / weight[0].numel() ** 0.5
             a = [(torch.rand(shape, generator=g) * 2 - 1) * bound for g in generators]
-            up = torch.zeros(weight.shape[0], len(owner), *[1] * (weight.dim() - 2))
-            bank._put(layer, torch.cat(a), up)
+            bank._put(layer, torch.cat(a), _no_update(weight, len(bank.owner)))
         return bank
 
     def _put(self, layer: str, a: Tensor, b: Tensor) -> None:
@@ -84,37 +108,75 @@ class SliderBank(nn.Module):
         self.down[key] = nn.Parameter(a)
         self.up[key] = nn.Parameter(b)
 
+    @torch.no_grad()
+    def load(self, place: int, slider: Slider) -> None:
+        """Put a slider where another or none was: the same tensors, so compiled graphs stay valid.
+
+        Ranks and layers of the place that the slider lacks become 0. Raises SliderError, and
+        changes nothing, where the slider has more ranks, or layers that this bank has not.
+        """
+        own = self.places[place]
+        first, room = int(own[0]), int((own >= 0).sum())
+        for layer, (a, b) in slider.factors.items():
+            self._check_fits(slider, layer, a, b, room)
+        for key, down in self.down.items():
+            a_here, b_here = down[first : first + room], self.up[key][:, first : first + room]
+            a_here.zero_(), b_here.zero_()
+            if pair := slider.factors.get(_layer(key)):
+                rank = len(pair[0])
+                a_here[:rank].copy_(pair[0]), b_here[:, :rank].copy_(pair[1])
+        self.names[place] = slider.card.name
+
+    def _check_fits(self, slider: Slider, layer: str, a: Tensor, b: Tensor, room: int) -> None:
+        key = layer.replace(".", "/")
+        what = f"slider {slider.reference}: got layer {layer}"
+        if key not in self.down:
+            raise SliderError(
+                f"{what}; expected one of the {len(self.down)} layers of this bank. Make the bank "
+                "with it"
+            )
+        down, up = self.down[key], self.up[key]
+        if a.shape[1:] != down.shape[1:] or len(b) != len(up):
+            raise SliderError(
+                f"{what} of factors {tuple(a.shape)} and {tuple(b.shape)}; expected input shape "
+                f"{tuple(down.shape[1:])} and {len(up)} outputs. The slider belongs to another base"
+            )
+        if len(a) > room:
+            raise SliderError(
+                f"{what} of rank {len(a)}; expected at most {room}. Make the bank with a higher "
+                "rank"
+            )
+
     def to_slider(self, card: Card) -> Slider:
         """One slider of a trainable bank, the one that the card names, alpha / r folded into B."""
         own = self.owner == self.names.index(card.name)
         factors = {
-            key.replace("/", "."): (
-                a[own].detach().clone(), self.up[key][:, own].detach() * self.scale
-            )
+            _layer(key): (a[own].detach().clone(), self.up[key][:, own].detach() * self.scale)
             for key, a in self.down.items()
-        }  # fmt: skip
+        }
         return Slider(card, factors)
 
     # --- attachment ---------------------------------------------------------------------------
     def attach(self, denoiser: nn.Module) -> None:
         """Hook into the denoiser's layers; its weights are never touched.
 
-        Raises SliderError where a layer is missing or has another shape.
+        Raises SliderError, and hooks nothing, where this bank is attached already, or a layer is
+        missing or has another shape.
         """
-        layers: dict[str, Any] = dict(denoiser.named_modules())
+        if self._hooks:
+            raise SliderError(
+                "slider bank: got attach() while attached; expected detach() first, or every "
+                "slider would count twice"
+            )
+        layers: dict[str, nn.Module] = dict(denoiser.named_modules())
         for key, a in self.down.items():
-            name = key.replace("/", ".")
-            layer = layers.get(name)
-            weight = getattr(layer, "weight", None)
-            if layer is None or weight is None or weight.shape[1:] != a.shape[1:]:
-                got = (
-                    "no such layer" if weight is None else f"a layer of shape {tuple(weight.shape)}"
-                )
-                raise SliderError(
-                    f"slider layer {name}: got {got} in this base; expected input shape "
-                    f"{tuple(a.shape[1:])}. The slider belongs to another base"
-                )
-            self._hooks.append(layer.register_forward_hook(self._hook(key)))
+            _check_layer(_layer(key), layers.get(_layer(key)), (len(self.up[key]), *a.shape[1:]))
+        for key in self.down:
+            self._hooks.append(layers[_layer(key)].register_forward_hook(self._hook(key)))
+        # A compiled graph keeps the hooks that stood when it was made and looks for no others: it
+        # would leave this bank out in silence (torch._dynamo.config.skip_nnmodule_hook_guards).
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
 
     def detach(self) -> None:
         """Take the hooks out: the denoiser is bit for bit the base again."""
@@ -124,45 +186,139 @@ class SliderBank(nn.Module):
 
     @contextmanager
     def strengths(self, strengths: Tensor) -> Iterator[None]:
-        """Within, row i of a forward pass moves slider j by strengths[i, j] ([B, sliders])."""
-        self._gates = strengths.to(self.owner.device)[:, self.owner] * self.scale
+        """Within, row i of a forward pass moves slider j by strengths[i, j] ([B, sliders]).
+
+        Raises SliderError where the columns are not as many as the sliders.
+        """
+        if strengths.shape[1] != len(self.names):
+            raise SliderError(
+                f"slider bank: got strengths {list(strengths.shape)}; expected a column for each "
+                f"of {len(self.names)} sliders"
+            )
+        self._active = self._gates(strengths)
         try:
             yield
         finally:
-            self._gates = None
+            self._active = None
+
+    def _gates(self, strengths: Tensor) -> _Gates:
+        """Strengths [B, sliders] as gates over ranks, in the form that costs less."""
+        count = self._gathered_sliders(strengths)
+        strengths = strengths.to(self.owner.device)
+        if not count:
+            return _Gates(strengths[:, self.owner] * self.scale, None)
+        top = strengths.abs().topk(count, dim=1).indices
+        places = self.places[top]
+        values = strengths.gather(1, top)[:, :, None] * (places >= 0) * self.scale
+        return _Gates(values.flatten(1), places.clamp(min=0).flatten(1))
+
+    def _gathered_sliders(self, strengths: Tensor) -> int:
+        """How many sliders of each row to gather; 0: none, stacked is cheaper.
+
+        A power of two: every number is a graph of its own where the denoiser is compiled.
+        """
+        rank, stacked = self.places.shape[1], len(self.owner)
+        # Asked first, for looking at strengths on a GPU waits for it.
+        if _GATHER_COST * rank >= stacked or any(p.requires_grad for p in self.parameters()):
+            return 0
+        most = max(1, int((strengths != 0).sum(1).max()))
+        count = 1 << (most - 1).bit_length()
+        return count if _GATHER_COST * count * rank < stacked else 0
 
     def checkpointed(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Gradient checkpointing of `function` (a module of the denoiser) under this bank.
 
         Recomputing happens in the backward pass, when the context of `strengths` has ended.
         """
-        gates = self._gates
+        active = self._active
 
         def under_gates(*inputs: Any) -> Any:
-            now, self._gates = self._gates, gates
+            now, self._active = self._active, active
             try:
                 return function(*inputs)
             finally:
-                self._gates = now
+                self._active = now
 
         return checkpoint(under_gates, *inputs, use_reentrant=False)
 
     def _hook(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self._gates is None:
+            if self._active is None:
                 return output
-            return output + self._update(layer, key, inputs[0], self._gates).to(output.dtype)
+            # Low-rank maths in the factors' own precision: bf16 loses small strengths.
+            a, b = self.down[key], self.up[key]
+            return output + _update(layer, inputs[0].to(a.dtype), a, b, self._active).to(
+                output.dtype
+            )
 
         return add_update
 
-    def _update(self, layer: nn.Module, key: str, x: Tensor, gates: Tensor) -> Tensor:
-        # Low-rank maths in the factors' own precision: bf16 gates and factors lose small strengths.
-        a, b = self.down[key], self.up[key]
-        x = x.to(a.dtype)
-        if isinstance(layer, nn.Conv2d):
-            inner = F.conv2d(
-                x, a, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
-            )
-            return F.conv2d(inner * gates[:, :, None, None], b)
-        inner = F.linear(x, a)
-        return F.linear(inner * gates.view(len(gates), *[1] * (x.dim() - 2), -1), b)
+
+class _Gates(NamedTuple):
+    """What every row multiplies its inner activations A x by."""
+
+    values: Tensor  # float32 [B, R]; gathered [B, K]
+    ranks: Tensor | None  # int64 [B, K]: which stacked ranks they stand for; None: all, in order
+
+
+def _update(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, gates: _Gates) -> Tensor:
+    """B ((A x) * g) for a linear layer's input [B, ..., in] or a convolution's [B, in, h, w]."""
+    if gates.ranks is not None:
+        return _gathered(layer, x, a, b, gates.values, gates.ranks)
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(_convolved(layer, x, a) * gates.values[:, :, None, None], b)
+    values = gates.values.view(len(gates.values), *[1] * (x.dim() - 2), -1)
+    return F.linear(F.linear(x, a) * values, b)
+
+
+def _gathered(
+    layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, values: Tensor, ranks: Tensor
+) -> Tensor:
+    """The same with factors of each row's own: values, ranks [B, K]."""
+    rows, count = ranks.shape
+    a = a.index_select(0, ranks.flatten())  # [B K, in, ...]
+    b = b.flatten(1).index_select(1, ranks.flatten())  # [out, B K]
+    b = b.view(-1, rows, count).transpose(0, 1)  # [B, out, K]
+    if isinstance(layer, nn.Conv2d):
+        # Rows become groups of one picture's channels: one convolution for all of them.
+        inner = _convolved(layer, x.flatten(0, 1)[None], a, groups=rows)  # [1, B K, h, w]
+        inner = inner.view(rows, count, *inner.shape[2:])
+        updates = b @ (inner * values[:, :, None, None]).flatten(2)
+        return updates.unflatten(2, inner.shape[2:])
+    tokens = x.reshape(len(x), -1, x.shape[-1])  # [B, T, in]
+    inner = tokens @ a.view(rows, count, -1).transpose(1, 2) * values[:, None]
+    return (inner @ b.transpose(1, 2)).reshape(rows, *x.shape[1:-1], -1)
+
+
+def _convolved(layer: nn.Conv2d, x: Tensor, a: Tensor, groups: int = 1) -> Tensor:
+    return F.conv2d(x, a, None, layer.stride, layer.padding, layer.dilation, groups)
+
+
+def banded(strengths: Tensor, t: Tensor, bands: Tensor) -> Tensor:
+    """Strengths [B, sliders] where t [B] lies in the slider's band [low, high], elsewhere 0.
+
+    bands: int64 [sliders, 2], both ends included. Concept Sliders' `start_noise` s, which leaves
+    the layout to the base, is the band [0, s]. Rows may sit at different timesteps.
+    """
+    inside = (t[:, None] >= bands[:, 0]) & (t[:, None] <= bands[:, 1])
+    return torch.where(inside, strengths, 0)
+
+
+def _layer(key: str) -> str:
+    return key.replace("/", ".")
+
+
+def _no_update(weight: Tensor, ranks: int) -> Tensor:
+    """A factor B of zeros for the layer with this weight."""
+    return torch.zeros(len(weight), ranks, *[1] * (weight.dim() - 2))
+
+
+def _check_layer(name: str, layer: nn.Module | None, expected: tuple[int, ...]) -> None:
+    """Raise SliderError unless the layer has a weight of the expected shape."""
+    weight: Any = getattr(layer, "weight", None)
+    if weight is None or tuple(weight.shape) != expected:
+        got = "no such layer" if weight is None else f"a layer of shape {tuple(weight.shape)}"
+        raise SliderError(
+            f"slider layer {name}: got {got} in this base; expected shape {expected}. The slider "
+            "belongs to another base"
+        )

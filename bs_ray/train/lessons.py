@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bs_ray.config import TrainJob
 from bs_ray.models.base import Condition, DiffusionModel
-from bs_ray.train.losses import guidance_target, soft_mask
+from bs_ray.models.masks import magnitude_mask, soft_mask
+from bs_ray.train.losses import guidance_target
 from bs_ray.train.photos import PhotoPool
 from bs_ray.train.teacher import Taught, Teacher
 
@@ -105,7 +106,7 @@ def text_lesson(
     strength = drawn.strength.to(x_t.device)
     neutral, direction = taught.neutral.flatten(0, 1), taught.direction.flatten(0, 1)
     if job.losses.soft_mask:
-        direction = soft_mask(direction, job.losses.soft_mask)
+        direction = soft_mask(direction, magnitude_mask(direction), job.losses.soft_mask)
     of = torch.arange(sliders).repeat_interleave(count)
     gates = torch.zeros(sliders * count, sliders, device=x_t.device)
     gates[torch.arange(sliders * count), of] = strength.flatten()

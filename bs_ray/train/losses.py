@@ -46,18 +46,6 @@ def margin_loss(prediction: Tensor, target: Tensor, neutral: Tensor, margin: flo
     return F.relu(room + triplet_loss(prediction, target) - triplet_loss(prediction, opposite))
 
 
-def soft_mask(direction: Tensor, degree: float) -> Tensor:
-    """`direction` [B, C, h, w] where it is large, faded elsewhere (METHOD 3, 7).
-
-    The mask is the direction's own magnitude, smoothed and divided by its 90th percentile, in
-    [0, 1] for each row; `degree` 0 leaves the direction alone, 1 applies the mask in full.
-    """
-    magnitude = F.avg_pool2d(direction.square().mean(1, keepdim=True).sqrt(), 3, 1, 1)
-    high = magnitude.flatten(1).quantile(0.9, dim=1).clamp(min=1e-12)
-    mask = (magnitude / high.view(-1, 1, 1, 1)).clamp(max=1)
-    return direction * (1 - degree + degree * mask)
-
-
 def perceptual_loss(features: Features, images: Tensor, references: Tensor) -> Tensor:
     """Eq 7: squared distance of feature maps, summed over channels and levels, per row."""
     pairs = zip(features(images), features(references), strict=True)

@@ -6,10 +6,11 @@ import torch
 
 from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
-from bs_ray.editing.displacement import displace
-from bs_ray.editing.editor import Edit, Editor, to_uint8
+from bs_ray.editing.displacement import displacement
+from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
+from bs_ray.editing.work import Work
 from bs_ray.models import load_base
-from bs_ray.sliders.artifact import SliderError
+from bs_ray.sliders.artifact import Calibration, SliderError
 
 SETTINGS = EditorSettings(steps=4)
 FULL_SCALE = 255.0
@@ -28,6 +29,10 @@ def editor(model):
     editor.close()
 
 
+def edited(editor: Editor, *edits: Edit) -> list[list[np.ndarray]]:
+    return [[out.pixels for out in outputs_of(outcome)] for outcome in editor.edit(edits)]
+
+
 def photo(height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -35,7 +40,7 @@ def photo(height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("size", [(64, 64), (90, 41), (33, 200), (1, 1)])
 def test_zero_strength_returns_the_photo(editor: Editor, size: tuple[int, int]) -> None:
     pixels = photo(*size)
-    [[same, other]] = editor.edit([Edit("k", pixels, [{"smile": 0.0}, {"smile": 1.0}])])
+    [[same, other]] = edited(editor, Edit("k", pixels, [{"smile": 0.0}, {"smile": 1.0}]))
     assert np.array_equal(to_uint8(same), pixels)
     assert other.shape == pixels.shape
     assert not np.array_equal(other, same)
@@ -43,12 +48,13 @@ def test_zero_strength_returns_the_photo(editor: Editor, size: tuple[int, int]) 
 
 def test_zero_strength_is_zero_without_the_shortcut_too(editor: Editor) -> None:
     """The editor skips rows at 0; the method itself leaves them in place as well."""
-    x0 = torch.randn(2, *editor.model.latent_shape)
-    strengths = editor.strengths([{}, {"smile": 1.0}])
-    d = displace(
-        editor.predict, editor.model.prediction, x0, editor._condition.repeat(2), strengths,
-        torch.tensor([0, 1]), seeds=[0, 0], keys=["a", "b"], steps=4, strength=0.6,
+    x0, told = torch.randn(2, *editor.model.latent_shape), editor.model.embed(["a", "a"])
+    work = Work(
+        predict=editor.predict, prediction=editor.model.prediction, x0=x0, condition=told,
+        empty=told, strengths=editor.strengths([{}, {"smile": 1.0}]),
+        source_of=torch.tensor([0, 1]), seeds=[0, 0], keys=["a", "b"],
     )  # fmt: skip
+    d = displacement(work, SETTINGS) - x0
     assert float(d[0].abs().max()) < 1e-5
     assert float(d[1].abs().max()) > 1e-3
 
@@ -58,31 +64,74 @@ def test_a_row_does_not_depend_on_its_companions(editor: Editor) -> None:
     others = [
         Edit(f"o{i}", photo(seed=i), [{"age": float(i)}, {"smile": -1.0}]) for i in range(1, 6)
     ]
-    [[alone]] = editor.edit([one])
-    together = editor.edit([*others[:3], one, *others[3:]])[3][0]
+    [[alone]] = edited(editor, one)
+    together = edited(editor, *others[:3], one, *others[3:])[3][0]
     assert np.abs(alone - together).max() / FULL_SCALE < 1e-4
 
 
 def test_photos_of_all_sizes_share_a_call(editor: Editor) -> None:
     sizes = [(64, 64), (100, 300), (300, 100), (64, 64), (17, 5)]
     edits = [Edit(str(i), photo(*s, seed=i), [{"smile": 1.0}]) for i, s in enumerate(sizes)]
-    assert [row[0].shape[:2] for row in editor.edit(edits)] == sizes
+    assert [row[0].shape[:2] for row in edited(editor, *edits)] == sizes
 
 
 def test_the_seed_and_the_key_fix_the_noise(editor: Editor) -> None:
     def run(key: str, seed: int) -> np.ndarray:
-        return editor.edit([Edit(key, photo(), [{"smile": 1.0}], seed)])[0][0]
+        return edited(editor, Edit(key, photo(), [{"smile": 1.0}], seed))[0][0]
 
     assert np.array_equal(run("k", 0), run("k", 0))
     assert not np.array_equal(run("k", 0), run("k", 1))
     assert not np.array_equal(run("k", 0), run("other", 0))
 
 
-def test_bad_strengths_are_named(editor: Editor) -> None:
-    with pytest.raises(SliderError, match="got 'beard'; expected one of smile, age"):
-        editor.edit([Edit("k", photo(), [{"beard": 1.0}])])
-    with pytest.raises(SliderError, match="smile: got strength nan"):
-        editor.edit([Edit("k", photo(), [{"smile": float("nan")}])])
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (
+            Edit("k", photo(), [{"beard": 1.0}]),
+            SliderError,
+            "got 'beard'; expected one of smile, age",
+        ),
+        (Edit("k", photo(), [{"smile": float("nan")}]), SliderError, "smile: got strength nan"),
+        (
+            Edit("k", photo()[..., :1], [{}]),
+            EditError,
+            r"got uint8 \[64, 64, 1\]; expected uint8 RGB",
+        ),
+        (Edit("k", photo()[:0], [{}]), EditError, r"got uint8 \[0, 64, 3\]"),
+        (Edit("k", photo() / 2, [{}]), EditError, "got float64"),
+    ],
+)
+def test_a_bad_edit_is_named_and_the_others_go_on(editor: Editor, bad, error, message) -> None:
+    good = Edit("k", photo(), [{"smile": 1.0}])
+    first, middle, last = editor.edit([good, bad, good])
+    assert len(outputs_of(first)) == len(outputs_of(last)) == 1
+    with pytest.raises(error, match=message):
+        outputs_of(middle)
+
+
+def test_a_strength_counts_units_and_says_when_it_goes_too_far(model) -> None:
+    slider = random_slider(model, "smile", 0)
+    scales, effect = [-4.0, -2, -1, 0, 1, 2, 4], [-0.8, -0.6, -0.4, 0, 0.4, 0.6, 0.8]
+    slider.card.calibration = Calibration(
+        judge="points", strengths=scales, effect=effect, drift=[0.0] * 7, unit=0.5, low=-2, high=2
+    )
+    editor = Editor(model, [slider], SETTINGS)
+    # One unit is the effect of scale 0.5, 0.2; scale 1 has two of them, scale 2 three.
+    wanted = [{"smile": u} for u in (-1.0, 1.0, 2.0, 2.5, 3.0, 4.0)]
+    assert editor.strengths(wanted)[:, 0].tolist() == pytest.approx([-0.5, 0.5, 1, 1.5, 2, 2.5])
+    [outcome] = editor.edit([Edit("k", photo(), [{"smile": 3.0}, {"smile": 4.0}])])
+    within, beyond = outputs_of(outcome)
+    assert within.notes == ()
+    assert beyond.notes == ("smile 4 is beyond its usable range, -3 to 3",)
+    [refused] = editor.edit([Edit("k", photo(), [{"smile": 8.0}])])
+    with pytest.raises(SliderError, match=r"got strength 8, a LoRA scale of 4.5; expected .* 4,"):
+        outputs_of(refused)
+    editor.close()
+    raw = Editor(model, [slider], EditorSettings(calibrated=False))
+    assert raw.strengths([{"smile": 2.5}])[0, 0] == 2.5
+    assert raw.notes({"smile": 2.5}) == ("smile 2.5 is beyond its usable range, -2 to 2",)
+    raw.close()
 
 
 def test_closing_restores_the_base(model) -> None:

@@ -20,13 +20,13 @@ from PIL import Image
 
 from bs_ray.bench.bank import random_slider
 from bs_ray.config import JobError, Prompts, ServeJob, shipped_job
-from bs_ray.editing.editor import Edit, Editor
+from bs_ray.editing.editor import Edit, Edited, Editor, outputs_of
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound, DiffusionModel
 from bs_ray.serve.app import build, check, running
 from bs_ray.serve.batcher import Batcher
 from bs_ray.serve.ingress import Busy, create_app
-from bs_ray.serve.replica import Edited
+from bs_ray.serve.replica import Reply
 from bs_ray.sliders.artifact import Card, Slider, SliderError
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny.recipe import write_untrained_base
@@ -74,9 +74,9 @@ class StubEngine:
 
     error: Exception | None = None
 
-    async def edit(self, edit: Edit) -> Edited:
+    async def edit(self, edit: Edit) -> Reply:
         await self.ready()
-        return Edited(edit.pixels.astype(np.float32) + 10 * sum(edit.mixes[0].values()), 1)
+        return Reply(Edited(edit.pixels.astype(np.float32) + 10 * sum(edit.mixes[0].values())), 1)
 
     async def ready(self) -> None:
         if self.error:
@@ -395,7 +395,7 @@ def test_together_equals_one_by_one_equals_the_editor(served: httpx.Client, worl
 
 def edit_directly(editor: Editor, seed: int, data: bytes, mix: dict[str, float]) -> np.ndarray:
     edit = Edit(hashlib.sha256(data).hexdigest(), pixels_of(data), [mix], seed)
-    return editor.edit([edit])[0][0]
+    return outputs_of(editor.edit([edit])[0])[0].pixels
 
 
 def far(a: np.ndarray, b: np.ndarray) -> float:

@@ -18,7 +18,6 @@ from bs_ray.train.losses import (
     margin_loss,
     perceptual_loss,
     r1_penalty,
-    soft_mask,
     triplet_loss,
     weights_at,
 )
@@ -46,17 +45,6 @@ def test_margin_loss_attracts_to_the_target_and_repels_from_its_mirror() -> None
     # d(T, T') = 4: relu(4 + 1 - 1), relu(4 + 0 - 4), relu(4 + 4 - 0)
     assert loss.tolist() == [4.0, 0.0, 8.0]
     assert margin_loss(filled(2.0), filled(2.0), filled(1.0), margin=0.5).tolist() == [0.0]
-
-
-def test_soft_mask_keeps_what_is_large_and_fades_the_rest() -> None:
-    direction = torch.full((1, 4, 16, 16), 0.01)
-    direction[:, :, 4:12, 4:12] = 1.0
-    masked = soft_mask(direction, 1.0)
-    assert torch.allclose(masked[:, :, 6:10, 6:10], direction[:, :, 6:10, 6:10])
-    assert float(masked[0, 0, 0, 0]) < 0.02 * 0.01
-    assert torch.equal(soft_mask(direction, 0.0), direction)
-    half = soft_mask(direction, 0.5)
-    assert torch.allclose(half, (direction + masked) / 2)
 
 
 def test_perceptual_loss_eq_7() -> None:

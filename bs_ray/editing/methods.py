@@ -1,0 +1,22 @@
+"""The edit methods by name, all with one face: (Work, EditorSettings) -> edited latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from bs_ray.config import EditorSettings
+from bs_ray.editing.displacement import displacement
+from bs_ray.editing.friendly import edit_friendly
+from bs_ray.editing.inversion import ddim_inversion, null_text
+from bs_ray.editing.sdedit import sdedit
+from bs_ray.editing.work import Work
+
+METHODS: dict[str, Callable[[Work, EditorSettings], Tensor]] = {
+    "displacement": displacement,
+    "sdedit": sdedit,
+    "ddim_inversion": ddim_inversion,
+    "edit_friendly": edit_friendly,
+    "null_text": null_text,
+}

@@ -1,0 +1,156 @@
+"""Every method against what can be worked out by hand, in a world of Gaussians.
+
+Base: x0 ~ N(0, 1); a slider at strength g: x0 ~ N(g, 1). There the best predictions are known, and
+both inversion and displacement from timestep t move a photo by g (1 - a / sqrt(a^2 + b^2)).
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from bs_ray.config import EditorSettings
+from bs_ray.editing.displacement import WEIGHT_RULES
+from bs_ray.editing.methods import METHODS
+from bs_ray.editing.work import Work
+from bs_ray.models import load_base
+from bs_ray.models.base import Condition
+from bs_ray.models.diffusion import EpsPrediction, FlowMatching, Prediction, VPrediction
+from bs_ray.tiny.faces import render, sample_scenes
+
+SHAPE = (4, 8, 8)
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+KINDS = {
+    "eps": EpsPrediction(ALPHAS),
+    "v": VPrediction(ALPHAS),
+    "flow": FlowMatching(),
+    "shifted flow": FlowMatching(shift=3.0),
+}
+MANY = 400
+
+
+def world(kind: Prediction, strengths: list[list[float]], source_of: list[int]) -> Work:
+    """Two photos; the slider's column i moves the mean of half the latents, that of channel i."""
+
+    def predict(x_t: Tensor, t: Tensor, condition: Condition, gates: Tensor) -> Tensor:
+        a, b = kind.coefficients(t)
+        mean = torch.zeros_like(x_t)
+        mean[:, : gates.shape[1]] = gates[:, :, None, None]
+        away = (x_t - a * mean) / (a**2 + b**2)
+        return kind.truth(mean + a * away, b * away, t)
+
+    generator = torch.Generator().manual_seed(0)
+    told = Condition(torch.zeros(2, 1, 4))
+    return Work(
+        predict=predict, prediction=kind, x0=torch.randn(2, *SHAPE, generator=generator),
+        condition=told, empty=told, strengths=torch.tensor(strengths),
+        source_of=torch.tensor(source_of), seeds=[0, 0], keys=["a", "b"],
+    )  # fmt: skip
+
+
+def moved(method: str, work: Work, **settings) -> Tensor:
+    found = METHODS[method](work, EditorSettings(method=method, **settings))
+    return found - work.x0[work.source_of]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("method", ["displacement", "ddim_inversion"])
+def test_a_photo_moves_as_the_theory_says(kind: Prediction, method: str) -> None:
+    work = world(kind, [[0.8, 0.0], [-0.5, 0.3], [0.0, 0.0]], [0, 1, 1])
+    found = moved(method, work, steps=MANY, strength=0.7)
+    a, b = (c.flatten() for c in kind.coefficients(torch.tensor(kind.timesteps(MANY, 0.7)[:1])))
+    expected = torch.zeros_like(found)
+    expected[:, :2] = work.strengths[:, :, None, None] * (1 - a / (a**2 + b**2).sqrt())
+    assert float((found - expected).abs().max()) < 0.02
+    assert float(found[:, 0].abs().max()) > 0.2
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_what_each_method_does_to_a_photo_that_nothing_should_move(kind: Prediction) -> None:
+    work = world(kind, [[0.0], [0.0]], [0, 1])
+
+    def most(method: str, **settings) -> float:
+        return float(moved(method, work, strength=0.6, **settings).abs().max())
+
+    assert most("displacement", steps=10) == 0
+    assert most("edit_friendly", steps=10) < 1e-5
+    plain, again = (most("ddim_inversion", steps=10, fixed_point=n) for n in (0, 5))
+    assert again < plain / 10 and plain < 1.5
+    assert most("sdedit", steps=10) > 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_edit_friendly_moves_the_right_way(kind: Prediction) -> None:
+    found = moved("edit_friendly", world(kind, [[0.8], [-0.8]], [0, 0]), steps=50, strength=0.7)
+    assert torch.allclose(found[0], -found[1], atol=1e-4)
+    assert 0.1 < float(found[0, 0].mean()) < 1.0 and float(found[0, 1:].abs().max()) < 1e-4
+
+
+def test_several_strengths_share_the_photo_and_its_noise() -> None:
+    together = world(KINDS["eps"], [[0.8], [-0.5], [0.3]], [1, 0, 1])
+    alone = world(KINDS["eps"], [[0.3]], [1])
+    for method in METHODS:
+        if method != "null_text":
+            one, three = (moved(method, w, steps=5, strength=0.6) for w in (alone, together))
+            assert torch.allclose(three[2], one[0], atol=1e-5), method
+
+
+def test_weight_rules() -> None:
+    levels = [4.0, 2.0, 1.0, 0.0]
+    rules = {name: rule(levels) for name, rule in WEIGHT_RULES.items()}
+    assert rules["flowedit"] == [2, 1, 1] and rules["infedit"] == [4, 2, 1]
+    assert rules["dds"] == pytest.approx([4 / 3] * 3)
+    assert sum(rules["dds"]) == sum(rules["flowedit"])
+
+
+def test_steering_scales_the_move() -> None:
+    work = world(KINDS["eps"], [[0.4]], [0])
+    one, same, twice = (
+        moved("displacement", work, steps=MANY, strength=0.7, steer=steer)
+        for steer in (1.0, 1.0 + 1e-6, 2.0)
+    )
+    assert torch.allclose(one, same, atol=1e-4)
+    # In this world a prediction is linear in the strength, so steering is strength.
+    double = moved("displacement", world(KINDS["eps"], [[0.8]], [0]), steps=MANY, strength=0.7)
+    assert torch.allclose(twice, double, atol=1e-3)
+
+
+def test_a_soft_mask_keeps_the_edit_where_the_slider_acts() -> None:
+    work = world(KINDS["eps"], [[0.8]], [0])
+    half = torch.zeros(1, 1, 8, 8)
+    half[..., :3] = 1.0
+    whole = work.predict
+
+    def local(x_t: Tensor, t: Tensor, condition: Condition, gates: Tensor) -> Tensor:
+        """The slider acts on the left, and a little everywhere."""
+        off = whole(x_t, t, condition, torch.zeros_like(gates))
+        return off + (whole(x_t, t, condition, gates) - off) * (half + 0.05)
+
+    work = replace(work, predict=local)
+    plain, masked = (moved("displacement", work, soft_mask=degree) for degree in (0.0, 1.0))
+    left, right = slice(0, 2), slice(5, 8)
+    assert torch.allclose(masked[..., left], plain[..., left], rtol=0.05)
+    assert float(masked[..., right].abs().max()) < 0.2 * float(plain[..., right].abs().max())
+
+
+def test_null_text_gives_the_photo_back_under_guidance() -> None:
+    """Guided DDIM leaves the photo; the fitted empty prompt brings it back."""
+    model = load_base("tiny")
+    told, empty = model.embed(["a photo of a person"]), model.embed([""])
+
+    def predict(x_t: Tensor, t: Tensor, condition: Condition, gates: Tensor) -> Tensor:
+        return model.predict(x_t, t, condition)
+
+    with torch.no_grad():
+        x0 = model.encode(render(sample_scenes(1, 2_000_000)))
+    work = Work(
+        predict=predict, prediction=model.prediction, x0=x0, condition=told, empty=empty,
+        strengths=torch.zeros(1, 1), source_of=torch.tensor([0]), seeds=[0], keys=["a"],
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        fitted = float(moved("null_text", work, steps=8).square().mean())
+        patch.setattr("bs_ray.editing.inversion._INNER_STEPS", 0)
+        left = float(moved("null_text", work, steps=8).square().mean())
+    print(f"squared error {left:.4f} without the fit, {fitted:.4f} with it")
+    assert fitted < left / 3
