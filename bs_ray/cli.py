@@ -159,6 +159,52 @@ def edit(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) 
     _write_json(json_file, asdict(run(loaded, console=console)))
 
 
+@app.command(
+    "edit-one",
+    epilog="Example: bs-ray edit-one photo.jpg --slider chubby=1 --slider smile=1.5 --sweep",
+)
+def edit_one(
+    photo: Annotated[Path, typer.Argument(help="A photo: JPEG, PNG, WebP, BMP or TIFF.")],
+    slider: Annotated[
+        list[str],
+        typer.Option(help="NAME=STRENGTH; name, name@version or a file. Repeat to combine."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; beside the photo where left out.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option(help="Write a strip instead: each slider from - to + its strength.")
+    ] = False,
+    compose: Annotated[
+        bool, typer.Option(help="Write a strip instead: one slider more in every picture.")
+    ] = False,
+    registry: Annotated[str, typer.Option(help="Where sliders are looked up.")] = "sliders",
+    base: Annotated[str, typer.Option(help="`tiny`, or a diffusers folder.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="fast, balanced or high.")] = "fast",
+    method: Annotated[str, typer.Option(help="How to edit, as editor.method.")] = "displacement",
+    seed: Annotated[int, typer.Option(help="Fixes the noise, with the photo's content.")] = 0,
+) -> None:
+    """Edit one photo here, without a cluster: the photo again, or a strip of it as PNG."""
+    from bs_ray.config import editor_settings, strengths_of
+    from bs_ray.editone import OnePhoto
+
+    if sweep and compose:
+        raise ValueError("got --sweep and --compose; expected one of them")
+    settings = editor_settings({"preset": preset, "method": method})
+    one = OnePhoto(photo, strengths_of(slider), settings, base=base, registry=registry, seed=seed)
+    if sweep or compose:
+        kind = "sweep" if sweep else "compose"
+        out = out or photo.with_name(f"{photo.stem}-{kind}.png")
+        (one.sweep() if sweep else one.compose()).save(out)
+    else:
+        out = out or photo.with_name(f"{photo.stem}-edited{photo.suffix}")
+        data, notes = one.edit()
+        out.write_bytes(data)
+        for note in notes:
+            _say(note)
+    _say(f"wrote {out}")
+
+
 @app.command(epilog="Example: bs-ray serve jobs/tiny/serve.yaml port=9000")
 def serve(job: JobFile, overrides: Overrides = None) -> None:
     """Serve sliders over HTTP until Ctrl-C."""

@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"models", "data"},
     {"sliders", "tiny"},
     {"editing"},
-    {"train", "batch", "serve", "evaluate"},
+    {"train", "batch", "editone", "serve", "evaluate"},
     {"cli", "demo", "doctor", "submit", "bench", "__main__"},
 ]
 FREE_ROWS = {0, len(ROWS) - 1}

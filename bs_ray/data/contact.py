@@ -1,10 +1,12 @@
-"""A contact sheet: photos before and after, side by side, with labels."""
+"""Sheets of pictures with labels: photos before and after, and strips over strengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _CELL_PX, _GAP_PX, _LABEL_PX, _HEAD_PX = 192, 8, 22, 34
@@ -39,3 +41,46 @@ def _cell(data: bytes) -> Image.Image:
     with Image.open(BytesIO(data)) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     return ImageOps.pad(upright, (_CELL_PX, _CELL_PX), Image.Resampling.BICUBIC, color=_PAPER)
+
+
+_LEAST_SIDE_PX, _MOST_SIDE_PX = 128, 384
+_MARGIN_PX, _LINE_PX, _SEAM_PX = 44, 22, 4
+
+
+def draw_strip(
+    pixels: Sequence[Sequence[np.ndarray]], columns: Sequence[str], rows: Sequence[str], title: str
+) -> Image.Image:
+    """Pictures uint8 [H, W, 3], rows x columns of one size, as one RGB image with labels."""
+    tall, wide = pixels[0][0].shape[:2]
+    scale = min(max(max(tall, wide), _LEAST_SIDE_PX), _MOST_SIDE_PX) / max(tall, wide)
+    width, height = max(1, round(wide * scale)), max(1, round(tall * scale))
+    font = ImageFont.load_default(13)
+    across, down = width + _SEAM_PX, height + _SEAM_PX
+    lines = _title_lines(title, font, _MARGIN_PX + len(columns) * across - 2 * _SEAM_PX)
+    top = (len(lines) + 1) * _LINE_PX
+    size = (_MARGIN_PX + len(columns) * across, top + len(rows) * down)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        pen.text((_SEAM_PX, number * _LINE_PX + 3), line, "black", font)
+    for k, label in enumerate(columns):
+        x = _MARGIN_PX + k * across
+        pen.text((x + width // 2, top - _LINE_PX // 2), label, "black", font, anchor="mm")
+        for n, name in enumerate(rows):
+            y = top + n * down
+            pen.text((_MARGIN_PX // 2, y + height // 2), name, "gray", font, anchor="mm")
+            picture = Image.fromarray(pixels[n][k])
+            sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (x, y))
+    return sheet
+
+
+def _title_lines(title: str, font: Any, width: int) -> list[str]:
+    """The title's parts ("  " between them) in lines that fit."""
+    lines: list[str] = []
+    for part in title.split("  "):
+        longer = f"{lines[-1]}  {part}" if lines else part
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines

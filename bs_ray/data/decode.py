@@ -53,6 +53,8 @@ def _decode(key: str, data: bytes, max_pixels: int, keep_source: bool) -> Decode
             profiled = image.mode not in ("CMYK", "LAB")
             if not profiled:
                 note = "; ".join(filter(None, [note, f"{image.mode} became RGB"]))
+            if image.mode in _DEEP_MODES:
+                note = "; ".join(filter(None, [note, "16 bits became 8"]))
             return DecodedRow(
                 key=key,
                 sha256=hashlib.sha256(data).hexdigest(),

@@ -11,17 +11,14 @@ from torch import Tensor
 
 from bs_ray.config import EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
+from bs_ray.editing.generate import generate
 from bs_ray.models import base_folder, load_base
-from bs_ray.models.base import Condition
-from bs_ray.models.diffusion import sample_euler
 from bs_ray.models.judges import Judges
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import captions, faces
 
 HELD_OUT_SEED = 1_000_000
 """Scenes from here on are never drawn by the recipe of the tiny base."""
-LATE_ACTIVATION = 0.75
-"""Text-guided: sliders act from this share of the noise range on, so the layout is the base's."""
 TEXT_STEPS = 15
 STRIPS = 8
 """Faces per setting whose pictures are kept for the report."""
@@ -92,30 +89,16 @@ class Sweeper:
         for row in range(task.count):
             told = [p for p in captions.phrases(scene, row, rng) if p not in own]
             prompts.append(", ".join(["a photo of a person", *rng.sample(told, 4)]))
-        count = len(strengths)
-        table = self.editor.strengths(
-            [{self.names[task.slider]: s} for _ in prompts for s in strengths]
-        )
-        model = self.editor.model
-        start = LATE_ACTIVATION * model.prediction.num_train_timesteps
-
-        def forward(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            gates = torch.cat([table, table]) * (t < start)[:, None]
-            return self.editor.predict(x_t, t, condition, gates)
-
-        latents = sample_euler(
-            model,
-            [p for p in prompts for _ in strengths],
-            [f"text-{task.first + i}" for i in range(len(prompts)) for _ in strengths],
+        images = generate(
+            self.editor,
+            prompts,
+            [[{self.names[task.slider]: s} for s in strengths]] * len(prompts),
+            keys=[f"text-{task.first + i}" for i in range(len(prompts))],
             seed=self.job.seed,
             steps=TEXT_STEPS,
             guidance_scale=self.job.guidance_scale,
-            rows_forward=forward,
         )
-        with torch.no_grad():
-            images = model.decode(latents).clamp(-1, 1)
-        pixels = to_uint8((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5)
-        return pixels.reshape(len(prompts), count, *pixels.shape[1:])
+        return to_uint8((images.permute(0, 1, 3, 4, 2).numpy() + 1) * 127.5)
 
     @torch.no_grad()
     def _judge(

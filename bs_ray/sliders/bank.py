@@ -12,17 +12,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bs_ray.sliders.artifact import Card, Slider, SliderError
+from bs_ray.sliders.lowrank import Gates, low_rank_update
 
+_GATHERED = (4, 8)
+"""Sliders a row that the gathered form comes in: few, since each is a graph of its own where the
+denoiser is compiled."""
 _GATHER_COST = 4
-"""A gathered rank is worth it where it spares this many stacked ones."""
+"""A gathered rank is worth it where it spares more than this many stacked ones."""
 
 
 class SliderBank(nn.Module):
@@ -39,18 +42,16 @@ class SliderBank(nn.Module):
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
         sizes = torch.tensor(ranks)
+        within, start = torch.arange(int(sizes.max())), (sizes.cumsum(0) - sizes)[:, None]
+        # int64 [R]: which slider each stacked rank belongs to.
+        self.owner: Tensor
         owner = torch.arange(len(ranks)).repeat_interleave(sizes)
-        within = torch.arange(int(sizes.max()))
-        places = torch.where(
-            within < sizes[:, None], within + (sizes.cumsum(0) - sizes)[:, None], -1
-        )
-        self.owner: Tensor  # int64 [R]: which slider each stacked rank belongs to
-        self.places: (
-            Tensor  # int64 [sliders, most ranks]: where each slider's ranks stand; -1: none
-        )
         self.register_buffer("owner", owner, persistent=False)
-        self.register_buffer("places", places, persistent=False)
-        self._active: _Gates | None = None
+        # int64 [sliders, highest rank]: where each slider's ranks stand in the stack; -1: none.
+        self.ranks_of: Tensor
+        ranks_of = torch.where(within < sizes[:, None], start + within, -1)
+        self.register_buffer("ranks_of", ranks_of, persistent=False)
+        self._active: Gates | None = None
         self._hooks: list = []
 
     @classmethod
@@ -63,21 +64,20 @@ class SliderBank(nn.Module):
         for layer, (a, b) in {k: pair for s in sliders for k, pair in s.factors.items()}.items():
             down, up = a.new_zeros(total, *a.shape[1:]), b.new_zeros(len(b), total, *b.shape[2:])
             bank._put(layer, down, up)
-        for place, slider in enumerate(sliders):
-            bank.load(place, slider)
+        for slot, slider in enumerate(sliders):
+            bank.load(slot, slider)
         return bank.requires_grad_(False)
 
     @classmethod
-    def empty(
-        cls, denoiser: nn.Module, layers: Sequence[str], places: int, rank: int
-    ) -> SliderBank:
-        """A frozen float32 bank of free places for sliders of up to `rank`, see `load`."""
-        bank = cls([""] * places, [rank] * places)
-        for layer in layers:
-            weight: Any = denoiser.get_submodule(layer).weight
-            down = torch.zeros(places * rank, *weight.shape[1:], device=weight.device)
-            bank._put(layer, down, _no_update(weight, places * rank))
-        return bank.requires_grad_(False).to(next(denoiser.parameters()).device)
+    def empty(cls, denoiser: nn.Module, layers: Sequence[str], slots: int, rank: int) -> SliderBank:
+        """A frozen float32 bank of free slots for sliders of up to `rank`, see `load`."""
+        with next(denoiser.parameters()).device:
+            bank = cls([""] * slots, [rank] * slots)
+            for layer in layers:
+                weight: Any = denoiser.get_submodule(layer).weight
+                down = torch.zeros(slots * rank, *weight.shape[1:])
+                bank._put(layer, down, _no_update(weight, slots * rank))
+        return bank.requires_grad_(False)
 
     @classmethod
     def trainable(
@@ -109,13 +109,13 @@ class SliderBank(nn.Module):
         self.up[key] = nn.Parameter(b)
 
     @torch.no_grad()
-    def load(self, place: int, slider: Slider) -> None:
+    def load(self, slot: int, slider: Slider) -> None:
         """Put a slider where another or none was: the same tensors, so compiled graphs stay valid.
 
-        Ranks and layers of the place that the slider lacks become 0. Raises SliderError, and
+        Ranks and layers of the slot that the slider lacks become 0. Raises SliderError, and
         changes nothing, where the slider has more ranks, or layers that this bank has not.
         """
-        own = self.places[place]
+        own = self.ranks_of[slot]
         first, room = int(own[0]), int((own >= 0).sum())
         for layer, (a, b) in slider.factors.items():
             self._check_fits(slider, layer, a, b, room)
@@ -125,7 +125,7 @@ class SliderBank(nn.Module):
             if pair := slider.factors.get(_layer(key)):
                 rank = len(pair[0])
                 a_here[:rank].copy_(pair[0]), b_here[:, :rank].copy_(pair[1])
-        self.names[place] = slider.card.name
+        self.names[slot] = slider.card.name
 
     def _check_fits(self, slider: Slider, layer: str, a: Tensor, b: Tensor, room: int) -> None:
         key = layer.replace(".", "/")
@@ -201,29 +201,25 @@ class SliderBank(nn.Module):
         finally:
             self._active = None
 
-    def _gates(self, strengths: Tensor) -> _Gates:
+    def _gates(self, strengths: Tensor) -> Gates:
         """Strengths [B, sliders] as gates over ranks, in the form that costs less."""
         count = self._gathered_sliders(strengths)
         strengths = strengths.to(self.owner.device)
         if not count:
-            return _Gates(strengths[:, self.owner] * self.scale, None)
+            return Gates(strengths[:, self.owner] * self.scale, None)
         top = strengths.abs().topk(count, dim=1).indices
-        places = self.places[top]
-        values = strengths.gather(1, top)[:, :, None] * (places >= 0) * self.scale
-        return _Gates(values.flatten(1), places.clamp(min=0).flatten(1))
+        ranks = self.ranks_of[top]  # [B, count, highest rank]
+        values = strengths.gather(1, top)[:, :, None] * (ranks >= 0) * self.scale
+        return Gates(values.flatten(1), ranks.clamp(min=0).flatten(1))
 
     def _gathered_sliders(self, strengths: Tensor) -> int:
-        """How many sliders of each row to gather; 0: none, stacked is cheaper.
-
-        A power of two: every number is a graph of its own where the denoiser is compiled.
-        """
-        rank, stacked = self.places.shape[1], len(self.owner)
-        # Asked first, for looking at strengths on a GPU waits for it.
-        if _GATHER_COST * rank >= stacked or any(p.requires_grad for p in self.parameters()):
+        """How many sliders of each row to gather; 0: none, stacked is cheaper or is trained."""
+        rank, stacked = self.ranks_of.shape[1], len(self.owner)
+        worth = [count for count in _GATHERED if _GATHER_COST * count * rank < stacked]
+        if not worth or any(p.requires_grad for p in self.parameters()):
             return 0
-        most = max(1, int((strengths != 0).sum(1).max()))
-        count = 1 << (most - 1).bit_length()
-        return count if _GATHER_COST * count * rank < stacked else 0
+        most = int((strengths != 0).sum(1).max())  # asked last: a GPU has to be waited for
+        return next((count for count in worth if most <= count), 0)
 
     def checkpointed(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Gradient checkpointing of `function` (a module of the denoiser) under this bank.
@@ -247,51 +243,10 @@ class SliderBank(nn.Module):
                 return output
             # Low-rank maths in the factors' own precision: bf16 loses small strengths.
             a, b = self.down[key], self.up[key]
-            return output + _update(layer, inputs[0].to(a.dtype), a, b, self._active).to(
-                output.dtype
-            )
+            update = low_rank_update(layer, inputs[0].to(a.dtype), a, b, self._active)
+            return output + update.to(output.dtype)
 
         return add_update
-
-
-class _Gates(NamedTuple):
-    """What every row multiplies its inner activations A x by."""
-
-    values: Tensor  # float32 [B, R]; gathered [B, K]
-    ranks: Tensor | None  # int64 [B, K]: which stacked ranks they stand for; None: all, in order
-
-
-def _update(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, gates: _Gates) -> Tensor:
-    """B ((A x) * g) for a linear layer's input [B, ..., in] or a convolution's [B, in, h, w]."""
-    if gates.ranks is not None:
-        return _gathered(layer, x, a, b, gates.values, gates.ranks)
-    if isinstance(layer, nn.Conv2d):
-        return F.conv2d(_convolved(layer, x, a) * gates.values[:, :, None, None], b)
-    values = gates.values.view(len(gates.values), *[1] * (x.dim() - 2), -1)
-    return F.linear(F.linear(x, a) * values, b)
-
-
-def _gathered(
-    layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, values: Tensor, ranks: Tensor
-) -> Tensor:
-    """The same with factors of each row's own: values, ranks [B, K]."""
-    rows, count = ranks.shape
-    a = a.index_select(0, ranks.flatten())  # [B K, in, ...]
-    b = b.flatten(1).index_select(1, ranks.flatten())  # [out, B K]
-    b = b.view(-1, rows, count).transpose(0, 1)  # [B, out, K]
-    if isinstance(layer, nn.Conv2d):
-        # Rows become groups of one picture's channels: one convolution for all of them.
-        inner = _convolved(layer, x.flatten(0, 1)[None], a, groups=rows)  # [1, B K, h, w]
-        inner = inner.view(rows, count, *inner.shape[2:])
-        updates = b @ (inner * values[:, :, None, None]).flatten(2)
-        return updates.unflatten(2, inner.shape[2:])
-    tokens = x.reshape(len(x), -1, x.shape[-1])  # [B, T, in]
-    inner = tokens @ a.view(rows, count, -1).transpose(1, 2) * values[:, None]
-    return (inner @ b.transpose(1, 2)).reshape(rows, *x.shape[1:-1], -1)
-
-
-def _convolved(layer: nn.Conv2d, x: Tensor, a: Tensor, groups: int = 1) -> Tensor:
-    return F.conv2d(x, a, None, layer.stride, layer.padding, layer.dilation, groups)
 
 
 def banded(strengths: Tensor, t: Tensor, bands: Tensor) -> Tensor:

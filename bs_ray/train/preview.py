@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from bs_ray.config import EarlyStop, Prompts
+from bs_ray.data.contact import draw_strip
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise, euler_path, guided
 from bs_ray.models.judges import ClipScore, Identity, JudgeNet, Perceptual
@@ -309,46 +309,13 @@ def bank_predict(model: DiffusionModel, bank: SliderBank) -> Predict:
 
 
 # --- the picture ---------------------------------------------------------------------------------
-_LEAST_CELL_PX, _MOST_CELL_PX = 128, 256
-_MARGIN_PX, _LINE_PX, _GAP_PX = 44, 22, 4
-
-
 def strip(
     pictures: Tensor, strengths: Sequence[float], seeds: Sequence[int], title: str
 ) -> Image.Image:
     """Pictures [N, K, 3, H, W] in [-1, 1] as one RGB image: rows seeds, columns strengths."""
-    side = min(max(pictures.shape[-1], _LEAST_CELL_PX), _MOST_CELL_PX)
-    cell, font = side + _GAP_PX, ImageFont.load_default(13)
-    lines = _title_lines(title, font, _MARGIN_PX + len(strengths) * cell - 2 * _GAP_PX)
-    top = (len(lines) + 1) * _LINE_PX
-    size = (_MARGIN_PX + len(strengths) * cell, top + len(seeds) * cell)
-    sheet = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, line in enumerate(lines):
-        pen.text((_GAP_PX, number * _LINE_PX + 3), line, "black", font)
     pixels = ((pictures + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 1, 3, 4, 2).numpy()
-    for k, strength in enumerate(strengths):
-        x = _MARGIN_PX + k * cell
-        label = f"{strength:+g}" if strength else "0"
-        pen.text((x + side // 2, top - _LINE_PX // 2), label, "black", font, anchor="mm")
-        for n, seed in enumerate(seeds):
-            y = top + n * cell
-            pen.text((_MARGIN_PX // 2, y + side // 2), str(seed), "gray", font, anchor="mm")
-            picture = Image.fromarray(pixels[n, k])
-            sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, y))
-    return sheet
-
-
-def _title_lines(title: str, font: Any, width: int) -> list[str]:
-    """The title's parts ("  " between them) in lines that fit."""
-    lines: list[str] = []
-    for part in title.split("  "):
-        longer = f"{lines[-1]}  {part}" if lines else part
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(part)
-    return lines
+    columns = [f"{strength:+g}" if strength else "0" for strength in strengths]
+    return draw_strip([list(row) for row in pixels], columns, [str(seed) for seed in seeds], title)
 
 
 # --- early stop ----------------------------------------------------------------------------------
