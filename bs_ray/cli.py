@@ -218,12 +218,18 @@ def serve(job: JobFile, overrides: Overrides = None) -> None:
     epilog="Example: bs-ray evaluate jobs/tiny/quick.yaml settings.text=16 --json figures.json"
 )
 def evaluate(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
-    """Measure sliders: effect, drift, identity, monotonicity; writes report.html."""
+    """Measure sliders, or (a job with `methods`) edit methods at equal effect; report.html."""
     loaded = _load(job, overrides, "evaluate")
-    from bs_ray.evaluate.run import evaluate as run
+    if loaded.methods:
+        from bs_ray.evaluate.methods import compare, methods_table
 
-    figures = run(loaded, console=console)
-    _print_figures(figures)
+        figures = compare(loaded, console=console)
+        console.print(methods_table(figures))
+    else:
+        from bs_ray.evaluate.run import evaluate as run
+
+        figures = run(loaded, console=console)
+        _print_figures(figures)
     console.print(f"Report: [bold]{Path(loaded.output) / 'report.html'}[/]")
     _write_json(json_file, figures)
 
@@ -394,14 +400,15 @@ def sliders_import(
 
 @bench_app.command("bank", epilog="Example: bs-ray bench bank --json bank.json")
 def bench_bank(
-    base: Annotated[str, typer.Option(help="`tiny` or a diffusers SDXL folder.")] = "tiny",
-    rows: Annotated[int, typer.Option(help="Rows per batch.", min=2)] = 16,
+    base: Annotated[str, typer.Option(help="`tiny` or a diffusers folder.")] = "tiny",
+    rows: Annotated[int, typer.Option(help="Rows per batch.", min=2)] = 32,
+    repeats: Annotated[int, typer.Option(help="Timings of each.", min=1)] = 5,
     json_file: JsonFile = None,
 ) -> None:
-    """A batch of mixed sliders against a uniform one, and against the base alone."""
+    """A batch of mixed sliders against a uniform one, the base alone, and PEFT one by one."""
     from bs_ray.bench.bank import bank
 
-    _show_bench(bank(base, rows), json_file)
+    _show_bench(bank(base, rows, repeats, _say), json_file)
 
 
 @bench_app.command("train", epilog="Example: bs-ray bench train --seeds 1 --json race.json")

@@ -496,6 +496,13 @@ class EvalJob(_Strict):
     """Faces per forward pass (each with all strengths)."""
     workers: int = Field(1, ge=1)
     """Ray Data actors."""
+    methods: dict[str, EditorSettings] = {}
+    """Compare these editors, by name, at matched effect instead of sweeping `strengths`."""
+    effects: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """With `methods`: slider -> how far its attribute moves from minus to plus the strength that
+    each method is given."""
+    seeds: int = Field(1, ge=1)
+    """With `methods`: how often those that draw noise are measured, with seeds from `seed` on."""
     base_images: int = Field(0, ge=0)
     """Pictures to measure the base itself with (round trips, captions); 0 leaves it out."""
     seed: int = 0
@@ -508,6 +515,17 @@ class EvalJob(_Strict):
         if missing := {-1.0, 0.0, 1.0} - set(strengths):
             raise ValueError(f"got strengths without {sorted(missing)}; expected -1, 0 and 1")
         return sorted(strengths)
+
+    @model_validator(mode="after")
+    def _compares_like_with_like(self) -> Self:
+        if self.methods and self.effects.keys() != self.sliders.keys():
+            raise ValueError(
+                f"got effects for {sorted(self.effects)} with methods; expected one for each of "
+                f"{sorted(self.sliders)}: methods are compared at equal effect"
+            )
+        if self.methods and "text" in self.settings:
+            raise ValueError("got settings.text with methods; expected faces and wild: they edit")
+        return self
 
 
 Job = TrainJob | EditJob | ServeJob | EvalJob

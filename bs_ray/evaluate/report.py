@@ -14,6 +14,7 @@ from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EvalJob
+from bs_ray.data.contact import draw_strip
 
 SETTINGS = {
     "faces": "Held-out faces, edited",
@@ -54,6 +55,47 @@ def write_report(
         ),
         encoding="utf-8",
     )
+
+
+def write_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame, path: Path) -> None:
+    """The comparison of edit methods as a page: the table, and one strip for each slider."""
+    pages = Environment(loader=PackageLoader("bs_ray.evaluate", "."), autoescape=True)
+    rows = [
+        {**row, **{f"cost_{k}": v for k, v in figures["costs"][row["method"]].items()}}
+        for row in figures["methods"]
+    ]
+    path.write_text(
+        pages.get_template("methods.html.j2").render(
+            title=f"bs_ray: {job.name}", job=job, version=__version__, rows=rows,
+            missed=[m for m in figures["matched"] if not m["reached"]],
+            strips=[
+                {
+                    "image": _image_uri(_methods_strip(table, setting, slider, list(job.methods))),
+                    "caption": f"{slider}, {SETTINGS[setting].lower()}: the photo's row at "
+                    "-1, -1/2, 0, 1/2 and 1 of the matched strength, a method a row",
+                }
+                for setting in job.settings
+                for slider in job.sliders
+            ],
+        ),
+        encoding="utf-8",
+    )  # fmt: skip
+
+
+def _methods_strip(
+    table: pd.DataFrame, setting: str, slider: str, methods: list[str]
+) -> Image.Image:
+    """The first two kept faces under every method."""
+    kept = table[
+        (table["setting"] == setting) & (table["slider"] == slider) & table["picture"].notna()
+    ]
+    lines = []
+    for method in methods:
+        own = kept[kept["method"] == method].sort_values(["face", "place"])
+        own = own[own["face"].isin(sorted(own["face"].unique())[:2])]
+        lines.append([np.frombuffer(p, np.uint8).reshape(64, 64, 3) for p in own["picture"]])
+    columns = [f"{share:+g}" for share in (-1, -0.5, 0, 0.5, 1)] * 2
+    return draw_strip(lines, columns, [str(n + 1) for n in range(len(methods))], slider)
 
 
 def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, slider: str) -> dict:

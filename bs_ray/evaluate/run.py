@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,7 +18,7 @@ from bs_ray.evaluate.base import caption_figures, vae_figures
 from bs_ray.evaluate.metrics import slider_figures
 from bs_ray.evaluate.report import write_report
 from bs_ray.evaluate.sweep import Sweeper, tasks
-from bs_ray.models import base_folder, load_base
+from bs_ray.models import EMBEDDED, base_folder, load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.models.judges import Judges
 from bs_ray.raysession import ray_session
@@ -32,14 +33,14 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     """
     console = console or Console()
     names = check(job)
-    # Actors elsewhere have working folders of their own.
-    job = job.model_copy(update={"registry": Registry(job.registry).store.uri})
-    if job.base != "tiny":
-        job = job.model_copy(update={"base": str(Path(job.base).absolute())})
+    job = with_places(job)
     output = Path(job.output)
     output.mkdir(parents=True, exist_ok=True)
     with ray_session(num_cpus=max(4, job.workers + 1)):
-        table = _run_grid(job, names, console)
+        frames = list(measured(job, Sweeper, tasks(job), console))
+    table = pd.concat(frames).sort_values(
+        ["setting", "slider", "face", "strength"], ignore_index=True
+    )
     figures: dict = {"name": job.name, "sliders": summarise(job, table, names)}
     if job.base_images:
         with console.status("Measuring the base: round trips and captions"):
@@ -48,6 +49,14 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_report(job, figures, table, output / "report.html")
     return figures
+
+
+def with_places(job: EvalJob) -> EvalJob:
+    """The job with absolute places: actors elsewhere have working folders of their own."""
+    places = {"registry": Registry(job.registry).store.uri}
+    if job.base not in EMBEDDED:
+        places["base"] = str(Path(job.base).absolute())
+    return job.model_copy(update=places)
 
 
 def check(job: EvalJob) -> list[str]:
@@ -77,25 +86,29 @@ def base_figures(job: EvalJob) -> dict:
     }
 
 
-class _Measure:
-    """The Ray Data actor: one Sweeper, tasks in, measurement rows out."""
+class _Measurer:
+    """The Ray Data actor: one worker with a `measure(item) -> rows`, items in, rows out."""
 
-    def __init__(self, job: EvalJob, grid: list):
-        self.sweeper, self.grid = Sweeper(job), grid
+    def __init__(self, worker: Callable[[EvalJob], Any], job: EvalJob, items: list):
+        self.worker, self.items = worker(job), items
 
     def __call__(self, batch: dict) -> pd.DataFrame:
-        rows = [row for index in batch["id"] for row in self.sweeper.measure(self.grid[int(index)])]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            [row for index in batch["id"] for row in self.worker.measure(self.items[int(index)])]
+        )
 
 
-def _run_grid(job: EvalJob, names: list[str], console: Console) -> pd.DataFrame:
-    """Every task through a pool of actors, in the grid's order, with a bar in faces."""
-    grid = tasks(job)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    measured = ray.data.range(len(grid), override_num_blocks=len(grid)).map_batches(
-        _Measure,
-        fn_constructor_args=(job, grid),
+def measured(
+    job: EvalJob, worker: Callable[[EvalJob], Any], items: Sequence[Any], console: Console
+) -> Iterator[pd.DataFrame]:
+    """Every item's rows as they come, through a pool of actors, with a bar in faces.
+
+    worker(job) makes what has `measure(item) -> rows`; an item has a `count` of faces.
+    """
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    done = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(
+        _Measurer,
+        fn_constructor_args=(worker, job, list(items)),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=job.workers),
         num_cpus=1,
@@ -106,16 +119,12 @@ def _run_grid(job: EvalJob, names: list[str], console: Console) -> pd.DataFrame:
         MofNCompleteColumn(),
         TextColumn("faces"),
     )
-    frames = []
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        shown = bar.add_task("Evaluating", total=sum(task.count for task in grid))
-        for batch in measured.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            frames.append(batch)
-            bar.advance(shown, len(batch) / len(job.strengths))
-    table = pa.concat_tables(frames, promote_options="default").to_pandas()
-    return table.sort_values(["setting", "slider", "face", "strength"], ignore_index=True)
+        shown = bar.add_task("Evaluating", total=sum(item.count for item in items))
+        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            rows = batch.to_pandas()
+            bar.advance(shown, rows["face"].nunique())
+            yield rows
 
 
 def summarise(job: EvalJob, table: pd.DataFrame, names: list[str]) -> dict:

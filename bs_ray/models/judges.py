@@ -114,13 +114,17 @@ class Perceptual:
     def __init__(self, net: JudgeNet):
         self.net = net
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """The feature maps that distances are taken in, each unit length over its channels."""
-        return [F.normalize(f, dim=1, eps=1e-6) for f in self.net.features(_resize(images))]
+    def features(self, images: Tensor, native: bool = False) -> list[Tensor]:
+        """The feature maps that distances are taken in, each unit length over its channels.
 
-    def distance(self, images: Tensor, others: Tensor) -> Tensor:
+        native: at the pictures' own size instead of the judge's.
+        """
+        seen = images if native else _resize(images)
+        return [F.normalize(f, dim=1, eps=1e-6) for f in self.net.features(seen)]
+
+    def distance(self, images: Tensor, others: Tensor, native: bool = False) -> Tensor:
         """How different two pictures look, per pair: [B], 0 for equal pictures."""
-        pairs = zip(self.features(images), self.features(others), strict=True)
+        pairs = zip(self.features(images, native), self.features(others, native), strict=True)
         return torch.stack([((a - b) ** 2).sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings, EvalJob
+from bs_ray.evaluate.compare import match
+from bs_ray.evaluate.methods import compare
 from bs_ray.evaluate.run import check, evaluate
 from bs_ray.evaluate.sweep import tasks
 from bs_ray.models import load_base
@@ -68,3 +70,55 @@ def test_an_unknown_attribute_is_refused(random_base, registry, tmp_path: Path) 
     job = make_job(random_base, registry, tmp_path, sliders={"smile": "grin"})
     with pytest.raises(BaseNotFound, match="got attribute 'grin'; expected one of smile"):
         check(job)
+
+
+# --- methods side by side ---------------------------------------------------------------------
+METHODS = {
+    "ours": EditorSettings(steps=2),
+    "re-noised": EditorSettings(method="sdedit", steps=2),
+    "inverted": EditorSettings(method="ddim_inversion", steps=2),
+}
+
+
+def test_match_takes_the_least_scale_that_reaches_the_goal() -> None:
+    scales = (-2.0, -1.0, 1.0, 2.0)
+    readings = np.array([[0.2, 0.4, 0.6, 0.9], [0.0, 0.2, 0.4, 0.9]])
+    # From -1 to 1 the mean moves by 0.2, from -2 to 2 by 0.8.
+    assert match(0.1, scales, readings) == pytest.approx((0.5, 0.1))
+    assert match(0.5, scales, readings) == pytest.approx((1.5, 0.5))
+    assert match(0.9, scales, readings) == pytest.approx((2.0, 0.8))
+
+
+def test_methods_are_compared_and_a_second_run_measures_nothing_again(
+    ray_cluster, random_base, registry, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("bs_ray.evaluate.compare._MATCH_FACES", 2)
+    job = make_job(
+        random_base, registry, tmp_path / "out", methods=METHODS, effects={"smile": 0.01},
+        settings={"faces": 3, "wild": 2}, seeds=2,
+    )  # fmt: skip
+    figures = compare(job)
+    found = {(row["method"], row["setting"]): row for row in figures["methods"]}
+    assert len(found) == 6 and {row["faces"] for row in found.values()} == {3, 2}
+    assert {m: found[m, "faces"]["seeds"] for m in METHODS} == {
+        "ours": 2, "re-noised": 2, "inverted": 1
+    }  # fmt: skip
+    ours, others = found["ours", "wild"], found["re-noised", "wild"]
+    assert ours["pixels_at_zero"] == 0 and ours["drift_at_zero"] == 0
+    assert others["pixels_at_zero"] > 0.01
+    evaluations = {m: figures["costs"][m]["evaluations"] for m in METHODS}
+    assert evaluations == {"ours": 4, "re-noised": 2, "inverted": 4}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "re-noised" in page
+    assert json.loads((tmp_path / "out" / "methods.json").read_text()) == figures
+
+    monkeypatch.setattr("bs_ray.evaluate.methods.measured", None)  # would be called otherwise
+    again = compare(job)
+    assert again["methods"] == figures["methods"]
+
+
+def test_methods_without_a_common_effect_are_refused(random_base, registry, tmp_path) -> None:
+    with pytest.raises(
+        ValueError, match=r"got effects for \[\] with methods; expected one for each"
+    ):
+        make_job(random_base, registry, tmp_path, methods=METHODS, settings={"faces": 3})

@@ -1,0 +1,178 @@
+"""A job with `methods`: match strengths, measure, time; one table and a page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from bs_ray.config import EvalJob, job_hash
+from bs_ray.evaluate.compare import SHARES, Comparer, Part, match, matching_parts, measuring_parts
+from bs_ray.evaluate.metrics import READER_NOISE
+from bs_ray.evaluate.report import write_methods_report
+from bs_ray.evaluate.run import check, measured, with_places
+from bs_ray.raysession import ray_session
+from bs_ray.sliders.registry import Registry
+
+MEASURES = {
+    "effect": "{:+.3f}",
+    "identity": "{:.4f}",
+    "perceptual_64": "{:.4f}",
+    "perceptual_full": "{:.4f}",
+    "drift": "{:.4f}",
+    "monotone_share": "{:.1%}",
+    "pixels_at_zero": "{:.2e}",
+    "drift_at_zero": "{:.4f}",
+}
+"""What a row of the table holds besides its cost, and how it is shown."""
+
+
+def compare(job: EvalJob, *, console: Console | None = None) -> dict:
+    """Measure every method of the job; the figures, as written to methods.json.
+
+    Writes report.html, methods.json and methods.parquet under `job.output`. The same command goes
+    on after an interruption. Raises what `evaluate` raises.
+    """
+    console = console or Console()
+    names = check(job)
+    job = with_places(job)
+    output = Path(job.output)
+    parts = output / f"parts-{_digest(job)}"
+    parts.mkdir(parents=True, exist_ok=True)
+    with ray_session(num_cpus=max(4, job.workers + 1)):
+        grid = pd.concat(_resumed(job, matching_parts(job), parts, console))
+        matched = _matched(job, grid, names)
+        scales = {key: scale for key, (scale, _) in matched.items()}
+        table = pd.concat(_resumed(job, measuring_parts(job, scales), parts, console))
+    costs = Comparer(job).costs(lambda line: console.print(line, highlight=False))
+    figures = {
+        "name": job.name,
+        "goals": job.effects,
+        "matched": [
+            {"method": m, "setting": s, "slider": r, "scale": scale, "effect": effect,
+             "reached": effect >= job.effects[r]}
+            for (m, s, r), (scale, effect) in matched.items()
+        ],
+        "costs": costs,
+        "methods": summarise(job, table, names),
+    }  # fmt: skip
+    table.to_parquet(output / "methods.parquet")
+    (output / "methods.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_methods_report(job, figures, table, output / "report.html")
+    return figures
+
+
+def methods_table(figures: dict) -> Table:
+    """The one table: a row for each method and setting, means over sliders, spread over seeds."""
+    table = Table("method", "setting", *MEASURES, "evaluations", "seconds")
+    for row in figures["methods"]:
+        cost = figures["costs"][row["method"]]
+        cells = [form.format(row[name]) for name, form in MEASURES.items()]
+        table.add_row(
+            row["method"], row["setting"], *cells,
+            f"{cost['evaluations']:.0f}", f"{cost['seconds']:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def summarise(job: EvalJob, table: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each method and setting: means over faces and sliders.
+
+    `spread`: by measure, the standard deviation over seeds. `sliders`: the same means by slider.
+    """
+    found = []
+    for method in job.methods:
+        for setting in job.settings:
+            rows = table[(table["method"] == method) & (table["setting"] == setting)]
+            cells = {
+                (seed, slider): _figures(part, names.index(job.sliders[slider]))
+                for (seed, slider), part in rows.groupby(["seed", "slider"])
+            }
+            frame = pd.DataFrame(cells).T
+            seeds = frame.groupby(level=0).mean()
+            by_slider = frame.groupby(level=1).mean()
+            found.append(
+                {
+                    "method": method, "setting": setting, "faces": rows["face"].nunique(),
+                    "seeds": len(seeds), **seeds.mean().to_dict(),
+                    "spread": seeds.std(ddof=0).to_dict(),
+                    "sliders": by_slider.T.to_dict(),
+                }
+            )  # fmt: skip
+    return found
+
+
+def _figures(rows: pd.DataFrame, own: int) -> dict[str, float]:
+    """One slider, one seed: rows of every face at every place of SHARES."""
+    rows = rows.sort_values(["face", "place"])
+    count = len(SHARES)
+
+    def grid(column: str) -> np.ndarray:
+        values = np.stack(rows[column].to_list())
+        return values.reshape(-1, count, *values.shape[1:])
+
+    readings, zero = grid("readings"), SHARES.index(0.0)
+    ends = [0, count - 1]
+    move = readings[:, -1] - readings[:, 0]
+    steps = np.diff(readings[:, :, own], axis=1)
+    return {
+        "effect": float(move[:, own].mean()),
+        "drift": float(np.delete(np.abs(move), own, axis=1).mean()),
+        "identity": float(grid("identity")[:, ends].mean()),
+        "perceptual_64": float(grid("perceptual_64")[:, ends].mean()),
+        "perceptual_full": float(grid("perceptual_full")[:, ends].mean()),
+        "monotone_share": float(
+            ((steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)).mean()
+        ),
+        "pixels_at_zero": float(grid("pixels")[:, zero].mean()),
+        "drift_at_zero": float(grid("perceptual_64")[:, zero].mean()),
+    }
+
+
+def _matched(
+    job: EvalJob, grid: pd.DataFrame, names: Sequence[str]
+) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """(method, setting, slider) -> (scale, effect there)."""
+    found = {}
+    for (method, setting, slider), rows in grid.groupby(["method", "setting", "slider"]):
+        rows = rows.sort_values(["face", "place"])
+        scales = tuple(sorted(rows["scale"].unique()))
+        readings = np.stack(rows["readings"].to_list())[:, names.index(job.sliders[slider])]
+        found[method, setting, slider] = match(
+            job.effects[slider], scales, readings.reshape(-1, len(scales))
+        )
+    return found
+
+
+def _resumed(
+    job: EvalJob, parts: Sequence[Part], folder: Path, console: Console
+) -> Iterator[pd.DataFrame]:
+    """Every part's rows: those of an earlier run from their files, the others measured and kept."""
+    missing = []
+    for part in parts:
+        file = folder / f"{part.name}.parquet"
+        if file.exists():
+            yield pd.read_parquet(file)
+        else:
+            missing.append(part)
+    if not missing:
+        return
+    for rows in measured(job, Comparer, missing, console):
+        for name, own in rows.groupby("part"):
+            file = folder / f"{name}.parquet"
+            own.to_parquet(file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").rename(file)
+        yield rows
+
+
+def _digest(job: EvalJob) -> str:
+    """Names what decides the figures: the job, and which versions its sliders are."""
+    versions = [Registry(job.registry).resolve(reference).reference for reference in job.sliders]
+    return hashlib.sha256(f"{job_hash(job)} {versions}".encode()).hexdigest()[:8]
