@@ -31,7 +31,9 @@ from bs_ray.data.manifest import Manifest, open_manifest, read_manifest
 from bs_ray.data.sinks import SUMMARY_KEY, done_shards, read_lines, write_reports
 from bs_ray.data.stages import fetch_shard, pack, unpack, write_shard
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
-from bs_ray.models import identify_base, load_base
+from bs_ray.editing.quality import GatedEditor, check_gate
+from bs_ray.models import base_folder, identify_base, load_base
+from bs_ray.models.judges import find_judges
 from bs_ray.raysession import ray_session
 from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry
@@ -154,6 +156,8 @@ def _prepare(job: EditJob, console: Console) -> _Plan:
     """Check everything that can be checked without work; pin the input on the first run."""
     source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
     source.check()
+    if job.gate:
+        check_gate(find_judges(base_folder(job.base)), job.gate)
     before = read_manifest(output)
     pinned = before.settings["sliders"] if before else {}
     settings = _settings(job, source, _resolve(job, registry, pinned, console))
@@ -212,7 +216,7 @@ def _settings(job: EditJob, source: Store, sliders: dict[str, Slider]) -> dict[s
         }
         for reference, slider in sliders.items()
     }
-    decisive = {"editor", "seed", "shard_images", "batch_size", "max_pixels", "max_bytes"}
+    decisive = {"editor", "gate", "seed", "shard_images", "batch_size", "max_pixels", "max_bytes"}
     return {
         **job.model_dump(mode="json", include=decisive),
         "input": source.uri,
@@ -278,6 +282,9 @@ def _pipeline(plan: _Plan, pending: list[int]) -> Any:
     return photos.map(write_shard, fn_kwargs={"job": job, "stamp": plan.stamp})
 
 
+AnyEditor = Editor | GatedEditor
+
+
 class EditShard:
     """{shard, rows} -> {shard, rows}: the actor that holds the base and the sliders."""
 
@@ -292,14 +299,25 @@ class EditShard:
             if _digest(sliders[-1]) != used["sha256"]:
                 raise SliderError(f"slider {used['place']}: got other weights than at the start")
         model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
-        self.job, self.editor = job, Editor(model, sliders, job.editor)
+        editor = Editor(model, sliders, job.editor)
+        self.job, self.editor = job, gated(editor, job)
 
     def __call__(self, row: dict[str, Any], *, mix: dict[str, float]) -> dict[str, Any]:
         return pack(row["shard"], edit_rows(unpack(row), self.editor, mix, self.job))
 
 
+def gated(editor: Editor, job: EditJob) -> AnyEditor:
+    """The editor behind the job's quality gate, if it has one."""
+    if not job.gate:
+        return editor
+    return GatedEditor(editor, find_judges(base_folder(job.base)), job.gate)
+
+
 def edit_rows(
-    rows: Sequence[DecodedRow | QuarantinedRow], editor: Editor, mix: dict[str, float], job: EditJob
+    rows: Sequence[DecodedRow | QuarantinedRow],
+    editor: AnyEditor,
+    mix: dict[str, float],
+    job: EditJob,
 ) -> list[EditedRow | QuarantinedRow]:
     """Edit a shard's photos, in fixed batches; order is kept, the quarantined pass through.
 
@@ -322,7 +340,7 @@ def _sound(rows: Sequence[Any]) -> list[Any]:
 
 
 def _edit_batch(
-    batch: Sequence[DecodedRow], editor: Editor, mix: dict[str, float], seed: int
+    batch: Sequence[DecodedRow], editor: AnyEditor, mix: dict[str, float], seed: int
 ) -> list[EditedRow]:
     edits = [Edit(row["sha256"], row["pixels"], [mix], seed) for row in batch]
     edited = [output for outcome in editor.edit(edits) for output in outputs_of(outcome)]
@@ -341,7 +359,7 @@ def _edit_batch(
 
 
 def _edit_alone(
-    row: DecodedRow, editor: Editor, mix: dict[str, float], seed: int
+    row: DecodedRow, editor: AnyEditor, mix: dict[str, float], seed: int
 ) -> EditedRow | QuarantinedRow:
     try:
         return _edit_batch([row], editor, mix, seed)[0]

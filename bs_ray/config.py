@@ -390,6 +390,20 @@ class EditorSettings(_Strict):
         return given
 
 
+class QualityGate(_Strict):
+    """What an edit must keep; one that does not is made again, weaker."""
+
+    identity: float = Field(0.8, ge=-1, le=1)
+    """Least cosine similarity of the identity judge with the photo."""
+    effect: float = Field(0.0, ge=0)
+    """Least change of the sliders' CLIP scores (positive minus negative prompt, each towards its
+    strength's sign, mean over sliders); below it the row is marked. 0 asks for none."""
+    backoff: float = Field(0.7, gt=0, lt=1)
+    """What strengths are multiplied by before each retry."""
+    retries: int = Field(3, ge=0, le=10)
+    """Most retries; after the last the weakest is kept, and marked."""
+
+
 class EditJob(_Strict):
     """Edit a bucket of photos: `bs-ray edit JOB.yaml`. The same command resumes."""
 
@@ -406,6 +420,8 @@ class EditJob(_Strict):
     sliders: dict[str, float] = Field(min_length=1)
     """Slider (`name`, `name@version` or a .safetensors path) -> signed strength."""
     editor: EditorSettings = EditorSettings()
+    gate: QualityGate | None = None
+    """Measure every edit against its photo, and back off where too little of it is left."""
     shard_images: int = Field(32, ge=1)
     """Photos per shard: what is committed at once, and redone at most after a crash."""
     batch_size: int = Field(16, ge=1)

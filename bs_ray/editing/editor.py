@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class Edited:
     """float32 RGB [H, W, 3] in [0, 255], the photo's own size."""
     notes: tuple[str, ...] = ()
     """What its asker should know, such as a strength beyond the slider's usable range."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What a quality gate found: `identity`, `effect`."""
 
 
 Outcome = list[Edited] | EditError | SliderError

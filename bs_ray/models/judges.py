@@ -167,6 +167,40 @@ class ClipScore:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """The judges at hand for any base; each may be absent."""
+
+    clip: ClipScore | None = None
+    perceptual: Perceptual | None = None
+    identity: Identity | None = None
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of those that are not at hand."""
+        return [name for name, judge in vars(self).items() if judge is None]
+
+
+def find_judges(base: Path) -> Judging:
+    """Those in `<base>/judges`: a CLIP folder `clip`, `perceptual` and `identity` .safetensors.
+
+    The tiny bases bring all three. Beside another base, put any transformers CLIP there.
+    """
+    folder = base / "judges"
+
+    def network(name: str) -> JudgeNet | None:
+        file = folder / f"{name}.safetensors"
+        return JudgeNet.load(file) if file.is_file() else None
+
+    clip = ClipScore.load(folder / "clip") if (folder / "clip/config.json").is_file() else None
+    perceptual, identity = network("perceptual"), network("identity")
+    return Judging(
+        clip,
+        Perceptual(perceptual) if perceptual else None,
+        Identity(identity) if identity else None,
+    )
+
+
+@dataclass(frozen=True)
 class Judges:
     """The tiny world's judges."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -20,7 +19,7 @@ from bs_ray.config import EarlyStop, Prompts
 from bs_ray.data.contact import draw_strip
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise, euler_path, guided
-from bs_ray.models.judges import ClipScore, Identity, JudgeNet, Perceptual
+from bs_ray.models.judges import ClipScore, Judging
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.train.teacher import Teacher
 
@@ -36,47 +35,13 @@ _HELD_OUT_TIMES = (0.1, 0.3, 0.5, 0.7)
 _ROWS = 32  # rows of one forward pass
 
 
-# --- judges --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Judging:
-    """The judges at hand; each may be absent."""
-
-    clip: ClipScore | None = None
-    perceptual: Perceptual | None = None
-    identity: Identity | None = None
-
-    @property
-    def absent(self) -> list[str]:
-        """Names of those that are not at hand."""
-        return [name for name, judge in vars(self).items() if judge is None]
-
-    def notice(self, base: Path) -> str | None:
-        """What to tell the user about absent judges; None where there is nothing to tell."""
-        if not self.absent:
-            return None
-        return (
-            f"previews: no {', '.join(self.absent)} judge in {base / 'judges'}; what these would "
-            "say is left out, and reach and leak tell effect and drift"
-        )
-
-
-def find_judges(base: Path) -> Judging:
-    """Those in `<base>/judges`: a CLIP folder `clip`, `perceptual` and `identity` .safetensors.
-
-    The tiny bases bring all three. Beside another base, put any transformers CLIP there.
-    """
-    folder = base / "judges"
-
-    def network(name: str) -> JudgeNet | None:
-        file = folder / f"{name}.safetensors"
-        return JudgeNet.load(file) if file.is_file() else None
-
-    clip = ClipScore.load(folder / "clip") if (folder / "clip/config.json").is_file() else None
-    perceptual, identity = network("perceptual"), network("identity")
-    return Judging(
-        clip,
-        Perceptual(perceptual) if perceptual else None,
-        Identity(identity) if identity else None,
+def notice(judging: Judging, base: str) -> str | None:
+    """What to tell the user about absent judges; None where there is nothing to tell."""
+    if not judging.absent:
+        return None
+    return (
+        f"previews: no {', '.join(judging.absent)} judge beside base {base}; what these would "
+        "say is left out, and reach and leak tell effect and drift"
     )
 
 

@@ -29,6 +29,7 @@ from bs_ray.config import TrainJob, job_hash
 from bs_ray.data.sources import pair_keys, read_pairs, read_photos
 from bs_ray.models import EMBEDDED, base_folder, load_base
 from bs_ray.models.base import DiffusionModel
+from bs_ray.models.judges import find_judges
 from bs_ray.progress import Board, progress
 from bs_ray.raysession import WORKER_ENV, ray_session
 from bs_ray.sliders.artifact import Calibration, Card, Slider
@@ -42,7 +43,7 @@ from bs_ray.train.features import load_features
 from bs_ray.train.lessons import pair_sets
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
 from bs_ray.train.photos import PhotoPool, PhotosError
-from bs_ray.train.preview import find_judges
+from bs_ray.train.preview import notice
 from bs_ray.train.step import Parts, TrainingDiverged
 from bs_ray.train.teacher import PromptsDoNotSeparate
 from bs_ray.train.tracking import check_tracking, open_trackers
@@ -168,6 +169,8 @@ def _fit(
     datasets = _datasets(job, model, base, board, say)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
     say(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
+    if job.preview_every and (absent := notice(find_judges(base_folder(base)), base)):
+        say(absent)
     store = Store(job.runs).join(run_name)
     _tidy(store, say)
     settings = {"job": job.model_dump(), "run": run_name, "base": base, "runs": Store(job.runs).uri}

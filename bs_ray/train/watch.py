@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bs_ray.models.judges import Judging
 from bs_ray.sliders.artifact import Calibration
 from bs_ray.train.calibrate import calibrate
 from bs_ray.train.checkpoint import Progress
 from bs_ray.train.engines import mean_over_workers
-from bs_ray.train.preview import Judging, Plateau, Previewer, bank_predict
+from bs_ray.train.preview import Plateau, Previewer, bank_predict
 from bs_ray.train.step import Parts
 from bs_ray.train.tracking import Tracker
 

@@ -9,15 +9,15 @@ import torch
 from bs_ray.config import EarlyStop, Prompts
 from bs_ray.models import base_folder
 from bs_ray.models.base import DiffusionModel
+from bs_ray.models.judges import Judging, find_judges
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.train.calibrate import calibrate
 from bs_ray.train.preview import (
-    Judging,
     Plateau,
     Preview,
     Previewer,
     bank_predict,
-    find_judges,
+    notice,
     reach,
     strip,
 )
@@ -122,9 +122,9 @@ def test_pairs_have_no_teacher_and_tell_the_change(model) -> None:
 def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
     none = find_judges(tmp_path)
     assert none.absent == ["clip", "perceptual", "identity"]
-    assert (none.notice(tmp_path) or "").startswith("previews: no clip, perceptual, identity judge")
+    assert (notice(none, "b") or "").startswith("previews: no clip, perceptual, identity judge")
     judging = find_judges(base_folder("tiny"))
-    assert judging.absent == [] and judging.notice(tmp_path) is None
+    assert judging.absent == [] and notice(judging, "b") is None
     predict = bank_predict(model, bank_of(model, ["smile"]))
     numbers = previewer(model, {"smile": SMILE}, judging=judging)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers
