@@ -14,7 +14,8 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,53 +41,67 @@ _RANK = 4
 @torch.no_grad()
 def bank(
     base: str, rows: int, repeats: int, say: Callable[[str], None],
-    resident: tuple[int, ...] = RESIDENT,
+    resident: Sequence[int] = RESIDENT,
 ) -> dict[str, Any]:  # fmt: skip
-    """Figures of the bank and of PEFT over `rows` rows, by number of resident sliders.
+    """Figures of the bank and of PEFT over `rows` rows, by number of resident sliders (ascending).
 
-    bank_max_error: largest difference of a row's prediction from PEFT's, absolute (noise has
-    standard deviation 1), over all rows and stages; bank_moves: largest move by the sliders there.
-    mixed_over_uniform, mixed_over_set_adapters: ratios of rows/s at HEADLINE resident sliders (the
-    nearest measured), medians over repeats, `_spread` their min and max, `_by_resident` medians.
-    row_seconds: medians by contestant and resident sliders; `bare` has none.
+    bank_max_error: largest difference of a mixed row's prediction from PEFT's one by one, absolute
+    (noise has standard deviation 1); bank_moves: largest move by the sliders, to hold it against.
+    mixed_over_uniform, mixed_over_set_adapters: ratios of rows/s at HEADLINE resident sliders (or
+    the nearest number measured), median over repeats; `_spread`: their min and max;
+    `_by_resident`: medians by number of resident sliders.
+    row_seconds: median seconds a row, by contestant and number of resident sliders.
     """
-    race = Race.load(base, rows, resident)
+    race = Race.load(base, rows, max(resident))
     taken: dict[int, dict[str, list[float]]] = {}
-    errors = []
+    gaps = []
     for count in resident:
-        race.set_up(count)
-        taken[count] = {name: [] for name in race.contestants}
-        for _ in range(repeats):
-            for name, work in race.contestants.items():
-                taken[count][name].append(race.timed(work))
-        errors.append(race.errors())
-        race.bank.detach()
-        medians = {n: statistics.median(s) / rows * 1000 for n, s in taken[count].items()}
-        told = ", ".join(f"{name} {ms:.1f}" for name, ms in medians.items())
-        say(f"{count} resident sliders, ms a row: {told}")
-    figures: dict[str, Any] = {"rows": rows, "repeats": repeats}
-    figures["bank_max_error"], figures["bank_moves"] = (max(c) for c in zip(*errors, strict=True))
-    headline = min(resident, key=lambda count: abs(count - HEADLINE))
-    for other in ("uniform", "set_adapters"):
-        ratios = {
-            count: [b / a for a, b in zip(seconds["mixed"], seconds[other], strict=True)]
-            for count, seconds in taken.items()
+        with race.contestants(count) as contestants:
+            first = {name: work() for name, work in contestants.items()}  # not timed
+            gaps.append((_gap(first["mixed"], first["set_adapters"]),
+                         _gap(first["mixed"], first["bare"])))  # fmt: skip
+            taken[count] = {name: [] for name in contestants}
+            for _ in range(repeats):
+                for name, work in contestants.items():
+                    taken[count][name].append(_seconds(work))
+        told = (f"{n} {statistics.median(s) / rows * 1e3:.1f}" for n, s in taken[count].items())
+        say(f"{count} resident sliders, ms a row: {', '.join(told)}")
+    figures: dict[str, Any] = {
+        "rows": rows, "repeats": repeats, "cpu_threads": torch.get_num_threads(),
+    }  # fmt: skip
+    figures["bank_max_error"], figures["bank_moves"] = map(max, zip(*gaps, strict=True))
+    return figures | _ratios(taken, "uniform") | _ratios(taken, "set_adapters") | {
+        "row_seconds": {
+            name: {str(count): statistics.median(s[name]) / rows for count, s in taken.items()}
+            for name in taken[resident[0]]
         }
-        shown = ratios[headline]
-        figures[f"mixed_over_{other}"] = statistics.median(shown)
-        figures[f"mixed_over_{other}_spread"] = [min(shown), max(shown)]
-        figures[f"mixed_over_{other}_by_resident"] = {
-            str(count): statistics.median(found) for count, found in ratios.items()
-        }
-    return figures | {"row_seconds": _row_seconds(taken, rows)}
+    }  # fmt: skip
 
 
-def _row_seconds(taken: dict[int, dict[str, list[float]]], rows: int) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        name: {str(count): statistics.median(s[name]) / rows for count, s in taken.items()}
-        for name in next(iter(taken.values()))
+def _ratios(taken: dict[int, dict[str, list[float]]], other: str) -> dict[str, Any]:
+    """mixed_over_`other` and its company; `taken`: seconds by resident sliders and contestant."""
+    ratios = {
+        count: [b / a for a, b in zip(seconds["mixed"], seconds[other], strict=True)]
+        for count, seconds in taken.items()
     }
-    return found | {"bare": statistics.median(found["bare"].values())}
+    shown = ratios[min(ratios, key=lambda count: abs(count - HEADLINE))]
+    return {
+        f"mixed_over_{other}": statistics.median(shown),
+        f"mixed_over_{other}_spread": [min(shown), max(shown)],
+        f"mixed_over_{other}_by_resident": {
+            str(count): statistics.median(found) for count, found in ratios.items()
+        },
+    }
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 @dataclass
@@ -99,74 +114,56 @@ class Race:
     x: Tensor  # latents [B, C, h, w], noise
     t: Tensor  # int64 [B], all different
     told: Condition
-    bank: SliderBank
-    mixes: Tensor  # float32 [B, resident]: strengths, 0 for sliders that the row does not use
-    predictions: dict[str, Tensor]
-    contestants: dict[str, Callable[[], Tensor]]
 
     @classmethod
-    def load(cls, base: str, rows: int, resident: tuple[int, ...]) -> Race:
+    def load(cls, base: str, rows: int, sliders: int) -> Race:
         model = load_base(base)
         x = batch_noise(model.latent_shape, [0] * rows, [str(i) for i in range(rows)], 0)
         t = torch.linspace(0, model.prediction.num_train_timesteps - 1, rows).long()
         told = model.embed(["a photo of a person"]).repeat(rows)
-        sliders = [random_slider(model, f"slider{i}", seed=i) for i in range(max(resident))]
-        some = SliderBank.of(sliders[:1])
-        return cls(model, load_base(base), sliders, x, t, told, some, torch.empty(0), {}, {})
+        made = [random_slider(model, f"slider{i}", seed=i) for i in range(sliders)]
+        return cls(model, load_base(base), made, x, t, told)
 
-    def set_up(self, count: int) -> None:
-        """The first `count` sliders resident in the bank and in PEFT, and mixes of them."""
-        rows, adapters = len(self.x), _adapters(self.peft)
-        for slider in self.sliders[:count]:
-            if slider.card.name not in adapters:
+    @contextmanager
+    def contestants(self, resident: int) -> Iterator[dict[str, Callable[[], Tensor]]]:
+        """Each one's way through all rows, with the first `resident` sliders in bank and PEFT."""
+        sliders, rows = self.sliders[:resident], len(self.x)
+        loaded = getattr(self.peft.denoiser, "peft_config", {})
+        for slider in sliders:
+            if slider.card.name not in loaded:
                 load_adapter(self.peft, slider)
-        self.bank = SliderBank.of(self.sliders[:count])
-        self.bank.attach(self.model.denoiser)
-        self.mixes = random_mixes(rows, count)
-        uniform = torch.zeros(rows, count)
+        bank, mixes = SliderBank.of(sliders), random_mixes(rows, resident)
+        uniform = torch.zeros(rows, resident)
         uniform[:, 0] = 1
-        self.contestants = {
-            "bare": lambda: self.model.predict(self.x, self.t, self.told),
-            "uniform": lambda: self._by_bank(uniform),
-            "mixed": lambda: self._by_bank(self.mixes),
-            "peft_uniform": self._peft_uniform,
-            "set_adapters": self._set_adapters,
-        }
-        for name, work in self.contestants.items():
-            self.predictions[name] = work()  # the first of each is not timed
+        bank.attach(self.model.denoiser)
+        try:
+            yield {
+                "bare": lambda: self.model.predict(self.x, self.t, self.told),
+                "uniform": lambda: self._by_bank(bank, uniform),
+                "mixed": lambda: self._by_bank(bank, mixes),
+                "peft_uniform": lambda: self._by_peft({sliders[0].card.name: 1.0}, slice(None)),
+                "set_adapters": lambda: self._by_set_adapters(mixes),
+            }
+        finally:
+            bank.detach()
 
-    def timed(self, work: Callable[[], Tensor]) -> float:
-        """Seconds. What PEFT's way needs beforehand belongs to it."""
-        begun = time.perf_counter()
-        work()
-        return time.perf_counter() - begun
-
-    def errors(self) -> tuple[float, float]:
-        """(largest difference between bank and PEFT, largest move from the bare network)."""
-        mixed, theirs = self.predictions["mixed"], self.predictions["set_adapters"]
-        moved = mixed - self.predictions["bare"]
-        return float((mixed - theirs).abs().max()), float(moved.abs().max())
-
-    def _by_bank(self, strengths: Tensor) -> Tensor:
-        with self.bank.strengths(strengths):
+    def _by_bank(self, bank: SliderBank, strengths: Tensor) -> Tensor:
+        with bank.strengths(strengths):
             return self.model.predict(self.x, self.t, self.told)
 
-    def _peft_uniform(self) -> Tensor:
-        self._denoiser.set_adapters([self.sliders[0].card.name], [1.0])
-        return self.peft.predict(self.x, self.t, self.told)
-
-    def _set_adapters(self) -> Tensor:
+    def _by_set_adapters(self, mixes: Tensor) -> Tensor:
+        """mixes: float32 [B, resident sliders]."""
+        names = [slider.card.name for slider in self.sliders]
         done = []
-        for row, strengths in enumerate(self.mixes.tolist()):
-            mix = {s.card.name: w for s, w in zip(self.sliders, strengths, strict=False) if w}
-            self._denoiser.set_adapters(list(mix), list(mix.values()))
-            one = slice(row, row + 1)
-            done.append(self.peft.predict(self.x[one], self.t[one], self.told.rows(one)))
+        for row, strengths in enumerate(mixes.tolist()):
+            mix = {name: s for name, s in zip(names, strengths, strict=False) if s}
+            done.append(self._by_peft(mix, slice(row, row + 1)))
         return torch.cat(done)
 
-    @property
-    def _denoiser(self) -> Any:
-        return self.peft.denoiser
+    def _by_peft(self, mix: dict[str, float], rows: slice) -> Tensor:
+        denoiser: Any = self.peft.denoiser
+        denoiser.set_adapters(list(mix), list(mix.values()))
+        return self.peft.predict(self.x[rows], self.t[rows], self.told.rows(rows))
 
 
 def random_mixes(rows: int, sliders: int) -> Tensor:
@@ -188,10 +185,6 @@ def load_adapter(model: DiffusionModel, slider: Slider) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of every adapter but the first
         denoiser.load_lora_adapter(weights, prefix=None, adapter_name=slider.card.name)
-
-
-def _adapters(model: DiffusionModel) -> set[str]:
-    return set(getattr(model.denoiser, "peft_config", {}))
 
 
 def random_slider(model: DiffusionModel, name: str, seed: int) -> Slider:

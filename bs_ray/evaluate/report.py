@@ -51,6 +51,7 @@ def write_report(
             contact_sheet=_data_uri(contact_sheet.read_bytes()) if contact_sheet else None,
             columns=[label for label, _ in _COLUMNS.values()],
             sliders=[_slider_section(job, figures, table, name) for name in job.sliders],
+            interference=_interference(job, figures["interference"]),
             base=figures.get("base"),
         ),
         encoding="utf-8",
@@ -122,6 +123,28 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, slider: st
             for s in settings
         ],
     }
+
+
+def _interference(job: EvalJob, moves: dict[str, dict[str, float]]) -> str:
+    """Sliders against attributes: the mean move from -1 to +1, as a coloured table."""
+    attributes = list(next(iter(moves.values())))
+    grid = np.array([[row[name] for name in attributes] for row in moves.values()])
+    figure = Figure(figsize=(10, 1.6 + 0.4 * len(moves)), layout="constrained")
+    axes = figure.subplots()
+    most = max(float(np.abs(grid).max()), 1e-6)
+    axes.imshow(grid, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    axes.set_xticks(range(len(attributes)), attributes, rotation=45, ha="right")
+    axes.set_yticks(range(len(moves)), list(moves))
+    for (row, column), value in np.ndenumerate(grid):
+        own = attributes[column] == list(job.sliders.values())[row]
+        dark = abs(value) > 0.6 * most
+        axes.text(
+            column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8,
+            color="white" if dark else "black", fontweight="bold" if own else "normal",
+        )  # fmt: skip
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return _data_uri(buffer.getvalue())
 
 
 def _cell(value: float | bool, form: str) -> str:

@@ -41,7 +41,11 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     table = pd.concat(frames).sort_values(
         ["setting", "slider", "face", "strength"], ignore_index=True
     )
-    figures: dict = {"name": job.name, "sliders": summarise(job, table, names)}
+    figures: dict = {
+        "name": job.name,
+        "sliders": summarise(job, table, names),
+        "interference": interference(job, table, names),
+    }
     if job.base_images:
         with console.status("Measuring the base: round trips and captions"):
             figures["base"] = base_figures(job)
@@ -147,4 +151,21 @@ def summarise(job: EvalJob, table: pd.DataFrame, names: list[str]) -> dict:
             bool(rows["zero_exact"].all()),
         )
         found.setdefault(slider, {})[setting] = figures.as_dict()
+    return found
+
+
+def interference(job: EvalJob, table: pd.DataFrame, names: list[str]) -> dict:
+    """By slider, how far every attribute moves from strength -1 to +1, mean and with its sign.
+
+    Over the job's first setting. Off a slider's own attribute, 0 would be best.
+    """
+    setting = next(iter(job.settings))
+    found = {}
+    for slider in job.sliders:
+        rows = table[(table["setting"] == setting) & (table["slider"] == slider)]
+        ends = [
+            np.stack(rows[rows["strength"] == strength].sort_values("face")["readings"].to_list())
+            for strength in (-1.0, 1.0)
+        ]
+        found[slider] = dict(zip(names, (ends[1] - ends[0]).mean(0).tolist(), strict=True))
     return found

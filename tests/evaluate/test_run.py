@@ -54,7 +54,9 @@ def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: 
     }  # fmt: skip
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3  # a plot and two strips
+    assert page.count("data:image/png;base64,") == 4  # two plots and two strips
+    assert figures["interference"]["smile"]["smile"] == pytest.approx(found["effect"], abs=1e-6)
+    assert len(figures["interference"]["smile"]) == 12
     assert "Slider" in page and "N = 4" in page
 
 
