@@ -66,14 +66,17 @@ class OnePhoto:
         count = len(SHARES)
         rows = [pictures[i : i + count] for i in range(0, len(pictures), count)]
         alone = next(iter(self.mix.values())) if len(self.mix) == 1 else None
-        columns = [f"{share:+.0%}" if alone is None else f"{share * alone:+g}" for share in SHARES]
+        columns = [
+            "0" if not share else f"{share:+.0%}" if alone is None else f"{share * alone:+g}"
+            for share in SHARES
+        ]
         return draw_strip(rows, columns, list(self.mix), self._title)
 
     def compose(self) -> Image.Image:
         """A strip: the photo, then one slider more in every picture (the paper's Fig 3 and 5)."""
         names = [(), *accumulate([(name,) for name in self.mix])]
         pictures = self._pictures([{n: self.mix[n] for n in some} for some in names])
-        columns = ["photo", *(f"{name} {s:+g}" for name, s in self.mix.items())]
+        columns = ["photo", *(f"and {name} {s:+g}" for name, s in self.mix.items())]
         return draw_strip([pictures], columns, [""], self._title)
 
     @property

@@ -44,7 +44,7 @@ def _cell(data: bytes) -> Image.Image:
 
 
 _LEAST_SIDE_PX, _MOST_SIDE_PX = 128, 384
-_MARGIN_PX, _LINE_PX, _SEAM_PX = 44, 22, 4
+_LINE_PX, _SEAM_PX = 22, 4
 
 
 def draw_strip(
@@ -56,19 +56,20 @@ def draw_strip(
     width, height = max(1, round(wide * scale)), max(1, round(tall * scale))
     font = ImageFont.load_default(13)
     across, down = width + _SEAM_PX, height + _SEAM_PX
-    lines = _title_lines(title, font, _MARGIN_PX + len(columns) * across - 2 * _SEAM_PX)
+    margin = round(max(map(font.getlength, rows))) + 4 * _SEAM_PX
+    lines = _title_lines(title, font, margin + len(columns) * across - 2 * _SEAM_PX)
     top = (len(lines) + 1) * _LINE_PX
-    size = (_MARGIN_PX + len(columns) * across, top + len(rows) * down)
+    size = (margin + len(columns) * across, top + len(rows) * down)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         pen.text((_SEAM_PX, number * _LINE_PX + 3), line, "black", font)
     for k, label in enumerate(columns):
-        x = _MARGIN_PX + k * across
+        x = margin + k * across
         pen.text((x + width // 2, top - _LINE_PX // 2), label, "black", font, anchor="mm")
         for n, name in enumerate(rows):
             y = top + n * down
-            pen.text((_MARGIN_PX // 2, y + height // 2), name, "gray", font, anchor="mm")
+            pen.text((margin // 2, y + height // 2), name, "gray", font, anchor="mm")
             picture = Image.fromarray(pixels[n][k])
             sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (x, y))
     return sheet
