@@ -376,6 +376,8 @@ class EditorSettings(_Strict):
     calibrated: bool = True
     """A strength counts units of effect, where the slider's card has measured them; else, and for
     sliders without calibration, it is the LoRA's own scale."""
+    resident_sliders: int = Field(64, ge=1)
+    """Sliders that stand in the bank at once; the least recently used makes room for others."""
     prompt: str | None = None
     """Text condition of both branches; the first slider's target prompt where left out."""
     working_px: int | None = Field(None, ge=16)

@@ -21,7 +21,7 @@ from bs_ray.editing.methods import METHODS
 from bs_ray.editing.work import Work
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.artifact import Slider, SliderError
-from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.resident import Resident
 
 
 class EditError(ValueError):
@@ -65,7 +65,10 @@ def outputs_of(outcome: Outcome) -> list[Edited]:
 
 
 class Editor:
-    """A base with some sliders resident. Not thread-safe: one Editor, one forward at a time."""
+    """A base and its sliders, `resident_sliders` of them in the bank at once.
+
+    Not thread-safe: one Editor, one forward at a time.
+    """
 
     def __init__(self, model: DiffusionModel, sliders: Sequence[Slider], settings: EditorSettings):
         """Raises SliderError where a slider was trained on another base."""
@@ -73,7 +76,11 @@ class Editor:
             slider.check_base(model.base_id)
         self.model, self.settings = model, settings
         self.sliders = {slider.card.name: slider for slider in sliders}
-        self.bank = SliderBank.of(sliders).to(model.device)
+        slots = min(len(sliders), settings.resident_sliders)
+        layers = list(dict.fromkeys(layer for slider in sliders for layer in slider.factors))
+        rank = max(slider.card.rank for slider in sliders)
+        self._resident = Resident(model, slots, rank, layers)
+        self.bank = self._resident.bank
         self.bank.attach(model.denoiser)
         prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
         self._condition, self._empty = model.embed([prompt]), model.embed([""])
@@ -91,20 +98,29 @@ class Editor:
             return self.model.predict(x_t, t, condition)
 
     def strengths(self, mixes: Sequence[dict[str, float]]) -> Tensor:
-        """Mixes as LoRA scales [len(mixes), sliders].
+        """Mixes as LoRA scales [len(mixes), slots], for their sliders, now in the bank.
 
-        Raises SliderError for an unknown slider, or a strength that its slider refuses.
+        Raises SliderError for an unknown slider, a strength that its slider refuses, or more
+        sliders than the bank has slots.
         """
+        scales = [self._scales(mix) for mix in mixes]
+        moving = list(dict.fromkeys(name for row in scales for name, s in row.items() if s))
+        used = self._resident.use([self.sliders[name] for name in moving])
+        slots = dict(zip(moving, used, strict=True))
         table = torch.zeros(len(mixes), len(self.bank.names), device=self.model.device)
-        for row, mix in enumerate(mixes):
-            for name, strength in mix.items():
-                if name not in self.sliders:
-                    raise SliderError(
-                        f"slider: got {name!r}; expected one of {', '.join(self.bank.names)}"
-                    )
-                scale = self.sliders[name].card.scale_of(strength, self.settings.calibrated)
-                table[row, self.bank.names.index(name)] = scale
+        for row, mix in enumerate(scales):
+            for name, scale in mix.items():
+                if scale:
+                    table[row, slots[name]] = scale
         return table
+
+    def _scales(self, mix: dict[str, float]) -> dict[str, float]:
+        if unknown := [name for name in mix if name not in self.sliders]:
+            raise SliderError(
+                f"slider: got {unknown[0]!r}; expected one of {', '.join(self.sliders)}"
+            )
+        calibrated = self.settings.calibrated
+        return {n: self.sliders[n].card.scale_of(s, calibrated) for n, s in mix.items()}
 
     def notes(self, mix: dict[str, float]) -> tuple[str, ...]:
         """Which strengths of a mix are beyond their slider's usable range."""
@@ -112,14 +128,19 @@ class Editor:
         return tuple(note for note in found if note)
 
     def check(self, edit: Edit) -> None:
-        """Raises EditError for pixels that are none, and SliderError as `strengths` does."""
+        """Raises EditError for pixels that are none, SliderError as `strengths` does."""
         pixels = edit.pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise EditError(
                 f"photo {edit.key}: got {pixels.dtype} {list(pixels.shape)}; expected uint8 RGB "
                 "[height, width, 3]. Decode it with bs_ray.data.decode"
             )
-        self.strengths(edit.mixes)
+        names = {name for mix in edit.mixes for name, scale in self._scales(mix).items() if scale}
+        if len(names) > (slots := len(self.bank.names)):
+            raise EditError(
+                f"photo {edit.key}: got {len(names)} sliders; expected at most {slots} at once. "
+                "Raise editor.resident_sliders"
+            )
 
     @torch.no_grad()
     def edit(self, edits: Sequence[Edit]) -> list[Outcome]:
@@ -136,10 +157,24 @@ class Editor:
                 outcomes[index] = error
             else:
                 buckets[self.working_size(*edit.pixels.shape[:2])].append(index)
-        for size, indices in buckets.items():
-            done = self._edit_bucket([edits[i] for i in indices], size)
-            outcomes |= dict(zip(indices, done, strict=True))
+        for size, bucket in buckets.items():
+            for indices in self._groups(edits, bucket):
+                done = self._edit_bucket([edits[i] for i in indices], size)
+                outcomes |= dict(zip(indices, done, strict=True))
         return [outcomes[index] for index in range(len(edits))]
+
+    def _groups(self, edits: Sequence[Edit], bucket: list[int]) -> list[list[int]]:
+        """The bucket in its order, cut where the sliders of a group no longer fit the bank."""
+        groups: list[list[int]] = []
+        together: set[str] = set()
+        for index in bucket:
+            names = {name for mix in edits[index].mixes for name, s in mix.items() if s}
+            if not groups or len(together | names) > len(self.bank.names):
+                groups.append([])
+                together = set()
+            groups[-1].append(index)
+            together |= names
+        return groups
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Where a photo of this size is edited: its aspect at the base's area, in multiples."""

@@ -134,13 +134,34 @@ def test_a_strength_counts_units_and_says_when_it_goes_too_far(model) -> None:
     raw.close()
 
 
+def test_more_sliders_than_the_bank_holds_take_turns(model) -> None:
+    sliders = [random_slider(model, name, seed) for seed, name in enumerate("abcd")]
+    edits = [
+        Edit(str(i), photo(seed=i), [mix])
+        for i, mix in enumerate(
+            [{"a": 1.0}, {"b": -1.0, "c": 0.5}, {"d": 1.0, "a": 0.0}, {"a": 0.5, "d": 0.5}]
+        )
+    ]
+    few = Editor(model, sliders, EditorSettings(steps=2, resident_sliders=2))
+    found = edited(few, *edits)
+    [crowded] = few.edit([Edit("k", photo(), [{"a": 1.0, "b": 1.0, "c": 1.0}])])
+    few.close()
+    with pytest.raises(EditError, match="got 3 sliders; expected at most 2 at once"):
+        outputs_of(crowded)
+    all_of_them = Editor(model, sliders, EditorSettings(steps=2))
+    expected = edited(all_of_them, *edits)
+    all_of_them.close()
+    for [one], [other] in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() / FULL_SCALE < 1e-4
+
+
 def test_closing_restores_the_base(model) -> None:
     x, t = torch.randn(1, *model.latent_shape), torch.tensor([500])
     told = model.embed(["a"])
     with torch.no_grad():
         before = model.predict(x, t, told)
         editor = Editor(model, [random_slider(model, "a", 0)], SETTINGS)
-        with editor.bank.strengths(torch.ones(1, 1)):
-            assert not torch.equal(model.predict(x, t, told), before)
+        moved = editor.predict(x, t, told, editor.strengths([{"a": 1.0}]))
+        assert not torch.equal(moved, before)
         editor.close()
         assert torch.equal(model.predict(x, t, told), before)
