@@ -10,6 +10,7 @@ from torch import Tensor
 from bs_ray.editing.editor import Editor
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import sample_euler
+from bs_ray.sliders.bank import banded
 
 LATE_ACTIVATION = 0.75
 """Sliders act from this share of the noise range on, so the layout stays the base's (Gandikota et
@@ -35,10 +36,11 @@ def generate(
     """
     model, count = editor.model, len(mixes[0])
     gates = editor.strengths([mix for row in mixes for mix in row]).repeat(2, 1)
-    start = late * model.prediction.num_train_timesteps
+    last = round(late * model.prediction.num_train_timesteps) - 1
+    bands = torch.tensor([[0, last]] * gates.shape[1], device=gates.device)
 
     def forward(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return editor.predict(x_t, t, condition, gates * (t < start)[:, None])
+        return editor.predict(x_t, t, condition, banded(gates, t, bands))
 
     latents = sample_euler(
         model,
