@@ -31,17 +31,17 @@ def draw(editor: Editor, strengths: list[float], late: float) -> torch.Tensor:
 
 
 def test_strength_0_is_the_base_and_the_others_share_its_noise(editor: Editor) -> None:
-    found = draw(editor, [0.0, 1.0, -1.0], late=0.75)
+    found = draw(editor, [0.0, 40.0, -40.0], late=0.75)
     plain = sample_euler(editor.model, PROMPTS, ["a", "b"], seed=3, steps=4, guidance_scale=2.0)
     with torch.no_grad():
         expected = editor.model.decode(plain).clamp(-1, 1)
     assert found.shape[:2] == (2, 3)
-    assert torch.allclose(found[:, 0], expected, atol=1e-4)
-    assert float((found[:, 1] - found[:, 0]).abs().max()) > 1e-3
+    assert torch.allclose(found[:, 0], expected, atol=1e-5)
+    assert float((found[:, 1] - found[:, 0]).abs().max()) > 1e-2
 
 
 def test_a_slider_acts_below_its_share_of_the_noise_only(editor: Editor) -> None:
     # Steps at 999, 749, 499, 249: from 0.75 on the first is the base's, below 0.2 all are.
-    whole, late, never = (draw(editor, [0.0, 1.0], late=late) for late in (1.0, 0.75, 0.2))
+    whole, late, never = (draw(editor, [0.0, 40.0], late=late) for late in (1.0, 0.75, 0.2))
     moved = [float((one[:, 1] - one[:, 0]).abs().mean()) for one in (whole, late, never)]
-    assert moved[0] > moved[1] > 0 and moved[2] < 1e-4
+    assert moved[0] > moved[1] > 0 and moved[2] < 1e-6
