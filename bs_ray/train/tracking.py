@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,9 @@ class Pictures:
         """Nothing is open."""
 
 
+_EVENTS_WAIT_S = 10.0
+
+
 class TensorBoard:
     """Event files, written to a scratch folder and copied to storage at every flush.
 
@@ -136,22 +140,40 @@ class TensorBoard:
             purge_step=step + 1 if step else None,
             filename_suffix=f".{step:06d}-{uuid4().hex[:8]}",
         )
+        self._events = 2 if step else 1  # the file's version, and the purge
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
+        self._events += len(numbers)
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
+        self._events += 1
         self._writer.add_image(f"preview/{name}", np.asarray(image), step, dataformats="HWC")
 
     def flush(self) -> None:
+        # A thread of the writer's own takes events off a queue, and flush() does not wait for it.
+        deadline_s = time.monotonic() + _EVENTS_WAIT_S
         self._writer.flush()
+        while self._in_file() < self._events and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+            self._writer.flush()
         self._copy()
 
     def close(self) -> None:
         self._writer.close()
         self._copy()
         self._scratch.cleanup()
+
+    def _in_file(self) -> int:
+        """Whole records in the event file: length (8 bytes), its CRC, the data, their CRC."""
+        count = 0
+        for file in Path(self._scratch.name).iterdir():
+            data, at = file.read_bytes(), 0
+            while at + 8 <= len(data):
+                at += 8 + 4 + int.from_bytes(data[at : at + 8], "little") + 4
+                count += at <= len(data)
+        return count
 
     def _copy(self) -> None:
         for file in sorted(Path(self._scratch.name).iterdir()):
