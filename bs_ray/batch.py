@@ -32,7 +32,7 @@ from bs_ray.data.sinks import SUMMARY_KEY, done_shards, read_lines, write_report
 from bs_ray.data.stages import fetch_shard, pack, unpack, write_shard
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.editing.quality import GatedEditor, check_gate
-from bs_ray.models import base_folder, identify_base, load_base
+from bs_ray.models import absolute_base, base_folder, identify_base, load_base
 from bs_ray.models.judges import find_judges
 from bs_ray.raysession import ray_session
 from bs_ray.sliders.artifact import Slider, SliderError
@@ -164,9 +164,12 @@ def _prepare(job: EditJob, console: Console) -> _Plan:
     if not before:
         output.check(write=True)
     manifest = open_manifest(source, output, settings, job.shard_images)
-    places = {"input": source.uri, "output": output.uri, "registry": registry.store.uri}
-    if job.base != "tiny":
-        places["base"] = str(Path(job.base).absolute())
+    places = {
+        "input": source.uri,
+        "output": output.uri,
+        "registry": registry.store.uri,
+        "base": absolute_base(job.base),
+    }
     return _Plan(job.model_copy(update=places), output, manifest)
 
 

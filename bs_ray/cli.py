@@ -185,8 +185,8 @@ def edit_one(
     seed: Annotated[int, typer.Option(help="Fixes the noise, with the photo's content.")] = 0,
 ) -> None:
     """Edit one photo here, without a cluster: the photo again, or a strip of it as PNG."""
-    from bs_ray.config import editor_settings, strengths_of
-    from bs_ray.editone import OnePhoto
+    from bs_ray.config import editor_settings
+    from bs_ray.editone import OnePhoto, strengths_of
 
     if sweep and compose:
         raise ValueError("got --sweep and --compose; expected one of them")

@@ -599,20 +599,6 @@ def editor_settings(values: dict[str, Any]) -> EditorSettings:
         raise JobError(_explain(error, "editor")) from None
 
 
-def strengths_of(given: list[str]) -> dict[str, float]:
-    """`name=strength` texts as a mix, in order. Raises JobError."""
-    found: dict[str, float] = {}
-    for text in given:
-        name, equals, strength = text.rpartition("=")
-        try:
-            found[name] = float(strength)
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            raise JobError(f"slider: got {text!r}; expected name=strength, such as smile=1.5")
-    return found
-
-
 def shipped_job(name: str, overrides: list[str] | None = None) -> Job:
     """A job of the `jobs/` folder by its path there, such as `tiny/train-smile.yaml`."""
     package = Path(__file__).parent

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bs_ray import __version__
-from bs_ray.config import EditorSettings
+from bs_ray.config import EditorSettings, JobError
 from bs_ray.data import DecodedRow, EditedRow, is_quarantined
 from bs_ray.data.contact import draw_strip
 from bs_ray.data.decode import decode
@@ -92,6 +92,20 @@ class OnePhoto:
         """uint8 [H, W, 3] under every mix; all share the photo's own branch."""
         outputs = outputs_of(self.editor.edit([self._ask(mixes)])[0])
         return [to_uint8(output.pixels) for output in outputs]
+
+
+def strengths_of(given: list[str]) -> dict[str, float]:
+    """`name=strength` texts as a mix, in order. Raises JobError."""
+    found: dict[str, float] = {}
+    for text in given:
+        name, equals, strength = text.rpartition("=")
+        try:
+            found[name] = float(strength)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise JobError(f"slider: got {text!r}; expected name=strength, such as smile=1.5")
+    return found
 
 
 def _read(photo: Path) -> DecodedRow:

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from bs_ray.batch import EditFailed, contact_sheet, edit, edit_rows
+from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditJob, EditorSettings, Prompts
 from bs_ray.data import EmptyInputError, is_quarantined
 from bs_ray.data.decode import decode
@@ -275,6 +276,17 @@ def test_one_bad_photo_costs_one_photo(make_job: MakeJob) -> None:
     assert (failed["stage"], failed["reason"]) == ("edit", "failed: ValueError: too dark")
     assert not is_quarantined(done[0]) and (done[0]["pixels"] == 19).all()
     assert done[0]["note"] == "a note"
+
+
+def test_the_other_embedded_base_is_found_by_workers_too(ray_cluster: None, tmp_path: Path) -> None:
+    write_wild(Store(tmp_path / "in"), photos=2, broken=0, seed=0)
+    Registry(str(tmp_path / "sliders")).publish(random_slider(load_base("tiny-flow"), "smile", 0))
+    job = EditJob(
+        name="flow", base="tiny-flow", input=str(tmp_path / "in"), output=str(tmp_path / "out"),
+        registry=str(tmp_path / "sliders"), sliders={"smile": 1.0}, editor=EditorSettings(steps=1),
+    )  # fmt: skip
+    summary, _ = run(job)
+    assert (summary.inputs, summary.outputs) == (2, 2)
 
 
 # ------------------------------------------------------------------ bad jobs, before any work

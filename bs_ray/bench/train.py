@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from bs_ray.config import EditorSettings, TrainJob
-from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
+from bs_ray.editing.editor import Edit, Editor, outputs_of
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.judges import Judges
+from bs_ray.models.pixels import pixels_of
 from bs_ray.sliders.artifact import Card, Slider
 from bs_ray.tiny import faces
 from bs_ray.tiny.captions import PHRASES
@@ -121,7 +122,7 @@ class World:
         """
         name = slider.card.name
         editor = Editor(self.model, [slider], EditorSettings())
-        pixels = to_uint8((self.held_out.permute(0, 2, 3, 1).numpy() + 1) * 127.5)
+        pixels = pixels_of(self.held_out)
         mixes = [{name: s} for s in strengths]
         edits = [Edit(f"held-{i}", photo, mixes) for i, photo in enumerate(pixels)]
         done = [editor.edit(edits[i : i + 16]) for i in range(0, len(edits), 16)]

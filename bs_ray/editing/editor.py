@@ -20,6 +20,7 @@ from bs_ray.config import EditorSettings
 from bs_ray.editing.methods import METHODS
 from bs_ray.editing.work import Work
 from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.models.pixels import images_of
 from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.resident import Resident
 
@@ -103,8 +104,7 @@ class Editor:
         Raises SliderError for an unknown slider, a strength that its slider refuses, or more
         sliders than the bank has slots.
         """
-        scales = [self._scales(mix) for mix in mixes]
-        moving = list(dict.fromkeys(name for row in scales for name, s in row.items() if s))
+        scales, moving = [self._scales(mix) for mix in mixes], _moving(mixes)
         used = self._resident.use([self.sliders[name] for name in moving])
         slots = dict(zip(moving, used, strict=True))
         table = torch.zeros(len(mixes), len(self.bank.names), device=self.model.device)
@@ -135,10 +135,11 @@ class Editor:
                 f"photo {edit.key}: got {pixels.dtype} {list(pixels.shape)}; expected uint8 RGB "
                 "[height, width, 3]. Decode it with bs_ray.data.decode"
             )
-        names = {name for mix in edit.mixes for name, scale in self._scales(mix).items() if scale}
-        if len(names) > (slots := len(self.bank.names)):
+        for mix in edit.mixes:
+            self._scales(mix)
+        if (count := len(_moving(edit.mixes))) > (slots := len(self.bank.names)):
             raise EditError(
-                f"photo {edit.key}: got {len(names)} sliders; expected at most {slots} at once. "
+                f"photo {edit.key}: got {count} sliders; expected at most {slots} at once. "
                 "Raise editor.resident_sliders"
             )
 
@@ -168,7 +169,7 @@ class Editor:
         groups: list[list[int]] = []
         together: set[str] = set()
         for index in bucket:
-            names = {name for mix in edits[index].mixes for name, s in mix.items() if s}
+            names = set(_moving(edits[index].mixes))
             if not groups or len(together | names) > len(self.bank.names):
                 groups.append([])
                 together = set()
@@ -227,6 +228,11 @@ class Editor:
         return (model.decode(edited) - model.decode(x0)[source_of]).cpu()
 
 
+def _moving(mixes: Sequence[dict[str, float]]) -> list[str]:
+    """The sliders that any of the mixes moves, each once, in order."""
+    return list(dict.fromkeys(name for mix in mixes for name, strength in mix.items() if strength))
+
+
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """float [0, 255] -> uint8, rounded."""
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
@@ -234,7 +240,7 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
 
 def _working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     """uint8 [H, W, 3] -> float32 [1, 3, *size] in [-1, 1]."""
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    image = images_of(pixels)[None]
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)

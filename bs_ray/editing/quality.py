@@ -13,6 +13,7 @@ from bs_ray.config import QualityGate
 from bs_ray.editing.editor import Edit, Edited, Editor, Outcome, to_uint8
 from bs_ray.models.base import BaseNotFound
 from bs_ray.models.judges import Judging
+from bs_ray.models.pixels import images_of
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class GatedEditor:
         """`identity`, and `effect` where the gate asks for it, of every trial."""
         found = []
         for trial in trials:
-            photo = _image(edits[trial.edit].pixels)
-            picture = _image(to_uint8(_output(outcomes, trial).pixels))
+            photo = images_of(edits[trial.edit].pixels)[None]
+            picture = images_of(to_uint8(_output(outcomes, trial).pixels))[None]
             assert self.judging.identity
             seen = {"identity": float(self.judging.identity.similarity(picture, photo)[0])}
             if self.gate.effect:
@@ -115,8 +116,3 @@ def _output(outcomes: list[Outcome], trial: _Trial) -> Edited:
     outcome = outcomes[trial.edit]
     assert isinstance(outcome, list)
     return outcome[trial.place]
-
-
-def _image(pixels: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1

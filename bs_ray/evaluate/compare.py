@@ -16,13 +16,13 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from bs_ray.config import EditorSettings, EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.evaluate.sweep import HELD_OUT_SEED, STRIPS
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.judges import Judges
+from bs_ray.models.pixels import images_of, pixels_of
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import faces
 
@@ -126,7 +126,7 @@ class Comparer:
         )
         if setting == "wild":
             images = F.interpolate(images, scale_factor=_WILD_ENLARGED, mode="bicubic").clamp(-1, 1)
-        return to_uint8((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5)
+        return pixels_of(images)
 
     def measure(self, part: Part) -> list[dict]:
         """One row for each face, slider and scale."""
@@ -152,7 +152,7 @@ class Comparer:
     @torch.no_grad()
     def _judge(self, part: Part, face: int, photo: np.ndarray, pictures: np.ndarray) -> list[dict]:
         """The pictures of one face against the photo itself."""
-        seen, still = _images(pictures), _images(np.stack([photo] * len(pictures)))
+        seen, still = images_of(pictures), images_of(np.stack([photo] * len(pictures)))
         judges = self.judges
         scores = {
             "identity": judges.identity.similarity(seen, still),
@@ -200,12 +200,7 @@ class Comparer:
         return found
 
 
-def _images(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def _thumbnail(pixels: np.ndarray) -> bytes:
     """uint8 [64, 64, 3] as bytes, for the report's strips."""
-    image = _images(pixels[None])
-    small = F.interpolate(image, (64, 64), mode="bicubic", antialias=True).clamp(-1, 1)
-    return to_uint8((small[0].permute(1, 2, 0).numpy() + 1) * 127.5).tobytes()
+    image = images_of(pixels)[None]
+    return pixels_of(F.interpolate(image, (64, 64), mode="bicubic", antialias=True)[0]).tobytes()

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bs_ray.config import EvalJob, job_hash
 from bs_ray.evaluate.compare import SHARES, Comparer, Part, match, matching_parts, measuring_parts
-from bs_ray.evaluate.metrics import READER_NOISE
+from bs_ray.evaluate.metrics import drift_of_others, monotone_share
 from bs_ray.evaluate.report import write_methods_report
 from bs_ray.evaluate.run import check, measured, with_places
 from bs_ray.raysession import ray_session
@@ -121,16 +121,13 @@ def _figures(rows: pd.DataFrame, own: int) -> dict[str, float]:
     readings, zero = grid("readings"), SHARES.index(0.0)
     ends = [0, count - 1]
     move = readings[:, -1] - readings[:, 0]
-    steps = np.diff(readings[:, :, own], axis=1)
     return {
         "effect": float(move[:, own].mean()),
-        "drift": float(np.delete(np.abs(move), own, axis=1).mean()),
+        "drift": drift_of_others(move, own),
         "identity": float(grid("identity")[:, ends].mean()),
         "perceptual_64": float(grid("perceptual_64")[:, ends].mean()),
         "perceptual_full": float(grid("perceptual_full")[:, ends].mean()),
-        "monotone_share": float(
-            ((steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)).mean()
-        ),
+        "monotone_share": monotone_share(readings[:, :, own]),
         "pixels_at_zero": float(grid("pixels")[:, zero].mean()),
         "drift_at_zero": float(grid("perceptual_64")[:, zero].mean()),
     }

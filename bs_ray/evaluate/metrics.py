@@ -56,16 +56,13 @@ def slider_figures(
     """Summarise a sweep. identity, perceptual, clip: float [F, K]; own: index of the attribute."""
     low, high = int(np.argmax(strengths == -1)), int(np.argmax(strengths == 1))
     move = readings[:, high] - readings[:, low]
-    others = np.delete(np.abs(move), own, axis=1)
     curve = readings[:, :, own]
     steps = np.diff(curve, axis=1)
     return SliderFigures(
         faces=len(readings),
         effect=float(move[:, own].mean()),
-        drift_other=float(others.mean()),
-        monotone_share=float(
-            ((steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)).mean()
-        ),
+        drift_other=drift_of_others(move, own),
+        monotone_share=monotone_share(curve),
         strictly_monotone_share=float((steps > 0).all(axis=1).mean()),
         spearman_share=float(
             (row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8).mean()
@@ -76,6 +73,17 @@ def slider_figures(
         clip_change=float((clip[:, high] - clip[:, low]).mean()),
         zero_exact=zero_exact,
     )
+
+
+def drift_of_others(move: Array, own: int) -> float:
+    """Mean absolute move [F, A] of all attributes but `own`."""
+    return float(np.delete(np.abs(move), own, axis=1).mean())
+
+
+def monotone_share(curve: Array) -> float:
+    """Share of faces whose reading [F, K] rises, and never falls by more than READER_NOISE."""
+    steps = np.diff(curve, axis=1)
+    return float(((steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)).mean())
 
 
 def row_correlation(a: Array, b: Array) -> Array:

@@ -15,6 +15,7 @@ from PIL import Image
 from bs_ray import __version__
 from bs_ray.config import EvalJob
 from bs_ray.data.contact import draw_strip
+from bs_ray.evaluate.compare import SHARES
 
 SETTINGS = {
     "faces": "Held-out faces, edited",
@@ -72,8 +73,8 @@ def write_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame, path:
             strips=[
                 {
                     "image": _image_uri(_methods_strip(table, setting, slider, list(job.methods))),
-                    "caption": f"{slider}, {SETTINGS[setting].lower()}: the photo's row at "
-                    "-1, -1/2, 0, 1/2 and 1 of the matched strength, a method a row",
+                    "caption": f"{slider}, {SETTINGS[setting].lower()}: two of them at shares of "
+                    "the matched strength, a method a row",
                 }
                 for setting in job.settings
                 for slider in job.sliders
@@ -95,7 +96,7 @@ def _methods_strip(
         own = kept[kept["method"] == method].sort_values(["face", "place"])
         own = own[own["face"].isin(sorted(own["face"].unique())[:2])]
         lines.append([np.frombuffer(p, np.uint8).reshape(64, 64, 3) for p in own["picture"]])
-    columns = [f"{share:+g}" for share in (-1, -0.5, 0, 0.5, 1)] * 2
+    columns = [f"{share:+g}" if share else "0" for share in SHARES] * 2
     return draw_strip(lines, columns, [str(n + 1) for n in range(len(methods))], slider)
 
 

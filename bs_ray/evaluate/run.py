@@ -18,7 +18,7 @@ from bs_ray.evaluate.base import caption_figures, vae_figures
 from bs_ray.evaluate.metrics import slider_figures
 from bs_ray.evaluate.report import write_report
 from bs_ray.evaluate.sweep import Sweeper, tasks
-from bs_ray.models import EMBEDDED, base_folder, load_base
+from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.models.judges import Judges
 from bs_ray.raysession import ray_session
@@ -57,9 +57,7 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
 
 def with_places(job: EvalJob) -> EvalJob:
     """The job with absolute places: actors elsewhere have working folders of their own."""
-    places = {"registry": Registry(job.registry).store.uri}
-    if job.base not in EMBEDDED:
-        places["base"] = str(Path(job.base).absolute())
+    places = {"registry": Registry(job.registry).store.uri, "base": absolute_base(job.base)}
     return job.model_copy(update=places)
 
 

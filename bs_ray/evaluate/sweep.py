@@ -14,6 +14,7 @@ from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.editing.generate import generate
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.judges import Judges
+from bs_ray.models.pixels import images_of, pixels_of
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import captions, faces
 
@@ -59,8 +60,7 @@ class Sweeper:
         """One row per face and strength: readings, scores, and the first faces' pictures."""
         scene = faces.sample_scenes(task.count, HELD_OUT_SEED + self.job.seed + task.first)
         pictures, exact = self._pictures(task, scene)
-        seen = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-        return self._judge(task, seen, pictures, exact)
+        return self._judge(task, images_of(pictures), pictures, exact)
 
     def _pictures(self, task: Task, scene: faces.Scene) -> tuple[np.ndarray, list[bool]]:
         """uint8 [F, K, H, W, 3] of the sweep, and whether strength 0 gave each input back."""
@@ -69,7 +69,7 @@ class Sweeper:
             return self._generate(task, scene), [True] * task.count
         seed = HELD_OUT_SEED + self.job.seed + task.first
         images = faces.render_wild(scene, seed) if task.setting == "wild" else faces.render(scene)
-        pixels = to_uint8((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5)
+        pixels = pixels_of(images)
         mixes = [{name: strength} for strength in strengths]
         edits = [
             Edit(f"{task.setting}-{task.first + i}", photo, mixes, self.job.seed)
@@ -98,7 +98,7 @@ class Sweeper:
             steps=TEXT_STEPS,
             guidance_scale=self.job.guidance_scale,
         )
-        return to_uint8((images.permute(0, 1, 3, 4, 2).numpy() + 1) * 127.5)
+        return pixels_of(images)
 
     @torch.no_grad()
     def _judge(

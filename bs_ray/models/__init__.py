@@ -32,6 +32,11 @@ def base_folder(base: str) -> Path:
     return EMBEDDED.get(base, Path(base))
 
 
+def absolute_base(base: str) -> str:
+    """The same base for workers elsewhere, which have working folders of their own."""
+    return base if base in EMBEDDED else str(Path(base).absolute())
+
+
 def load_base(base: str, **options: Any) -> DiffusionModel:
     """Load a base by job-file name: `tiny`, `tiny-flow`, or a diffusers folder of any family here.
 

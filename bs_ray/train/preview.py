@@ -20,6 +20,7 @@ from bs_ray.data.contact import draw_strip
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise, euler_path, guided
 from bs_ray.models.judges import ClipScore, Judging
+from bs_ray.models.pixels import pixels_of
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.train.teacher import Teacher
 
@@ -278,9 +279,9 @@ def strip(
     pictures: Tensor, strengths: Sequence[float], seeds: Sequence[int], title: str
 ) -> Image.Image:
     """Pictures [N, K, 3, H, W] in [-1, 1] as one RGB image: rows seeds, columns strengths."""
-    pixels = ((pictures + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 1, 3, 4, 2).numpy()
     columns = [f"{strength:+g}" if strength else "0" for strength in strengths]
-    return draw_strip([list(row) for row in pixels], columns, [str(seed) for seed in seeds], title)
+    rows = [list(row) for row in pixels_of(pictures)]
+    return draw_strip(rows, columns, [str(seed) for seed in seeds], title)
 
 
 # --- early stop ----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from rich.console import Console
 from bs_ray import __version__
 from bs_ray.config import TrainJob, job_hash
 from bs_ray.data.sources import pair_keys, read_pairs, read_photos
-from bs_ray.models import EMBEDDED, base_folder, load_base
+from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.judges import find_judges
 from bs_ray.progress import Board, progress
@@ -165,7 +165,7 @@ def _fit(
     # How often Ray Train asks its workers; the default of 2 s makes each checkpoint wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    base = job.base if job.base in EMBEDDED else str(Path(job.base).absolute())
+    base = absolute_base(job.base)
     datasets = _datasets(job, model, base, board, say)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
     say(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")

@@ -139,17 +139,25 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
         total = total + weights.adversarial * _share(parts, lesson, found["adversarial"])
     parts.student.backward_and_step(total)
 
-    # III-C: then the discriminator, on what the slider has just drawn.
     if parts.discriminator and judged is not None:
-        parts.discriminator.module.requires_grad_(True)
-        with torch.no_grad():
-            real_x0 = parts.photos.latents(lesson.photos)
-            real = real_x0 if latent else model.decode(real_x0)
-        found = {"discriminator": parts.discriminator(real, judged.detach())}
-        numbers |= _means(parts, lesson, step, found)
-        parts.discriminator.backward_and_step(_share(parts, lesson, found["discriminator"]))
+        numbers |= _discriminator_step(parts, parts.discriminator, lesson, step, judged.detach())
     shown = {name: value for name, value in numbers.items() if not name.startswith("yard_")}
     return shown | {"w_triplet": weights.triplet, "w_perceptual": weights.perceptual}
+
+
+def _discriminator_step(
+    parts: Parts, engine: Engine, lesson: Lesson, step: int, drawn: Tensor
+) -> dict[str, float]:
+    """III-C: step the discriminator on real photos and what the slider has just drawn."""
+    engine.module.requires_grad_(True)
+    with torch.no_grad():
+        real = parts.photos.latents(lesson.photos)
+        if parts.job.losses.discriminator == "pixel":
+            real = parts.model.decode(real)
+    found = {"discriminator": engine(real, drawn)}
+    numbers = _means(parts, lesson, step, found)
+    engine.backward_and_step(_share(parts, lesson, found["discriminator"]))
+    return numbers
 
 
 def _triplet(job: TrainJob, lesson: Lesson, prediction: Tensor) -> Tensor:
