@@ -27,10 +27,10 @@ from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import faces
 
 SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-_GRID = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+_GRID = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """LoRA scales, either sign, at which strengths are matched."""
 _MATCH_SEED = 2_000_000
-_MATCH_FACES = 32
+_MATCH_FACES = 16
 _WILD_ENLARGED = 2
 """In-the-wild photos are twice the base's size, as photos are: the edit is made smaller."""
 _TIMED_PHOTOS, _TIMED_REPEATS = 8, 3
@@ -69,20 +69,19 @@ def matching_parts(job: EvalJob) -> list[Part]:
 
 
 def measuring_parts(job: EvalJob, matched: dict[tuple[str, str, str], float]) -> list[Part]:
-    """matched: (method, setting, slider) -> the scale of share 1."""
+    """matched: (method, setting, slider) -> the scale of share 1.
+
+    Each seed draws the noise of its own share of the faces, in turn: a figure over all of them has
+    every face once, and its spread over seeds counts both.
+    """
     return [
-        Part(method, setting, job.seed + seed, first, min(job.batch_size, count - first),
+        Part(method, setting, job.seed + turn % job.seeds, first,
+             min(job.batch_size, count - first),
              {s: tuple(k * matched[method, setting, s] for k in SHARES) for s in job.sliders})
-        for method, editor in job.methods.items()
+        for method in job.methods
         for setting, count in job.settings.items()
-        for seed in range(job.seeds if draws_noise(editor) else 1)
-        for first in range(0, count, job.batch_size)
+        for turn, first in enumerate(range(0, count, job.batch_size))
     ]  # fmt: skip
-
-
-def draws_noise(editor: EditorSettings) -> bool:
-    """Whether a method's result depends on a seed: inversion finds its noise in the photo."""
-    return editor.method not in ("ddim_inversion", "null_text")
 
 
 def match(goal: float, scales: tuple[float, ...], readings: np.ndarray) -> tuple[float, float]:
@@ -132,19 +131,22 @@ class Comparer:
         """One row for each face, slider and scale."""
         seed = (_MATCH_SEED if part.matching else HELD_OUT_SEED) + self.job.seed
         photos = self.photos(part.setting, part.first, part.count, seed)
-        mixes = [
-            {self.sliders[slider].card.name: scale}
+        # Scale 0 is the same for every slider: it is edited once.
+        wanted = [
+            ((self.sliders[slider].card.name, scale),) if scale else ()
             for slider, scales in part.scales.items()
             for scale in scales
         ]
+        mixes = list(dict.fromkeys(wanted))
         editor = self.editor(part.method)
         edits = [
-            Edit(f"{part.setting}-{part.first + i}", photo, mixes, part.seed)
+            Edit(f"{part.setting}-{part.first + i}", photo, [dict(m) for m in mixes], part.seed)
             for i, photo in enumerate(photos)
         ]
         rows = []
         for i, outcome in enumerate(editor.edit(edits)):
             pictures = np.stack([to_uint8(out.pixels) for out in outputs_of(outcome)])
+            pictures = pictures[[mixes.index(mix) for mix in wanted]]
             rows += self._judge(part, part.first + i, photos[i], pictures)
         editor.close()
         return rows
@@ -152,7 +154,7 @@ class Comparer:
     @torch.no_grad()
     def _judge(self, part: Part, face: int, photo: np.ndarray, pictures: np.ndarray) -> list[dict]:
         """The pictures of one face against the photo itself."""
-        seen, still = images_of(pictures), images_of(np.stack([photo] * len(pictures)))
+        seen, still = images_of(pictures), images_of(photo)[None]
         judges = self.judges
         scores = {
             "identity": judges.identity.similarity(seen, still),

@@ -14,6 +14,7 @@ from bs_ray.sliders.artifact import Calibration, SliderError
 
 SETTINGS = EditorSettings(steps=4)
 FULL_SCALE = 255.0
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +60,42 @@ def test_zero_strength_is_zero_without_the_shortcut_too(editor: Editor) -> None:
     assert float(d[1].abs().max()) > 1e-3
 
 
-def test_a_row_does_not_depend_on_its_companions(editor: Editor) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        EditorSettings(steps=4, soft_mask=0.5, steer=1.5),
+        EditorSettings(steps=4, method="sdedit"),
+        EditorSettings(steps=4, method="ddim_inversion"),
+        EditorSettings(steps=4, method="edit_friendly"),
+    ],
+    ids=["displacement", "mask and steer", "sdedit", "ddim_inversion", "edit_friendly"],
+)
+def test_a_row_does_not_depend_on_batch_companions_or_worker(
+    editor: Editor, model, settings: EditorSettings
+) -> None:
+    """TOLERANCE is what the README states; workers differ in nothing but their threads."""
+    editor.settings = settings
     one = Edit("one", photo(), [{"smile": 1.0, "age": -0.5}])
     others = [
-        Edit(f"o{i}", photo(seed=i), [{"age": float(i)}, {"smile": -1.0}]) for i in range(1, 6)
+        Edit(f"o{i}", photo(64 + i, 64, seed=i), [{"age": float(i)}, {"smile": -1.0}, {}])
+        for i in range(1, 12)
     ]
     [[alone]] = edited(editor, one)
-    together = edited(editor, *others[:3], one, *others[3:])[3][0]
-    assert np.abs(alone - together).max() / FULL_SCALE < 1e-4
+    worker = Editor(model, list(editor.sliders.values())[::-1], settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    try:
+        [[elsewhere]] = edited(worker, one)
+    finally:
+        torch.set_num_threads(threads)
+        worker.close()
+    apart = [
+        np.abs(alone - edited(editor, *others[:count], one, *others[count:most])[count][0]).max()
+        for count, most in ((0, 1), (2, 4), (5, 11))
+    ]
+    apart.append(np.abs(alone - elsewhere).max())
+    assert max(apart) / FULL_SCALE < TOLERANCE
 
 
 def test_photos_of_all_sizes_share_a_call(editor: Editor) -> None:
