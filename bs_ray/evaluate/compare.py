@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bs_ray.config import EditorSettings, EvalJob
+from bs_ray.config import EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.evaluate.sweep import HELD_OUT_SEED, STRIPS
 from bs_ray.models import base_folder, load_base
@@ -26,8 +26,8 @@ from bs_ray.models.pixels import images_of, pixels_of
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import faces
 
-SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-_GRID = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+SHARES = (-1.0, 0.0, 1.0)
+_GRID = (0.25, 0.5, 0.75, 1.0, 2.0)
 """LoRA scales, either sign, at which strengths are matched."""
 _MATCH_SEED = 2_000_000
 _MATCH_FACES = 16
@@ -162,6 +162,7 @@ class Comparer:
             "perceptual_full": judges.perceptual.distance(seen, still, native=True),
         }
         readings = judges.reader.read(seen)
+        photo_readings = judges.reader.read(still)[0].tolist()
         pixels = np.abs(pictures.astype(float) - photo).mean((1, 2, 3)) / 255
         named = [(slider, k) for slider, scales in part.scales.items() for k in range(len(scales))]
         return [
@@ -169,6 +170,7 @@ class Comparer:
                 "part": part.name, "method": part.method, "setting": part.setting,
                 "seed": part.seed, "face": face, "slider": slider, "place": k,
                 "scale": part.scales[slider][k], "readings": readings[index].tolist(),
+                "photo_readings": photo_readings,
                 "pixels": float(pixels[index]),
                 "picture": _thumbnail(pictures[index]) if self._kept(part, face) else None,
                 **{name: float(score[index]) for name, score in scores.items()},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -21,17 +22,13 @@ from bs_ray.evaluate.run import check, measured, with_places
 from bs_ray.raysession import ray_session
 from bs_ray.sliders.registry import Registry
 
-MEASURES = {
-    "effect": "{:+.3f}",
-    "identity": "{:.4f}",
-    "perceptual_64": "{:.4f}",
-    "perceptual_full": "{:.4f}",
+SHOWN = {
     "drift": "{:.4f}",
-    "monotone_share": "{:.1%}",
-    "pixels_at_zero": "{:.2e}",
+    "identity": "{:.3f}",
+    "perceptual_64": "{:.3f}",
     "drift_at_zero": "{:.4f}",
 }
-"""What a row of the table holds besides its cost, and how it is shown."""
+"""The measures that fit a terminal, and how they look there; the page and methods.json have all."""
 
 
 def compare(job: EvalJob, *, console: Console | None = None) -> dict:
@@ -71,12 +68,15 @@ def compare(job: EvalJob, *, console: Console | None = None) -> dict:
 
 def methods_table(figures: dict) -> Table:
     """The one table: a row for each method and setting, means over sliders, spread over seeds."""
-    table = Table("method", "setting", *MEASURES, "evaluations", "seconds")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("method", "photos"):
+        table.add_column(name)
+    for name in ("drift", "identity", "LPIPS", "drift at 0", "evals", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in figures["methods"]:
         cost = figures["costs"][row["method"]]
-        cells = [form.format(row[name]) for name, form in MEASURES.items()]
         table.add_row(
-            row["method"], row["setting"], *cells,
+            row["method"], row["setting"], *(form.format(row[n]) for n, form in SHOWN.items()),
             f"{cost['evaluations']:.0f}", f"{cost['seconds']:.2f}",
         )  # fmt: skip
     return table
@@ -120,16 +120,16 @@ def _figures(rows: pd.DataFrame, own: int) -> dict[str, float]:
 
     readings, zero = grid("readings"), SHARES.index(0.0)
     ends = [0, count - 1]
-    move = readings[:, -1] - readings[:, 0]
+    away = readings - grid("photo_readings")  # an edit is held against the photo, not another edit
     return {
-        "effect": float(move[:, own].mean()),
-        "drift": drift_of_others(move, own),
+        "effect": float((readings[:, -1] - readings[:, 0])[:, own].mean()),
+        "drift": float(np.mean([drift_of_others(away[:, end], own) for end in ends])),
         "identity": float(grid("identity")[:, ends].mean()),
         "perceptual_64": float(grid("perceptual_64")[:, ends].mean()),
         "perceptual_full": float(grid("perceptual_full")[:, ends].mean()),
         "monotone_share": monotone_share(readings[:, :, own]),
         "pixels_at_zero": float(grid("pixels")[:, zero].mean()),
-        "drift_at_zero": float(grid("perceptual_64")[:, zero].mean()),
+        "drift_at_zero": float(np.abs(away[:, zero]).mean()),
     }
 
 

@@ -1,16 +1,18 @@
 """An evaluation through Ray Data: one table, figures that follow from it, one page."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings, EvalJob
 from bs_ray.evaluate.compare import match
-from bs_ray.evaluate.methods import compare
+from bs_ray.evaluate.methods import compare, methods_table
 from bs_ray.evaluate.run import check, evaluate
 from bs_ray.evaluate.sweep import tasks
 from bs_ray.models import load_base
@@ -102,17 +104,18 @@ def test_methods_are_compared_and_a_second_run_measures_nothing_again(
     figures = compare(job)
     found = {(row["method"], row["setting"]): row for row in figures["methods"]}
     assert len(found) == 6 and {row["faces"] for row in found.values()} == {3, 2}
-    assert {m: found[m, "faces"]["seeds"] for m in METHODS} == {
-        "ours": 2, "re-noised": 2, "inverted": 1
-    }  # fmt: skip
+    assert {row["seeds"] for row in found.values() if row["setting"] == "faces"} == {2}
     ours, others = found["ours", "wild"], found["re-noised", "wild"]
-    assert ours["pixels_at_zero"] == 0 and ours["drift_at_zero"] == 0
+    assert ours["pixels_at_zero"] == 0 and ours["drift_at_zero"] < 1e-6  # the reader's floats
     assert others["pixels_at_zero"] > 0.01
     evaluations = {m: figures["costs"][m]["evaluations"] for m in METHODS}
     assert evaluations == {"ours": 4, "re-noised": 2, "inverted": 4}
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "re-noised" in page
     assert json.loads((tmp_path / "out" / "methods.json").read_text()) == figures
+    text = Console(width=80, file=io.StringIO(), record=True)
+    text.print(methods_table(figures))
+    assert "re-noised" in (told := text.export_text()) and "…" not in told
 
     monkeypatch.setattr("bs_ray.evaluate.methods.measured", None)  # would be called otherwise
     again = compare(job)
