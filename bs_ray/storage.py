@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import random
+import re
 import secrets
 import threading
 import time
@@ -127,9 +128,13 @@ class Store:
         Stores page and order in their own ways, so the sort is ours. `prefix` is a plain string:
         "a/b" also finds "a/bc"; a missing folder lists as empty, a missing bucket raises.
         """
+        return sorted(self.walk(prefix), key=lambda e: e.key.encode())
+
+    def walk(self, prefix: str = "") -> Iterator[Entry]:
+        """The same as they come, page by page, in the store's own order."""
         if prefix:
             _checked_key(prefix.rstrip("/") or prefix)
-        return sorted(self._backend().walk(prefix), key=lambda e: e.key.encode())
+        return self._backend().walk(prefix)
 
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens when there is none."""
@@ -208,10 +213,14 @@ def _normal_uri(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _checked_key(key: str) -> str:
-    """`key` itself, or StorageError when it could leave the root or means two things."""
+def is_key(key: str) -> bool:
+    """Whether a key stays below its store's root and means one thing only."""
     parts = key.split("/")
-    if not key or "\0" in key or "\\" in key or any(p in ("", ".", "..") for p in parts):
+    return not ("\0" in key or "\\" in key or any(p in ("", ".", "..") for p in parts))
+
+
+def _checked_key(key: str) -> str:
+    if not is_key(key):
         raise StorageError(
             f"{key!r} is not a key. Expected names joined by single slashes, relative, without "
             "'.', '..', backslash or NUL."
@@ -367,10 +376,19 @@ class _S3:
             self.client = _cached_client(os.getpid(), _environment_key(), patience)
 
     def read(self, key: str) -> bytes:
+        seen: set[str] = set()
+
         def attempt() -> bytes:
             reply = self._call("get_object", key)
             data: bytes = reply["Body"].read()
-            self._verify(key, reply, len(data), hashlib.sha256(data).hexdigest())
+            digest = hashlib.sha256(data).hexdigest()
+            self._verify(key, reply, len(data), digest)
+            # Objects of others carry no sha256. Most stores' tag is their MD5, but not all: bytes
+            # that come twice are what is stored.
+            foreign = "sha256" not in reply.get("Metadata", {})
+            if foreign and digest not in seen and not _agrees(reply["ETag"], data):
+                seen.add(digest)
+                raise _DamagedBody(f"the MD5 of the bytes is not the object's tag {reply['ETag']}")
             return data
 
         return self._retry("read", key, attempt)
@@ -526,6 +544,15 @@ class _S3:
     def _cache_name(self, key: str, etag: str) -> str:
         identity = "\0".join([_endpoint(os.environ) or "", self._name(key), etag])
         return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+_MD5_TAG = re.compile(r'"?([0-9a-f]{32})"?')
+
+
+def _agrees(etag: str, data: bytes) -> bool:
+    """Whether a tag may be that of these bytes. Of parts and other schemes nothing is known."""
+    match = _MD5_TAG.fullmatch(etag)
+    return not match or match[1] == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 class _DamagedBody(Exception):

@@ -37,6 +37,8 @@ def decode(
         return _decode(key, data, max_pixels, keep_source)
     except _Refused as refused:
         return quarantined(key, "decode", str(refused))
+    except MemoryError:
+        raise  # the limit is the caller's, who can say it
     except Exception as error:  # at least six types come out of Pillow's decoders
         return quarantined(key, "decode", _what_went_wrong(error))
 
