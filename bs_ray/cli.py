@@ -148,15 +148,47 @@ def train(
     _write_json(json_file, asdict(result))
 
 
-@app.command(epilog="Example: bs-ray edit jobs/tiny/edit-wild.yaml input=s3://photos/2024")
-def edit(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+@app.command(epilog="Example: bs-ray edit jobs/tiny/edit-wild.yaml input=s3://photos/2024 --plan")
+def edit(
+    job: JobFile,
+    overrides: Overrides = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Say what there is to do and how long it takes; write nothing."
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take the first so many photos (the job's `limit`).")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Take so many photos at random (its `sample`).")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics while it runs.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
     """Edit a bucket or folder of photos. The same command resumes a stopped job."""
     from dataclasses import asdict
 
-    loaded = _load(job, overrides, "edit")
-    from bs_ray.batch import edit as run
+    taken = {"limit": limit, "sample": sample}
+    given = [f"{name}={count}" for name, count in taken.items() if count is not None]
+    loaded = _load(job, [*(overrides or []), *given], "edit")
+    from bs_ray import batch
+    from bs_ray.data.lease import JobTakenError
 
-    _write_json(json_file, asdict(run(loaded, console=console)))
+    if plan:
+        found = batch.estimate(loaded, console)
+        console.print(batch.estimate_table(found))
+        _write_json(json_file, asdict(found))
+        return
+    try:
+        done = batch.edit(loaded, console=console, metrics_port=metrics_port)
+    except JobTakenError as taken_by:
+        console.print(f"{loaded.name}: {taken_by}", soft_wrap=True)
+        return
+    _write_json(json_file, asdict(done))
 
 
 @app.command(

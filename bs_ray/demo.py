@@ -139,7 +139,7 @@ class _Demo:
         contact_sheet(job, self.out / "contact-sheet.png")
         self.figures["batch"] = {
             "inputs": summary.inputs,
-            "outputs": summary.outputs,
+            "outputs": summary.edited,
             "quarantined": summary.quarantined,
             "images_per_s": round(summary.images_per_s, 2),
         }

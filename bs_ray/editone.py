@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EditorSettings, JobError
-from bs_ray.data import DecodedRow, EditedRow, is_quarantined
+from bs_ray.data import DecodedRow, is_quarantined
 from bs_ray.data.contact import draw_strip
 from bs_ray.data.decode import decode
-from bs_ray.data.sinks import encode
+from bs_ray.data.encode import encode
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
@@ -54,7 +53,7 @@ class OnePhoto:
             assert self.row["source"] is not None
             return self.row["source"], ()
         [edited] = outputs_of(self.editor.edit([self._ask([self.mix])])[0])
-        row = EditedRow(**{**self.row, "source": None, "pixels": to_uint8(edited.pixels)})
+        row = DecodedRow(**{**self.row, "source": None, "pixels": to_uint8(edited.pixels)})
         made = {"sliders": self.used, "seed": self.seed, "bs_ray": __version__}
         made["base_id"] = self.editor.model.base_id
         return encode(row, made), tuple(filter(None, [*edited.notes, self.row["note"]]))
@@ -116,4 +115,4 @@ def _read(photo: Path) -> DecodedRow:
         raise EditError(
             f"photo: got {photo}, {row['reason']}; expected a whole JPEG, PNG, WebP, BMP or TIFF"
         )
-    return cast(DecodedRow, row)
+    return row

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bs_ray import cli
 from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings, JobError
-from bs_ray.data.sinks import read_provenance
+from bs_ray.data.encode import read_provenance
 from bs_ray.editing.editor import EditError
 from bs_ray.editone import OnePhoto, strengths_of
 from bs_ray.models import load_base

@@ -46,7 +46,7 @@ DOORWAYS = {
     "fastapi": ["serve/"],
     "starlette": ["serve/"],
     "ray": [
-        *["data/sources.py", "data/sinks.py", "train/run.py", "train/cache.py", "batch.py"],
+        *["data/sources.py", "train/run.py", "train/cache.py", "batch/"],
         *["raysession.py", "progress.py", "tiny/build.py"],
         *["serve/", "evaluate/run.py", "cli.py", "demo.py", "doctor.py", "submit.py", "bench/"],
     ],

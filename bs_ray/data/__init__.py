@@ -1,40 +1,47 @@
 """Rows on their way from a prefix of photos to a prefix of edited ones. No models here.
 
-    manifest -> ImageRow -> fetch, decode -> DecodedRow -> (editing) -> EditedRow -> OutputRow
-                                   |                           |             |
-                                   +------ QuarantinedRow -----+-------------+
+    manifest -> ImageRow -> fetch, decode -> PlannedRow -> (editing) -> EditedRows -> OutputRows
+                                   |                           |              |
+                                   +------ QuarantinedRow -----+--------------+
 
-One row in, one row out, at every stage: inputs = outputs + quarantined, by key.
+A photo leaves with all its edits or in quarantine: inputs = edited + quarantined, by key.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict, TypeGuard
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import TypeIs
 
-INPUT_SCHEMA = pa.schema(
+LISTING_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),  # below the input prefix
-        pa.field("size", pa.int64(), nullable=False),  # bytes
-        pa.field("etag", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),  # names the photo and its outputs
+        pa.field("size", pa.int64(), nullable=False),  # bytes; -1 where only reading it tells
+        pa.field("etag", pa.string(), nullable=False),  # of the object that holds it
+        pa.field("file", pa.string(), nullable=False),  # the packed file it is in; "" for none
+        pa.field("at", pa.int64(), nullable=False),  # there: a Parquet row, or a byte of a tar
+        pa.field("plan", pa.string(), nullable=False),  # its own edits as JSON; "" for the job's
     ]
 )
-"""The input manifest: ImageRows sorted by key, one Parquet row group per shard."""
+"""The photos below an input prefix, each once."""
+
+INPUT_SCHEMA = LISTING_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False))
+"""The input manifest: ImageRows in order."""
 
 OUTPUT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
+        pa.field("edit", pa.string(), nullable=False),  # its name; "" where a job has one
         pa.field("sha256", pa.string(), nullable=False),  # of the input's bytes
-        pa.field("output", pa.string(), nullable=False),  # key below the output prefix
+        pa.field("output", pa.string(), nullable=False),  # key below the output prefix, see sinks
         pa.field("output_sha256", pa.string(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),  # size of the output
+        pa.field("bytes", pa.int64(), nullable=False),  # size of the edited photo's file
         pa.field("note", pa.string(), nullable=False),  # what could not be kept; "" as a rule
     ]
 )
-"""The output manifest: one OutputRow per edited photo, sorted by key."""
+"""The output manifest: one OutputRow per edit, in the order of the inputs."""
 
 PHOTO_SCHEMA = pa.schema(
     [
@@ -46,12 +53,19 @@ PHOTO_SCHEMA = pa.schema(
 """Shards of training photos (`bs-ray ingest`)."""
 
 
+Stage = Literal["plan", "fetch", "decode", "edit", "encode"]
+"""Where a photo can be given up."""
+
+
 class ImageRow(TypedDict):
     """One photo of the input manifest."""
 
     key: str
     size: int
     etag: str
+    file: str
+    at: int
+    plan: str
     shard: int
 
 
@@ -81,14 +95,25 @@ class DecodedRow(TypedDict):
     """What could not be kept; "" as a rule."""
 
 
+class PlannedRow(DecodedRow):
+    """A photo and what to make of it."""
+
+    edits: dict[str, dict[str, float]]
+    """Edit's name -> slider -> signed strength."""
+
+
 class EditedRow(DecodedRow):
-    """The same with edited pixels."""
+    """The same with edited pixels: one of the photo's edits."""
+
+    edit: str
+    mix: dict[str, float]
 
 
 class OutputRow(TypedDict):
     """One edited photo, as written."""
 
     key: str
+    edit: str
     sha256: str
     output: str
     output_sha256: str
@@ -100,7 +125,7 @@ class QuarantinedRow(TypedDict):
     """A photo that was not edited, and why."""
 
     key: str
-    stage: Literal["fetch", "decode", "edit", "encode"]
+    stage: Stage
     reason: str
     """`kind: details`; kinds are counted in the summary."""
 
@@ -109,13 +134,11 @@ class EmptyInputError(ValueError):
     """A prefix without photos; the message says what was looked for."""
 
 
-def quarantined(
-    key: str, stage: Literal["fetch", "decode", "edit", "encode"], reason: str
-) -> QuarantinedRow:
+def quarantined(key: str, stage: Stage, reason: str) -> QuarantinedRow:
     """The row that stands for a photo from here on."""
     return {"key": key, "stage": stage, "reason": reason}
 
 
-def is_quarantined(row: Any) -> TypeGuard[QuarantinedRow]:
+def is_quarantined(row: Any) -> TypeIs[QuarantinedRow]:
     """Whether a row of any stage is a QuarantinedRow."""
     return isinstance(row, dict) and "stage" in row

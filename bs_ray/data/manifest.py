@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_ray.data import INPUT_SCHEMA, EmptyInputError, ImageRow, QuarantinedRow, quarantined
-from bs_ray.storage import (
-    AccessError,
-    Entry,
-    MissingBucketError,
-    MissingKeyError,
-    StorageError,
-    Store,
-    UnreachableError,
-)
+from bs_ray.data import INPUT_SCHEMA, ImageRow
+from bs_ray.data.inputs import Listing
+from bs_ray.storage import MissingKeyError, Store
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 INPUT_KEY = "_bs_ray/input.parquet"
 _META = b"bs_ray"
+_GROUP = 4096  # photos in a row group, about: small ones make a footer that is slow to read
 
 
 class JobChangedError(ValueError):
@@ -38,47 +34,59 @@ class JobChangedError(ValueError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an output prefix was made from."""
+    """What an output prefix was made from; the photos themselves stay in the file."""
 
-    keys: list[str]
-    """Every input, sorted by the bytes of its key."""
+    output: Store
+    photos: int
     shards: int
+    shard_images: int
+    format: str
+    """images, parquet or webdataset."""
     ignored: int
-    """Files below the input prefix that do not look like photos."""
+    """Files below the input prefix that hold no photos of this format."""
+    bytes: int
+    """Size of the files that do."""
     settings: dict[str, Any]
     """What decides an output's pixels, as JSON values."""
     sha256: str
-    """Of the listing: keys, sizes and tags."""
+    """Of the listing, row by row."""
+
+    def shard(self, number: int) -> list[ImageRow]:
+        """The photos of one shard. Each node downloads the manifest once."""
+        path, size = self.output.local_copy(INPUT_KEY), self.shard_images
+        group, start = divmod(number * size, _group_rows(size))
+        return _read_group(path, group).slice(start, size).to_pylist()
+
+    def keys(self) -> Iterator[str]:
+        """Every photo's key, in order; memory holds a group of them."""
+        path = self.output.local_copy(INPUT_KEY)
+        for batch in pq.ParquetFile(path).iter_batches(_GROUP, columns=["key"]):
+            yield from batch["key"].to_pylist()
 
 
 def read_manifest(output: Store) -> Manifest | None:
     """The manifest under this output prefix, or None before the first run."""
     try:
-        data = output.read(INPUT_KEY)
+        path = output.local_copy(INPUT_KEY)
     except MissingKeyError:
         return None
-    table = pq.read_table(BytesIO(data))
-    meta = json.loads(table.schema.metadata[_META])
-    return Manifest(
-        keys=table["key"].to_pylist(),
-        shards=table["shard"][-1].as_py() + 1,
-        ignored=meta["ignored"],
-        settings=meta["settings"],
-        sha256=meta["sha256"],
-    )
+    with pq.ParquetFile(path) as file:
+        meta = json.loads(file.schema_arrow.metadata[_META])
+        photos = file.metadata.num_rows
+    shards = -(-photos // meta["shard_images"])
+    return Manifest(output=output, photos=photos, shards=shards, **meta)
 
 
 def open_manifest(
-    source: Store, output: Store, settings: dict[str, Any], shard_images: int
+    output: Store, settings: dict[str, Any], shard_images: int, listed: Callable[[], Listing]
 ) -> Manifest:
-    """The output's manifest; the first run lists `source` and writes it.
+    """The output's manifest; the first run takes `listed()` and writes it.
 
-    Raises EmptyInputError for a source without photos and JobChangedError where the output was
-    begun with other settings.
+    Raises JobChangedError where the output was begun with other settings, and what `listed` does.
     """
     found = read_manifest(output)
     if found is None:
-        output.write_if_absent(INPUT_KEY, _listing(source, settings, shard_images))
+        output.write_if_absent(INPUT_KEY, _file(listed(), settings, shard_images))
         found = read_manifest(output)  # ours, or that of a rival who was first
     assert found is not None
     check_settings(found.settings, settings, output)
@@ -100,74 +108,44 @@ def check_settings(before: dict[str, Any], now: dict[str, Any], output: Store) -
         )
 
 
-def read_shard(output: Store, shard: int) -> list[ImageRow]:
-    """The photos of one shard; each node downloads the manifest once."""
-    with pq.ParquetFile(output.local_copy(INPUT_KEY)) as file:
-        return file.read_row_group(shard).to_pylist()
+def _group_rows(shard_images: int) -> int:
+    """Rows of a row group: whole shards."""
+    return max(1, _GROUP // shard_images) * shard_images
 
 
-def fetch(source: Store, row: ImageRow, max_bytes: int) -> bytes | QuarantinedRow:
-    """The photo's bytes. What is wrong with this photo alone quarantines it.
-
-    Raises StorageError when the store itself does not answer or lets us in no longer: then every
-    photo would fail, and a rerun can still succeed.
-    """
-    key = row["key"]
-    if row["size"] > max_bytes:
-        reason = f"too large: got {row['size']} bytes; expected at most {max_bytes} (max_bytes)"
-        return quarantined(key, "fetch", reason)
-    try:
-        data = source.read(key)
-    except MissingKeyError:
-        return quarantined(key, "fetch", "missing: it was there when the input was listed")
-    except (UnreachableError, MissingBucketError):
-        raise
-    except AccessError:
-        source.check()
-        return quarantined(key, "fetch", "forbidden: expected the right to read it")
-    except StorageError as error:
-        return quarantined(key, "fetch", f"unreadable: {error}")
-    if len(data) != row["size"]:
-        reason = f"changed: got {len(data)} bytes; expected {row['size']}, as listed"
-        return quarantined(key, "fetch", reason)
-    return data
+@lru_cache(maxsize=2)
+def _read_group(path: Path, group: int) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(group)
 
 
-def is_photo(key: str) -> bool:
-    """Whether a key's suffix is one of SUFFIXES."""
-    return key.lower().endswith(SUFFIXES)
-
-
-def _listing(source: Store, settings: dict[str, Any], shard_images: int) -> bytes:
+def _file(listing: Listing, settings: dict[str, Any], shard_images: int) -> bytes:
     """The manifest's file. Equal listings give equal bytes."""
-    entries = source.list()
-    photos = [entry for entry in entries if is_photo(entry.key)]
-    if not photos:
-        raise EmptyInputError(
-            f"{source.uri}: got {len(entries)} files, none of them a photo; expected at least one "
-            f"of {', '.join(SUFFIXES)} at any depth. Check the prefix"
-        )
-    table = pa.Table.from_pylist(
-        [
-            {"key": p.key, "size": p.size, "etag": p.etag, "shard": index // shard_images}
-            for index, p in enumerate(photos)
-        ],
-        schema=INPUT_SCHEMA,
-    )
     meta = {
-        "ignored": len(entries) - len(photos),
+        "shard_images": shard_images,
+        "format": listing.format,
+        "ignored": listing.ignored,
+        "bytes": listing.bytes,
         "settings": settings,
-        "sha256": _digest(photos),
+        "sha256": _digest(listing.table),
     }
-    table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
+    told = {_META: json.dumps(meta, sort_keys=True).encode()}
+    shards = pa.array((i // shard_images for i in range(len(listing.table))), pa.int32())
+    table = listing.table.append_column(INPUT_SCHEMA.field("shard"), shards)
     file = BytesIO()
-    pq.write_table(table, file, row_group_size=shard_images, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata(told), file,
+        row_group_size=_group_rows(shard_images), compression="zstd",
+    )  # fmt: skip
     return file.getvalue()
 
 
-def _digest(photos: list[Entry]) -> str:
-    lines = (json.dumps([photo.key, photo.size, photo.etag]) for photo in photos)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _digest(table: pa.Table) -> str:
+    digest = hashlib.sha256()
+    for batch in table.to_batches(_GROUP):
+        for row in batch.to_pylist():
+            digest.update(json.dumps(list(row.values())).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

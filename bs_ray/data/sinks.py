@@ -1,223 +1,138 @@
-"""Pixels -> a file like the one they came from, and the ledger that says what is done.
+"""Where a shard's edited photos go: files of their own, or one tar or Parquet file a shard.
 
-A shard's images are put first, at keys that depend on nothing but the input; then its line in the
-ledger, on condition that there is none. A shard is done when its line is there: a crash before
-costs that shard's work and nothing else. The reports are rebuilt from the lines alone.
+A sink puts them at keys that depend on nothing but the input, so that a shard made twice is the
+same twice. An output's place is its key below the output prefix; within a packed file,
+`file#member` (tar) or `file#row` (Parquet).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from bs_ray.data import (
-    OUTPUT_SCHEMA,
-    EditedRow,
-    OutputRow,
-    QuarantinedRow,
-    is_quarantined,
-    quarantined,
-)
-from bs_ray.data.manifest import Manifest
+from bs_ray.data import EditedRow, OutputRow
+from bs_ray.data.inputs import SUFFIXES
 from bs_ray.storage import Store
 
-SUMMARY_KEY = "summary.json"
-_IMAGES, _SHARDS = "images", "_bs_ray/shards"
-_EXIF_DIRECTORY, _USER_COMMENT = 0x8769, 0x9286
-_ASCII = b"ASCII\0\0\0"
-_TEXT_KEY = "bs_ray"
 _REQUESTS = 8  # in flight at once, per task: a shard is mostly waiting for the store
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+
+PACKED_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("edit", pa.string(), nullable=False),
+        pa.field("bytes", pa.binary(), nullable=False),  # the image file
+        pa.field("provenance", pa.string(), nullable=False),  # JSON
+    ]
+)
+"""Rows of a `parquet` sink's files; `bs-ray edit` reads them back with its default columns."""
 
 
-# ---------------------------------------------------------------------------- one image
+@dataclass(frozen=True)
+class Made:
+    """One edited photo as a file, and what it says of its making."""
 
+    row: EditedRow
+    data: bytes
+    provenance: dict[str, Any]
 
-def encode(row: EditedRow, provenance: dict[str, Any]) -> bytes:
-    """The edited photo as a file of the input's format; equal rows give equal bytes.
+    @property
+    def name(self) -> str:
+        """Its key, below its edit's folder where a job makes several."""
+        key, edit = self.row["key"], self.row["edit"]
+        key += "" if key.lower().endswith(SUFFIXES) else _SUFFIX[self.row["format"]]
+        return f"{edit}/{key}" if edit else key
 
-    JPEG is written at quality 95 without chroma subsampling, one-channel photos as such.
-    Provenance goes into EXIF's UserComment, or a PNG's text; a BMP has no room for it.
-    """
-    if row["source"] is not None:
-        return row["source"]
-    file = BytesIO()
-    options = _OPTIONS[row["format"]](row, provenance)
-    if row["icc"]:
-        options["icc_profile"] = row["icc"]
-    _image(row).save(file, row["format"], **options)
-    return file.getvalue()
-
-
-def read_provenance(data: bytes) -> dict[str, Any] | None:
-    """What `encode` wrote into a file, or None where there is nothing of ours."""
-    with Image.open(BytesIO(data)) as image:
-        text = image.info.get(_TEXT_KEY)
-        if text is None:
-            comment = image.getexif().get_ifd(_EXIF_DIRECTORY).get(_USER_COMMENT, b"")
-            text = bytes(comment).removeprefix(_ASCII).decode("ascii", "replace")
-    try:
-        return json.loads(text)[_TEXT_KEY]
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _image(row: EditedRow) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(row["pixels"]))
-    if row["grey"]:
-        image = image.convert("L")
-    if row["alpha"] is not None:
-        image.putalpha(Image.fromarray(row["alpha"]))
-    return image
-
-
-def _jpeg_options(row: EditedRow, provenance: dict[str, Any]) -> dict[str, Any]:
-    return {"quality": 95, "subsampling": 0, "exif": _with_comment(row["exif"], provenance)}
-
-
-def _png_options(row: EditedRow, provenance: dict[str, Any]) -> dict[str, Any]:
-    text = PngInfo()
-    text.add_text(_TEXT_KEY, _json({_TEXT_KEY: provenance}))
-    return {"pnginfo": text, **({"exif": row["exif"]} if row["exif"] else {})}
-
-
-def _webp_options(row: EditedRow, provenance: dict[str, Any]) -> dict[str, Any]:
-    quality = {"lossless": True} if row["lossless"] else {"quality": 95}
-    return {**quality, "exact": True, "exif": _with_comment(row["exif"], provenance)}
-
-
-def _tiff_options(row: EditedRow, provenance: dict[str, Any]) -> dict[str, Any]:
-    # Uncompressed: libtiff, which would compress, writes no EXIF directories.
-    return {"exif": _with_comment(row["exif"], provenance)}
-
-
-_OPTIONS: dict[str, Callable[[EditedRow, dict[str, Any]], dict[str, Any]]] = {
-    "JPEG": _jpeg_options,
-    "PNG": _png_options,
-    "WEBP": _webp_options,
-    "TIFF": _tiff_options,
-    "BMP": lambda row, provenance: {},
-}
-
-
-def _with_comment(exif: bytes, provenance: dict[str, Any]) -> bytes:
-    """The EXIF block with our UserComment; one that was there before is kept inside it."""
-    block = Image.Exif()
-    block.load(exif)
-    directory = block.get_ifd(_EXIF_DIRECTORY)
-    before = bytes(directory.get(_USER_COMMENT, b""))
-    comment: dict[str, Any] = {_TEXT_KEY: provenance}
-    if before.strip(b"\0 "):
-        comment["before"] = before.removeprefix(_ASCII).decode("utf-8", "replace")
-    directory[_USER_COMMENT] = _ASCII + _json(comment).encode("ascii")
-    return block.tobytes()
-
-
-# ---------------------------------------------------------------------------- one shard
-
-
-def commit_shard(
-    output: Store,
-    shard: int,
-    rows: Sequence[EditedRow | QuarantinedRow],
-    provenance: Callable[[EditedRow], dict[str, Any]],
-) -> list[OutputRow | QuarantinedRow]:
-    """Write the shard's images, then its line. Returns the line's rows, in the given order."""
-
-    def put(row: EditedRow | QuarantinedRow) -> OutputRow | QuarantinedRow:
-        if is_quarantined(row):
-            return row
-        return _put(output, row, provenance(row))  # type: ignore[arg-type]
-
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        done = list(pool.map(put, rows))
-    line = {"shard": shard, "rows": done}
-    output.write_if_absent(_shard_key(shard), _json(line, indent=1).encode())
-    return done
-
-
-def _put(output: Store, row: EditedRow, provenance: dict[str, Any]) -> OutputRow | QuarantinedRow:
-    try:
-        data = encode(row, provenance)
-    except Exception as error:  # such as metadata too long for the format
-        return quarantined(row["key"], "encode", f"damaged: {type(error).__name__}: {error}")
-    key = f"{_IMAGES}/{row['key']}"
-    output.write(key, data)
-    return OutputRow(
-        key=row["key"],
-        sha256=row["sha256"],
-        output=key,
-        output_sha256=hashlib.sha256(data).hexdigest(),
-        bytes=len(data),
-        note=row["note"],
-    )
-
-
-def done_shards(output: Store) -> set[int]:
-    """The shards whose line is written."""
-    entries = output.list(_SHARDS + "/")
-    return {int(e.key.rpartition("/")[2].removesuffix(".json")) for e in entries}
-
-
-def read_lines(output: Store, shards: Sequence[int]) -> list[OutputRow | QuarantinedRow]:
-    """All rows of some shards, in order."""
-
-    def rows(shard: int) -> list[OutputRow | QuarantinedRow]:
-        return json.loads(output.read(_shard_key(shard)))["rows"]
-
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        return [row for line in pool.map(rows, shards) for row in line]
-
-
-def _shard_key(shard: int) -> str:
-    return f"{_SHARDS}/{shard:05d}.json"
-
-
-# ---------------------------------------------------------------------------- the whole
-
-
-def write_reports(output: Store, manifest: Manifest) -> dict[str, Any]:
-    """Write manifest.parquet, quarantine.jsonl and, last, summary.json; returns the summary.
-
-    Everything follows from the ledger, so equal jobs leave equal reports. Raises RuntimeError
-    where inputs and rows do not match one to one.
-    """
-    rows = read_lines(output, range(manifest.shards))
-    if [row["key"] for row in rows] != manifest.keys:
-        raise RuntimeError(
-            f"{output.uri}: got {len(rows)} rows that do not match the {len(manifest.keys)} inputs "
-            "key by key. Something else wrote below _bs_ray; use a fresh output"
+    def at(self, output: str) -> OutputRow:
+        """Its line in the manifest, once it is written there."""
+        return OutputRow(
+            key=self.row["key"],
+            edit=self.row["edit"],
+            sha256=self.row["sha256"],
+            output=output,
+            output_sha256=hashlib.sha256(self.data).hexdigest(),
+            bytes=len(self.data),
+            note=self.row["note"],
         )
-    outputs = [row for row in rows if not is_quarantined(row)]
-    refused = [row for row in rows if is_quarantined(row)]
-    file = BytesIO()
-    pq.write_table(pa.Table.from_pylist(outputs, schema=OUTPUT_SCHEMA), file, compression="zstd")
-    output.write("manifest.parquet", file.getvalue())
-    output.write("quarantine.jsonl", "".join(_json(row) + "\n" for row in refused).encode())
-    kinds = Counter(f"{row['stage']}: {row['reason'].partition(':')[0]}" for row in refused)
-    summary = {
-        "inputs": len(rows),
-        "outputs": len(outputs),
-        "quarantined": len(refused),
-        "quarantined_by_reason": dict(sorted(kinds.items())),
-        "ignored": manifest.ignored,
-        "shards": manifest.shards,
-        "input_sha256": manifest.sha256,
-        "settings": manifest.settings,
-    }
-    output.write(SUMMARY_KEY, (_json(summary, indent=2) + "\n").encode())
-    return summary
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, sort_keys=True, indent=indent)
+Sink = Callable[[Store, int, Sequence[Made]], list[OutputRow]]
+
+
+def _write_images(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
+    def put(photo: Made) -> OutputRow:
+        key = f"images/{photo.name}"
+        output.write(key, photo.data)
+        return photo.at(key)
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(put, made))
+
+
+def _write_tar(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
+    key, file, rows = f"shards/{shard:05d}.tar", BytesIO(), []
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for photo in made:
+            # A sample's name ends at its first dot, so that a name's own dots are spelt out.
+            stem, _, suffix = photo.name.rpartition(".")
+            sample = stem.replace(".", "%2E")
+            told = json.dumps(photo.provenance, sort_keys=True).encode()
+            _add(archive, f"{sample}.{suffix}", photo.data)
+            _add(archive, f"{sample}.json", told)
+            rows.append(photo.at(f"{key}#{sample}.{suffix}"))
+    output.write(key, file.getvalue())
+    return rows
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # owner 0, time 0: equal shards are equal bytes
+    member.size = len(data)
+    archive.addfile(member, BytesIO(data))
+
+
+def _write_parquet(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
+    key, file = f"shards/{shard:05d}.parquet", BytesIO()
+    table = pa.Table.from_pylist(
+        [
+            {
+                "key": photo.name,
+                "edit": photo.row["edit"],
+                "bytes": photo.data,
+                "provenance": json.dumps(photo.provenance, sort_keys=True),
+            }
+            for photo in made
+        ],
+        schema=PACKED_SCHEMA,
+    )
+    pq.write_table(table, file, compression="none")  # of what is compressed already
+    output.write(key, file.getvalue())
+    return [photo.at(f"{key}#{row}") for row, photo in enumerate(made)]
+
+
+SINKS: dict[str, Sink] = {
+    "images": _write_images,
+    "webdataset": _write_tar,
+    "parquet": _write_parquet,
+}
+"""By a job's `sink`: write a shard, return its rows of the manifest in order."""
+
+
+def read_output(output: Store, place: str) -> bytes:
+    """The edited photo at a place that a sink gave. Raises StorageError, KeyError."""
+    key, packed, member = place.rpartition("#")
+    if not packed or not key.startswith("shards/"):
+        return output.read(place)
+    path = output.local_copy(key)
+    if key.endswith(".tar"):
+        with tarfile.open(path, "r:") as archive:
+            return archive.extractfile(member).read()  # type: ignore[union-attr]
+    return pq.read_table(path, columns=["bytes"])["bytes"][int(member)].as_py()

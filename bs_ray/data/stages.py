@@ -1,29 +1,51 @@
 """The pipeline's two light stages: what comes before and after the model.
 
 Apart from the editor for their import's sake: a worker that only decodes should not load torch.
-A row between stages is a whole shard, {shard: int, rows: bytes}; see `pack`.
+A row between stages is a whole shard, {shard, rows, <stage>_s...}; see `pack`.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from bs_ray.config import EditJob
-from bs_ray.data import DecodedRow, EditedRow, ImageRow, QuarantinedRow, is_quarantined
-from bs_ray.data.decode import decode
-from bs_ray.data.manifest import fetch, read_shard
-from bs_ray.data.sinks import commit_shard
+from bs_ray.data import (
+    DecodedRow,
+    EditedRow,
+    ImageRow,
+    PlannedRow,
+    QuarantinedRow,
+    is_quarantined,
+    quarantined,
+)
+from bs_ray.data.guard import guard_of
+from bs_ray.data.inputs import fetch_all
+from bs_ray.data.ledger import commit_shard
+from bs_ray.data.manifest import Manifest
 from bs_ray.storage import Store
 
-_READERS = 4  # reading is waiting, and decoding lets go of the interpreter's lock
+Edits = dict[str, dict[str, float]]
+"""Edit's name -> slider -> signed strength."""
+
+_EDIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+_MOST_EDITS = 100  # of one photo
 
 
-def pack(shard: int, rows: Sequence[DecodedRow | EditedRow | QuarantinedRow]) -> dict[str, Any]:
-    """A shard as one row of a Dataset: photos of many sizes are no Arrow columns."""
-    return {"shard": shard, "rows": pickle.dumps(rows, protocol=5)}
+def pack(
+    shard: int, rows: Sequence[PlannedRow | EditedRow | QuarantinedRow], **seconds: float
+) -> dict[str, Any]:
+    """A shard as one row of a Dataset: photos of many sizes are no Arrow columns.
+
+    seconds: what its stages took so far, as <stage>_s.
+    """
+    return {"shard": shard, "rows": pickle.dumps(rows, protocol=5), **seconds}
 
 
 def unpack(row: dict[str, Any]) -> list[Any]:
@@ -31,31 +53,113 @@ def unpack(row: dict[str, Any]) -> list[Any]:
     return pickle.loads(row["rows"])
 
 
+def seconds_of(row: dict[str, Any]) -> dict[str, float]:
+    """What the stages so far took."""
+    return {name: value for name, value in row.items() if name.endswith("_s")}
+
+
 def fetch_shard(
-    row: dict[str, Any], *, job: EditJob, copies: bool, pending: Sequence[int]
+    row: dict[str, Any],
+    *,
+    job: EditJob,
+    manifest: Manifest,
+    edits: Edits,
+    names: Mapping[str, str],
+    pending: Sequence[int],
 ) -> dict[str, Any]:
-    """{id} -> {shard, rows}: read and decode the photos of shard pending[id].
+    """{id} -> {shard, rows, fetch_s, decode_s}: read and decode the photos of shard pending[id].
 
-    copies: the job changes no pixel, so the files' bytes are carried along.
+    edits: the job's, for photos without a plan; names: reference in the job -> slider.
     """
-    shard, source = pending[row["id"]], Store(job.input)
-
-    def load(image: ImageRow) -> DecodedRow | QuarantinedRow:
-        data = fetch(source, image, job.max_bytes)
-        if not isinstance(data, bytes):
-            return data
-        return decode(image["key"], data, max_pixels=job.max_pixels, keep_source=copies)
-
-    with ThreadPoolExecutor(_READERS) as threads:
-        return pack(shard, list(threads.map(load, read_shard(Store(job.output), shard))))
+    shard = pending[row["id"]]
+    rows, fetch_s, decode_s = load_photos(manifest.shard(shard), job, edits, names)
+    return pack(shard, rows, fetch_s=fetch_s, decode_s=decode_s)
 
 
-def write_shard(row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any]) -> dict[str, int]:
-    """{shard, rows} -> {shard, inputs, quarantined}: write the photos, then the ledger's line."""
+def load_photos(
+    images: Sequence[ImageRow], job: EditJob, edits: Edits, names: Mapping[str, str]
+) -> tuple[list[PlannedRow | QuarantinedRow], float, float]:
+    """Fetch and decode some photos: their rows, in order, and the seconds that each took."""
+    started = time.monotonic()
+    planned: dict[str, Any] = {
+        image["key"]: edits_of(image, edits, names) if job.plan else edits for image in images
+    }
+    wanted = [image for image in images if not is_quarantined(planned[image["key"]])]
+    found = dict(
+        zip((i["key"] for i in wanted), fetch_all(Store(job.input), wanted, job), strict=True)
+    )
+    fetched = time.monotonic()
+    files = [(key, data) for key, data in found.items() if isinstance(data, bytes)]
+    guard = guard_of(job.decode_s, job.decode_mb)
+    decoded = guard.decode(files, max_pixels=job.max_pixels)
+    rows: dict[str, Any] = planned | found
+    for (key, data), photo in zip(files, decoded, strict=True):
+        if is_quarantined(photo):
+            rows[key] = photo
+        else:
+            rows[key] = _planned(photo, planned[key], data, job)
+    decode_s = time.monotonic() - fetched
+    return [rows[image["key"]] for image in images], fetched - started, decode_s
+
+
+def _planned(photo: DecodedRow, edits: Edits, data: bytes, job: EditJob) -> PlannedRow:
+    """The file is carried along where any of the edits is the photo itself."""
+    keeps = job.editor.method == "displacement"
+    copied = keeps and any(not any(mix.values()) for mix in edits.values())
+    return PlannedRow(**{**photo, "source": data if copied else None, "edits": edits})
+
+
+_PLAN: TypeAdapter[Edits] = TypeAdapter(dict[str, dict[str, float]])
+
+
+def edits_of(image: ImageRow, otherwise: Edits, names: Mapping[str, str]) -> Edits | QuarantinedRow:
+    """What a photo's own plan asks for; `otherwise` where it has none."""
+    if not image["plan"]:
+        return otherwise
+    try:
+        edits = _PLAN.validate_json(image["plan"], strict=True)
+    except ValidationError:
+        return _refused(image, f"got {image['plan'][:80]!r}; expected {{edit: {{slider: number}}}}")
+    if not 0 < len(edits) <= _MOST_EDITS:
+        return _refused(image, f"got {len(edits)} edits; expected 1 to {_MOST_EDITS}")
+    for name, mix in edits.items():
+        if not _EDIT_NAME.fullmatch(name):
+            return _refused(image, f"got edit {name[:80]!r}; expected letters, digits, _ . + -")
+        for slider, strength in mix.items():
+            if slider not in names and slider not in names.values():
+                return _refused(image, f"got {slider!r}; expected one of {', '.join(names)}")
+            if not math.isfinite(strength):
+                return _refused(image, f"got strength {strength} of {slider}; expected a number")
+    return {
+        name: {names.get(slider, slider): strength for slider, strength in mix.items()}
+        for name, mix in edits.items()
+    }
+
+
+def _refused(image: ImageRow, reason: str) -> QuarantinedRow:
+    return quarantined(image["key"], "plan", f"wrong: {reason}")
+
+
+def write_shard(
+    row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any], references: Mapping[str, str]
+) -> dict[str, Any]:
+    """{shard, rows} -> {shard, inputs, quarantined, outputs, <stage>_s}: write, then commit.
+
+    stamp: what every output says of its making; references: slider -> name@version.
+    """
+    started = time.monotonic()
 
     def provenance(photo: EditedRow) -> dict[str, Any]:
-        return {**stamp, "source_sha256": photo["sha256"]}
+        sliders = {references[name]: strength for name, strength in photo["mix"].items()}
+        return {**stamp, "sliders": sliders, "source_sha256": photo["sha256"]}
 
-    done = commit_shard(Store(job.output), row["shard"], unpack(row), provenance)
+    done = commit_shard(Store(job.output), job.sink, row["shard"], unpack(row), provenance)
     bad = sum(map(is_quarantined, done))
-    return {"shard": row["shard"], "inputs": len(done), "quarantined": bad}
+    return {
+        "shard": row["shard"],
+        "inputs": len({r["key"] for r in done}),
+        "quarantined": bad,
+        "outputs": len(done) - bad,
+        **seconds_of(row),
+        "write_s": time.monotonic() - started,
+    }

@@ -41,8 +41,8 @@ def write_report(
     contact_sheet: Path | None = None,
 ) -> None:  # fmt: skip
     """Write the page. `summary` (label -> value) and `contact_sheet` come from a whole run."""
-    pages = Environment(loader=PackageLoader("bs_ray.evaluate", "."), autoescape=True)
-    page = pages.get_template("report.html.j2")
+    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
+    page = pages.get_template("evaluate/report.html.j2")
     path.write_text(
         page.render(
             title=f"bs_ray: {job.name}",
@@ -61,13 +61,13 @@ def write_report(
 
 def write_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame, path: Path) -> None:
     """The comparison of edit methods as a page: the table, and one strip for each slider."""
-    pages = Environment(loader=PackageLoader("bs_ray.evaluate", "."), autoescape=True)
+    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
     rows = [
         {**row, **{f"cost_{k}": v for k, v in figures["costs"][row["method"]].items()}}
         for row in figures["methods"]
     ]
     path.write_text(
-        pages.get_template("methods.html.j2").render(
+        pages.get_template("evaluate/methods.html.j2").render(
             title=f"bs_ray: {job.name}", job=job, version=__version__, rows=rows,
             missed=[m for m in figures["matched"] if not m["reached"]],
             strips=[

@@ -8,7 +8,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -175,7 +175,7 @@ class _Edits:
             large = row["reason"].startswith("too many pixels")
             status, kind = (413, "too-many-pixels") if large else (400, "bad-image")
             raise Problem(status, kind, f"image: {row['reason']}")
-        return cast(DecodedRow, row)
+        return row
 
 
 async def _read(request: Request) -> EditRequest:

@@ -1,0 +1,117 @@
+"""What a job would take, before it is run: `bs-ray edit JOB.yaml --plan`. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from bs_ray.batch.plan import listed, resolve
+from bs_ray.batch.shard import batches, edit_rows, gated
+from bs_ray.config import EditJob
+from bs_ray.data import PlannedRow, is_quarantined
+from bs_ray.data.ledger import done_shards
+from bs_ray.data.manifest import read_manifest
+from bs_ray.data.stages import load_photos
+from bs_ray.editing.editor import Editor
+from bs_ray.models import load_base
+from bs_ray.sliders.artifact import Slider
+from bs_ray.sliders.registry import Registry
+from bs_ray.storage import Store
+
+_TIMED = 2  # batches, after one that warms up
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `--plan` tells."""
+
+    photos: int
+    bytes: int
+    """Of the files that hold them."""
+    format: str
+    ignored: int
+    edits: int
+    """Of a photo, on average over those that were tried."""
+    shards: int
+    done_shards: int
+    """Found at the output."""
+    images_per_s: float | None
+    """Photos a second of one worker on this machine; None where no photo could be edited."""
+    hours: float | None
+    """For what is not yet done, with the job's workers, each as fast as this machine."""
+    cost: float | None
+
+
+def estimate(job: EditJob, console: Console) -> Estimate:
+    """List the input, and edit a few of its photos in this process to see how long it takes.
+
+    Raises ValueError as `edit` does before any work.
+    """
+    source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
+    source.check()
+    sliders = resolve(job, registry, {}, console)
+    listing = listed(job, source, console)
+    photos = len(listing.table)
+    done = len(done_shards(output)) if read_manifest(output) else 0
+    names = {reference: slider.card.name for reference, slider in sliders.items()}
+    tried = listing.table.slice(0, (_TIMED + 1) * job.batch_size).to_pylist()
+    loaded, _, _ = load_photos(tried, job, job.edits(names), names)
+    rows = [row for row in loaded if not is_quarantined(row)]
+    rate = _rate(job, list(sliders.values()), rows)
+    left = max(0, photos - done * job.shard_images)
+    hours = left / rate / job.workers / 3600 if rate else None
+    return Estimate(
+        photos=photos,
+        bytes=listing.bytes,
+        format=listing.format,
+        ignored=listing.ignored,
+        edits=round(sum(len(row["edits"]) for row in rows) / max(1, len(rows))),
+        shards=-(-photos // job.shard_images),
+        done_shards=done,
+        images_per_s=rate,
+        hours=hours,
+        cost=hours * job.cost_per_hour if hours and job.cost_per_hour else None,
+    )
+
+
+def estimate_table(found: Estimate) -> Table:
+    """An Estimate for people."""
+    table = Table(show_header=False, box=None)
+    rows = {
+        "photos": f"{found.photos:,} in {found.format} ({found.ignored:,} other files ignored)",
+        "bytes": f"{found.bytes / 1e9:,.3g} GB",
+        "edits of each": str(found.edits),
+        "shards": f"{found.shards:,}, {found.done_shards:,} of them done",
+        "rate": "unknown: none of the photos tried could be edited",
+        "time left": "unknown",
+    }
+    if found.images_per_s and found.hours is not None:
+        rows["rate"] = f"{found.images_per_s:.2f} images/s a worker, measured on this machine"
+        rows["time left"] = f"{found.hours:.2f} hours"
+    if found.cost is not None:
+        rows["cost"] = f"{found.cost:,.2f}"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _rate(job: EditJob, sliders: Sequence[Slider], rows: list[PlannedRow]) -> float | None:
+    """Photos a second through the editor alone, on this machine."""
+    import torch
+
+    torch.set_num_threads(max(1, round(job.cpus_per_worker)))
+    model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
+    editor = Editor(model, sliders, job.editor)
+    some = list(batches(rows, editor.working_size, job.batch_size))
+    for batch in some[:1]:
+        edit_rows(batch, gated(editor, job), editor.working_size, job)
+    timed = some[1 : 1 + _TIMED] or some
+    started = time.monotonic()
+    for batch in timed:
+        edit_rows(batch, gated(editor, job), editor.working_size, job)
+    photos = sum(map(len, timed))
+    return photos / (time.monotonic() - started) if photos else None

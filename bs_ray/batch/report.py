@@ -1,0 +1,110 @@
+"""What is left to look at: report.html, and contact sheets of photos before and after."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from bs_ray import __version__
+from bs_ray.batch.board import STAGES
+from bs_ray.batch.plan import EditFailed
+from bs_ray.config import EditJob
+from bs_ray.data import ImageRow, OutputRow, QuarantinedRow, is_quarantined
+from bs_ray.data.contact import draw_pairs
+from bs_ray.data.inputs import fetch_all
+from bs_ray.data.lease import earlier_runs
+from bs_ray.data.ledger import QUARANTINE_KEY, SUMMARY_KEY, read_lines
+from bs_ray.data.manifest import Manifest, read_manifest
+from bs_ray.data.sinks import read_output
+from bs_ray.storage import Store
+
+REPORT_KEY, LATEST_KEY = "report.html", "_bs_ray/latest.png"
+_PAIRS = 8
+_EXAMPLES = 3  # of a kind of quarantine
+_ENTRIES = 100_000  # of the quarantine that the page looks at
+
+
+def contact_sheet(job: EditJob, path: str | Path, pairs: int = _PAIRS) -> Path:
+    """Write a PNG of `pairs` photos before and after, spread over the job's outputs.
+
+    Raises EditFailed where the job has not finished.
+    """
+    output = Store(job.output)
+    manifest = read_manifest(output)
+    if manifest is None or not output.exists(SUMMARY_KEY):
+        raise EditFailed(f"{job.output}: got no finished job; run `bs-ray edit` first")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sheet(job, manifest, spread(manifest, pairs), pairs))
+    return path
+
+
+def spread(manifest: Manifest, pairs: int = _PAIRS) -> list[int]:
+    """Some shards from first to last."""
+    count = min(pairs, manifest.shards)
+    return [i * manifest.shards // count for i in range(count)]
+
+
+def sheet(job: EditJob, manifest: Manifest, shards: Sequence[int], pairs: int = _PAIRS) -> bytes:
+    """A PNG of photos before and after, from some committed shards."""
+    share = -(-pairs // len(shards))
+    images: dict[str, ImageRow] = {}
+    drawn: list[OutputRow] = []
+    for shard in shards:
+        rows = [row for row in read_lines(manifest.output, [shard]) if not is_quarantined(row)]
+        count = min(share, len(rows))
+        drawn += [rows[i * len(rows) // count] for i in range(count)]
+        images |= {image["key"]: image for image in manifest.shard(shard)}
+    drawn = drawn[:pairs]
+    before = fetch_all(Store(job.input), [images[row["key"]] for row in drawn], job)
+    triples = [
+        (f"{row['key']} {row['edit']}".rstrip(), data, read_output(manifest.output, row["output"]))
+        for row, data in zip(drawn, before, strict=True)
+        if isinstance(data, bytes)
+    ]
+    told = ", ".join(f"{name} {_strengths(given)}" for name, given in job.sliders.items())
+    return draw_pairs(triples, title=told)
+
+
+def _strengths(given: float | list[float]) -> str:
+    return "/".join(f"{s:+g}" for s in (given if isinstance(given, list) else [given]))
+
+
+def write_report(job: EditJob, manifest: Manifest, summary: dict[str, Any]) -> None:
+    """Write report.html at the output of a finished job."""
+    output = manifest.output
+    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
+    png = sheet(job, manifest, spread(manifest)) if summary["outputs"] else b""
+    page = pages.get_template("batch/report.html.j2").render(
+        title=f"bs_ray: {job.name}",
+        job=job,
+        version=__version__,
+        summary=summary,
+        sliders=[f"{name} {_strengths(given)}" for name, given in job.sliders.items()],
+        sheet=f"data:image/png;base64,{base64.b64encode(png).decode()}" if png else "",
+        bad=_quarantine(output, summary["quarantined_by_reason"]),
+        runs=earlier_runs(output),
+        stages=STAGES,
+        settings=json.dumps(manifest.settings, indent=2, sort_keys=True),
+    )
+    output.write(REPORT_KEY, page.encode())
+
+
+def _quarantine(
+    output: Store, kinds: dict[str, int]
+) -> list[tuple[str, int, list[QuarantinedRow]]]:
+    """Kind, how many, and some of them; the most frequent first."""
+    examples: dict[str, list[QuarantinedRow]] = defaultdict(list)
+    for line in output.read(QUARANTINE_KEY).splitlines()[:_ENTRIES]:
+        row = json.loads(line)
+        kind = f"{row['stage']}: {row['reason'].partition(':')[0]}"
+        if len(examples[kind]) < _EXAMPLES:
+            examples[kind].append(row)
+    ordered = sorted(kinds.items(), key=lambda item: -item[1])
+    return [(kind, count, examples[kind]) for kind, count in ordered]

@@ -1,0 +1,224 @@
+"""The verb: resume, run, reconcile."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from bs_ray.batch.board import Board, Metrics
+from bs_ray.batch.pipeline import pipeline
+from bs_ray.batch.plan import EditFailed, Plan, prepare
+from bs_ray.batch.report import LATEST_KEY, REPORT_KEY, sheet, write_report
+from bs_ray.config import EditJob
+from bs_ray.data.lease import Lease
+from bs_ray.data.ledger import SUMMARY_KEY, done_shards, write_reports
+from bs_ray.raysession import ray_session
+
+# Below this many photos a few bad ones say little about the rest.
+_INPUTS_BEFORE_GUARD = 50
+
+
+@dataclass(frozen=True)
+class EditSummary:
+    """What is at the output, over all runs of the job; seconds and rate are this run's."""
+
+    inputs: int
+    """Photos: edited + quarantined."""
+    edited: int
+    quarantined: int
+    outputs: int
+    """Files: as many as edited photos, times the edits of each."""
+    ignored: int
+    """Files below the input prefix that hold no photos."""
+    shards: int
+    skipped_shards: int
+    """Found done by an earlier run."""
+    seconds: float
+    images_per_s: float
+    """Photos that this run took in, per second, start-up included."""
+    steady_images_per_s: float
+    """The same without what came before the first shard was through; 0 where that was all."""
+    nothing_to_do: bool
+    """An earlier run had finished; this one wrote nothing."""
+    quarantined_by_reason: dict[str, int] = field(default_factory=dict)
+
+
+def edit(
+    job: EditJob,
+    *,
+    console: Console | None = None,
+    ray_address: str | None = None,
+    metrics_port: int | None = None,
+) -> EditSummary:
+    """Edit every photo below `job.input`; the same job on the same output resumes.
+
+    metrics_port: serve Prometheus metrics there while it runs.
+    Raises ValueError (StorageError, SliderError, BaseNotFound, EmptyInputError, JobChangedError)
+    within seconds and before any work where the job cannot run, JobTakenError where another driver
+    is at work on it, and EditFailed where it cannot go on. Once it has finished, inputs = edited +
+    quarantined.
+    """
+    started, console = time.monotonic(), console or Console()
+    plan = prepare(job, console)
+    done = done_shards(plan.output)
+    finished = all(map(plan.output.exists, (SUMMARY_KEY, REPORT_KEY)))
+    if finished and len(done) == plan.manifest.shards:
+        summary = _summarise(plan, None, skipped=len(done), started=started)
+        console.print(
+            f"{job.name}: nothing to do, all {summary.inputs} photos are done.", soft_wrap=True
+        )
+        _guard(job, summary.inputs, summary.quarantined, finished=True)
+        return summary
+    plan.output.check(write=True)
+    told = _teller(job, console)
+    with Lease(plan.output, told) as lease:
+        done = done_shards(plan.output)  # the last driver may have gone on until just now
+        pending = sorted(set(range(plan.manifest.shards)) - done)
+        run = _run(plan, pending, sorted(done), console, lease, ray_address, metrics_port)
+        reported = write_reports(plan.output, plan.manifest)
+    write_report(plan.job, plan.manifest, reported)
+    summary = _summarise(plan, run, skipped=len(done), started=started)
+    _tell(job, summary, console)
+    _guard(job, summary.inputs, summary.quarantined, finished=True)
+    return summary
+
+
+def _teller(job: EditJob, console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f"{job.name}: {text}", soft_wrap=True)
+
+
+@dataclass
+class _Run:
+    """How this run went."""
+
+    photos: int = 0
+    first_photos: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+    def add(self, inputs: int) -> None:
+        now = time.monotonic()
+        if not self.photos:
+            self.first_photos, self.first_at = inputs, now
+        self.photos, self.last_at = self.photos + inputs, now
+
+    @property
+    def steady_rate(self) -> float:
+        seconds = self.last_at - self.first_at
+        return (self.photos - self.first_photos) / seconds if seconds else 0.0
+
+
+def _run(
+    plan: Plan, pending: list[int], done: list[int], console: Console, lease: Lease,
+    ray_address: str | None, metrics_port: int | None,
+) -> _Run:  # fmt: skip
+    """Edit the pending shards."""
+    run, job = _Run(), plan.job
+    if not pending:
+        return run
+    metrics = Metrics(metrics_port)
+    needed = math.ceil(job.workers * job.cpus_per_worker) + 1
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    try:
+        with (
+            ray_session(num_cpus=needed, address=ray_address),
+            Board(console, plan, done, metrics, lambda s: _draw_latest(plan, s)) as board,
+        ):
+            try:
+                _follow(plan, pending, board, lease, run)
+            finally:
+                lease.record = {
+                    "started": started, "photos": board.fresh, "seconds": board.seconds,
+                    "busy": board.busy, "workers": job.workers,
+                }  # fmt: skip
+    finally:
+        metrics.close()
+    return run
+
+
+def _follow(plan: Plan, pending: list[int], board: Board, lease: Lease, run: _Run) -> None:
+    """Run the pipeline to its end, telling the board of every shard."""
+    import ray
+
+    job = plan.job
+    try:
+        for shard in pipeline(plan, pending).iter_rows():
+            run.add(shard["inputs"])
+            board.add(shard)
+            _guard(job, board.seen, board.quarantined)
+            if lease.superseded:
+                raise EditFailed(
+                    f"{job.name}: stopped, for another driver has taken the job over: this one "
+                    "was silent for too long"
+                )
+    except (ray.exceptions.RayError, SystemError) as error:
+        raise EditFailed(
+            f"{job.name}: stopped by {_cause(error)}. The shards that are done are "
+            "committed: run the same command again to go on"
+        ) from error
+
+
+def _draw_latest(plan: Plan, shards: list[int]) -> None:
+    plan.output.write(LATEST_KEY, sheet(plan.job, plan.manifest, shards))
+
+
+def _guard(job: EditJob, inputs: int, bad: int, finished: bool = False) -> None:
+    """Raise EditFailed once too many photos were quarantined to call this a success."""
+    enough = finished or inputs >= _INPUTS_BEFORE_GUARD
+    if enough and bad > job.max_quarantined_share * inputs:
+        where = "quarantine.jsonl" if finished else "the lines in _bs_ray/shards"
+        raise EditFailed(
+            f"{job.name}: got {bad} of {inputs} photos quarantined; expected at most "
+            f"{job.max_quarantined_share:.0%} (max_quarantined_share). See {where} below "
+            f"{job.output}; allow more and run again to go on"
+        )
+
+
+def _summarise(plan: Plan, run: _Run | None, *, skipped: int, started: float) -> EditSummary:
+    """run: None where an earlier one had finished."""
+    found = json.loads(plan.output.read(SUMMARY_KEY))
+    seconds = time.monotonic() - started
+    return EditSummary(
+        inputs=found["inputs"],
+        edited=found["edited"],
+        quarantined=found["quarantined"],
+        outputs=found["outputs"],
+        ignored=found["ignored"],
+        shards=found["shards"],
+        skipped_shards=skipped,
+        seconds=seconds,
+        images_per_s=run.photos / seconds if run else 0.0,
+        steady_images_per_s=run.steady_rate if run else 0.0,
+        nothing_to_do=run is None,
+        quarantined_by_reason=found["quarantined_by_reason"],
+    )
+
+
+def _tell(job: EditJob, summary: EditSummary, console: Console) -> None:
+    edits = f" ({summary.outputs} edits)" if summary.outputs != summary.edited else ""
+    console.print(
+        f"{job.name}: {summary.inputs} photos = {summary.edited} edited{edits} + "
+        f"{summary.quarantined} quarantined, in {summary.seconds:.1f} s; {summary.ignored} other "
+        f"files ignored. Report: {job.output}/report.html",
+        soft_wrap=True,
+    )
+    for reason, count in summary.quarantined_by_reason.items():
+        console.print(f"  quarantined in {reason}: {count}", highlight=False)
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in a stage, on one line; Ray wraps it in pages of traceback."""
+    import ray
+
+    while isinstance(error, ray.exceptions.RayError | SystemError):
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            break
+        error = inner
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}"

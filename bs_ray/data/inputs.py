@@ -1,0 +1,346 @@
+"""What lies below an input prefix: photos one by one, or packed in Parquet files or tars.
+
+A listing is a table of photos (LISTING_SCHEMA), in an order that depends on nothing but names:
+files by the bytes of their keys, and within a packed file as they lie. Packed files are fetched
+whole, once for a node, so that their content is checked like everything else's.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bs_ray.config import EditJob
+from bs_ray.data import LISTING_SCHEMA, EmptyInputError, ImageRow, QuarantinedRow, quarantined
+from bs_ray.storage import (
+    AccessError,
+    MissingBucketError,
+    MissingKeyError,
+    StorageError,
+    Store,
+    UnreachableError,
+    is_key,
+)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_PACKED = {"parquet": (".parquet",), "webdataset": (".tar",)}
+_PAGE = 10_000  # photos in a batch of the listing
+_READERS = 8  # reading is waiting
+_CELLS = 64  # rows of a Parquet file in memory at once
+UNKNOWN_SIZE = -1
+"""Of a photo in a Parquet file: its footer does not say."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Photos below a prefix."""
+
+    table: pa.Table
+    """LISTING_SCHEMA, in order."""
+    format: str
+    """images, parquet or webdataset."""
+    ignored: int
+    """Files that are none of these."""
+    bytes: int
+    """Size of the files that hold the photos."""
+
+
+class PackedFileError(ValueError):
+    """A Parquet file or tar that cannot be listed; the message says what to do."""
+
+
+def list_photos(source: Store, job: EditJob, seen: Callable[[int], None]) -> Listing:
+    """Everything that `job` takes from its input; `seen` is told how many photos there are so far.
+
+    Raises EmptyInputError, PackedFileError and StorageError.
+    """
+    files = _Files.of(source)
+    kind = job.input_format if job.input_format != "auto" else files.kind()
+    batches, total, count = [], 0, 0
+    for batch, size in _LISTERS[kind](source, files, job):
+        batches.append(batch)
+        total, count = total + size, count + len(batch)
+        seen(count)
+    table = pa.Table.from_batches(batches, schema=LISTING_SCHEMA)
+    if not len(table):
+        wanted = ", ".join(SUFFIXES if kind == "images" else _PACKED[kind])
+        raise EmptyInputError(
+            f"{source.uri}: got {files.count} files, none of them a photo; expected at least one "
+            f"of {wanted} at any depth. Check the prefix and input_format"
+        )
+    _check_unique(table["key"], source)
+    return Listing(_chosen(table, job), kind, files.count - files.taken(kind), total)
+
+
+def _check_unique(keys: pa.ChunkedArray, source: Store) -> None:
+    """Outputs are named by keys; one without a photo's suffix gets that of its content."""
+    counts = pc.value_counts(keys)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    suffixed = _ends(keys, SUFFIXES)
+    stems = pc.replace_substring_regex(keys.filter(suffixed), r"\.[^.]*$", "")
+    bare = keys.filter(pc.invert(suffixed))
+    clash = [*twice[:1].to_pylist(), *bare.filter(pc.is_in(bare, stems))[:1].to_pylist()]
+    if clash:
+        raise PackedFileError(
+            f"{source.uri}: got two photos named {clash[0]!r}; expected each name once, for "
+            "outputs are named by it. Choose another key_column, or one that is not there to "
+            "number the rows"
+        )
+
+
+def _chosen(table: pa.Table, job: EditJob) -> pa.Table:
+    """What `limit` or `sample` leave, in order."""
+    if job.sample and job.sample < len(table):
+        drawn = np.random.default_rng(job.seed).choice(len(table), job.sample, replace=False)
+        return table.take(np.sort(drawn))
+    return table.slice(0, job.limit) if job.limit else table
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What the store lists, as columns: millions of rows are tens of bytes each."""
+
+    table: pa.Table  # key, size, etag, sorted by the bytes of key
+
+    @classmethod
+    def of(cls, source: Store) -> _Files:
+        schema = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
+        batches, page = [], []
+        for entry in source.walk():
+            page.append({"key": entry.key, "size": entry.size, "etag": entry.etag})
+            if len(page) == _PAGE:
+                batches.append(pa.RecordBatch.from_pylist(page, schema=schema))
+                page = []
+        batches.append(pa.RecordBatch.from_pylist(page, schema=schema))
+        return cls(pa.Table.from_batches(batches).sort_by("key"))
+
+    @property
+    def count(self) -> int:
+        return len(self.table)
+
+    def ending(self, suffixes: Sequence[str]) -> pa.Table:
+        return self.table.filter(_ends(self.table["key"], suffixes))
+
+    def taken(self, kind: str) -> int:
+        return len(self.ending(_PACKED.get(kind, SUFFIXES)))
+
+    def kind(self) -> str:
+        """What most of the files are."""
+        found = Counter({kind: self.taken(kind) for kind in ("images", *_PACKED)})
+        return found.most_common(1)[0][0]
+
+
+def _ends(keys: pa.ChunkedArray, suffixes: Sequence[str]) -> pa.ChunkedArray:
+    lower = pc.utf8_lower(keys)
+    mask = pc.ends_with(lower, suffixes[0])
+    for suffix in suffixes[1:]:
+        mask = pc.or_(mask, pc.ends_with(lower, suffix))
+    return mask
+
+
+# ---------------------------------------------------------------------------- listing
+
+_Batches = Iterator[tuple[pa.RecordBatch, int]]
+
+
+def _list_images(source: Store, files: _Files, job: EditJob) -> _Batches:
+    for batch in files.ending(SUFFIXES).to_batches(_PAGE):
+        empty, zero = pa.repeat("", len(batch)), pa.repeat(pa.scalar(0, pa.int64()), len(batch))
+        columns = [batch["key"], batch["size"], batch["etag"], empty, zero, empty]
+        listed = pa.RecordBatch.from_arrays(columns, schema=LISTING_SCHEMA)
+        yield listed, pc.sum(batch["size"]).as_py() or 0
+
+
+def _list_packed(
+    members: Callable[[Path, EditJob], Iterator[dict[str, Any]]], suffixes: Sequence[str]
+) -> Callable[[Store, _Files, EditJob], _Batches]:
+    def lister(source: Store, files: _Files, job: EditJob) -> _Batches:
+        for file in files.ending(suffixes).to_pylist():
+            stem = file["key"].rpartition(".")[0]
+            rows = []
+            try:
+                for number, row in enumerate(members(source.local_copy(file["key"]), job)):
+                    key = f"{stem}/{row['key']}"
+                    # Names are the packer's; one that could leave the output is replaced.
+                    key = key if is_key(key) else f"{stem}/{number:08d}"
+                    rows.append({**row, "key": key, "etag": file["etag"], "file": file["key"]})
+            except (OSError, pa.ArrowException, tarfile.TarError) as error:
+                if isinstance(error, StorageError):
+                    raise
+                raise PackedFileError(
+                    f"{source.uri}/{file['key']}: got a file that cannot be read ({error}); "
+                    "expected a whole one. Write it again, or move it away"
+                ) from error
+            yield pa.RecordBatch.from_pylist(rows, schema=LISTING_SCHEMA), file["size"]
+
+    return lister
+
+
+def _parquet_rows(path: Path, job: EditJob) -> Iterator[dict[str, Any]]:
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    for needed in filter(None, [job.image_column, job.plan]):
+        if needed not in names:
+            raise PackedFileError(
+                f"{path.name}: got no column {needed!r}; expected one of {', '.join(names)}. Set "
+                "image_column (and plan)"
+            )
+    columns = [name for name in (job.key_column, job.plan) if name in names]
+    at = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        read = file.read_row_group(group, columns).to_pylist() if columns else [{}] * count
+        for row in read:
+            key, plan = row.get(job.key_column), row.get(job.plan or "")
+            yield {
+                "key": f"{at:08d}" if key is None else str(key),
+                "size": UNKNOWN_SIZE, "at": at, "plan": _plan_text(plan),
+            }  # fmt: skip
+            at += 1
+
+
+def _tar_members(path: Path, job: EditJob) -> Iterator[dict[str, Any]]:
+    """Photos of a tar, each with the plan of the .json that shares its name up to the first dot."""
+    plans: dict[str, str] = {}
+    photos = []
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            if member.name.lower().endswith(SUFFIXES):
+                name = member.name.removeprefix("./")
+                photos.append((name, member.offset_data, member.size))
+            elif job.plan and member.name.endswith(".json"):
+                text = archive.extractfile(member).read()  # type: ignore[union-attr]
+                plans[_sample(member.name)] = _plan_field(text, job.plan)
+    for name, at, size in photos:
+        plan = plans.get(_sample(name), "")
+        yield {"key": name, "size": size, "at": at, "plan": plan}
+
+
+def _sample(name: str) -> str:
+    """The WebDataset sample of a member: its path up to the first dot of its file name."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _plan_field(text: bytes, field: str) -> str:
+    try:
+        return _plan_text(json.loads(text).get(field))
+    except (ValueError, AttributeError):
+        return "not JSON"  # said of the photo when its plan is read
+
+
+def _plan_text(plan: Any) -> str:
+    return "" if plan is None else plan if isinstance(plan, str) else json.dumps(plan)
+
+
+_LISTERS: dict[str, Callable[[Store, _Files, EditJob], _Batches]] = {
+    "images": _list_images,
+    "parquet": _list_packed(_parquet_rows, _PACKED["parquet"]),
+    "webdataset": _list_packed(_tar_members, _PACKED["webdataset"]),
+}
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def fetch_all(
+    source: Store, rows: Sequence[ImageRow], job: EditJob
+) -> list[bytes | QuarantinedRow]:
+    """The bytes of some photos, in order. What is wrong with one photo alone quarantines it.
+
+    Raises StorageError when the store itself does not answer or lets us in no longer: then every
+    photo would fail, and a rerun can still succeed.
+    """
+    wanted: dict[str, list[int]] = {}
+    for row in rows:
+        if row["file"].lower().endswith(_PACKED["parquet"]):
+            wanted.setdefault(row["file"], []).append(row["at"])
+    cells = {file: _Cells(source, file, at, job.image_column) for file, at in wanted.items()}
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(lambda row: _fetch(source, row, job.max_bytes, cells), rows))
+
+
+def _fetch(
+    source: Store, row: ImageRow, max_bytes: int, cells: dict[str, _Cells]
+) -> bytes | QuarantinedRow:
+    def refused(reason: str) -> QuarantinedRow:
+        return quarantined(row["key"], "fetch", reason)
+
+    def too_large(size: int) -> QuarantinedRow:
+        return refused(f"too large: got {size} bytes; expected at most {max_bytes} (max_bytes)")
+
+    if row["size"] > max_bytes:
+        return too_large(row["size"])
+    try:
+        data = _read(source, row, cells)
+    except MissingKeyError:
+        return refused("missing: it was there when the input was listed")
+    except (UnreachableError, MissingBucketError):
+        raise
+    except AccessError:
+        source.check()
+        return refused("forbidden: expected the right to read it")
+    except (StorageError, OSError, pa.ArrowException) as error:
+        return refused(f"unreadable: {error}")
+    if data is None:
+        return refused("missing: its row holds no image")
+    if len(data) > max_bytes:
+        return too_large(len(data))
+    if row["size"] not in (UNKNOWN_SIZE, len(data)):
+        return refused(f"changed: got {len(data)} bytes; expected {row['size']}, as listed")
+    return data
+
+
+def _read(source: Store, row: ImageRow, cells: dict[str, _Cells]) -> bytes | None:
+    if not row["file"]:
+        return source.read(row["key"])
+    if row["file"] in cells:
+        return cells[row["file"]][row["at"]]
+    with source.local_copy(row["file"]).open("rb") as file:
+        file.seek(row["at"])
+        return file.read(row["size"])
+
+
+class _Cells:
+    """Some images of a Parquet file, read in one pass when the first is asked for."""
+
+    def __init__(self, source: Store, file: str, wanted: Sequence[int], column: str):
+        self._read = lru_cache(lambda: self._cells(source.local_copy(file), set(wanted), column))
+        self._lock = Lock()
+
+    def __getitem__(self, at: int) -> bytes | None:
+        with self._lock:
+            return self._read()[at]
+
+    @staticmethod
+    def _cells(path: Path, wanted: set[int], column: str) -> dict[int, bytes | None]:
+        """Row -> bytes; a struct's are in its field `bytes`, as Hugging Face writes them."""
+        file, found, first = pq.ParquetFile(path), {}, 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if wanted.isdisjoint(range(first, first + count)):
+                first += count
+                continue
+            for batch in file.iter_batches(_CELLS, row_groups=[group], columns=[column]):
+                for at in wanted.intersection(range(first, first + len(batch))):
+                    value = batch[0][at - first].as_py()
+                    found[at] = value["bytes"] if isinstance(value, dict) else value
+                first += len(batch)
+        if missing := wanted - found.keys():
+            raise OSError(f"got no row {min(missing)}; the file is another than listed")
+        return found
