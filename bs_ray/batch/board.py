@@ -155,7 +155,8 @@ class Board:
 
     def _draw(self, draw_latest: Callable[[list[int]], None]) -> None:
         drawn: list[int] = []
-        while not self._stop.wait(_SHEET_EVERY_S if drawn else 1.0):
+        while not self._stop.is_set():
+            self._stop.wait(_SHEET_EVERY_S if drawn else 1.0)  # and once more at the end
             latest = list(self._latest)
             if latest and latest != drawn:
                 with contextlib.suppress(Exception):  # a picture is no reason to stop

@@ -8,20 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
-from rich.console import Console
 
 from bs_ray.batch import EditFailed, contact_sheet, edit, edit_rows
 from bs_ray.bench.bank import random_slider
-from bs_ray.config import EditJob, EditorSettings, Prompts
+from bs_ray.config import EditJob, EditorSettings
 from bs_ray.data import EmptyInputError, is_quarantined
 from bs_ray.data.decode import decode
 from bs_ray.data.encode import read_provenance
@@ -29,65 +26,11 @@ from bs_ray.data.manifest import JobChangedError
 from bs_ray.editing.editor import Edit, Edited
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
-from bs_ray.sliders.artifact import Card, Slider, SliderError
-from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import AccessError, MissingBucketError, Store
 from bs_ray.tiny.photos import wild_jpeg, write_wild
-
-MakeJob = Callable[..., EditJob]
-
-
-@pytest.fixture(scope="module")
-def slider(random_base: Path) -> Slider:
-    model = load_base(str(random_base))
-    bank = SliderBank.trainable(["smile"], model.denoiser, model.slider_targets(), 4, 4, 0)
-    for up in bank.up.values():
-        torch.nn.init.normal_(up, std=0.05)
-    prompts = Prompts(target="person", positive="person, smiling", negative="person, frowning")
-    card = Card(name="smile", base="random", base_id=model.base_id, prompts=prompts, rank=4)
-    return bank.to_slider(card)
-
-
-@pytest.fixture(scope="module")
-def registry(slider: Slider, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("registry"))
-    Registry(folder).publish(slider)
-    return folder
-
-
-@pytest.fixture
-def make_job(random_base: Path, registry: str, tmp_path: Path) -> MakeJob:
-    def make(**changes: Any) -> EditJob:
-        settings: dict[str, Any] = {
-            "name": "test",
-            "base": str(random_base),
-            "input": str(tmp_path / "in"),
-            "output": str(tmp_path / "out"),
-            "registry": registry,
-            "sliders": {"smile": 1.0},
-            "editor": {"steps": 1},
-            "shard_images": 4,
-            "batch_size": 3,
-        }
-        return EditJob(**(settings | changes))
-
-    return make
-
-
-TIMINGS = ("report.html", "_bs_ray/drivers/", "_bs_ray/latest.png")  # of no two runs the same
-
-
-def files(store: Store) -> dict[str, bytes]:
-    keys = [entry.key for entry in store.list()]
-    return {key: store.read(key) for key in keys if not key.startswith(TIMINGS)}
-
-
-def run(job: EditJob, **options: Any) -> tuple[Any, str]:
-    text = io.StringIO()
-    summary = edit(job, console=Console(file=text, width=200), **options)
-    return summary, text.getvalue()
-
+from tests.batch.conftest import MakeJob, files, run
 
 # ------------------------------------------------------------------ the whole job
 
@@ -202,7 +145,7 @@ def test_strength_zero_copies_every_file(
 
 
 def test_real_portraits(ray_cluster: None, make_job: MakeJob) -> None:
-    shared = Path(os.environ.get("BS_RAY_SHARED", Path(__file__).parents[2] / "shared"))
+    shared = Path(os.environ.get("BS_RAY_SHARED", Path(__file__).parents[3] / "shared"))
     photos = shared / "data" / "photos"
     if not photos.is_dir():
         pytest.skip(f"needs real photos in {photos}")

@@ -1,0 +1,132 @@
+"""What a person sees: progress, figures for Prometheus, pictures, a report, an estimate."""
+
+import io
+import json
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from bs_ray.batch import board as board_module
+from bs_ray.batch import edit, estimate
+from bs_ray.batch.board import Board, Metrics
+from bs_ray.batch.plan import prepare
+from bs_ray.data.lease import JobTakenError, Lease
+from bs_ray.storage import Store
+from bs_ray.tiny.photos import write_wild
+from tests.batch.conftest import MakeJob, run
+
+
+def scraped(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        text = reply.read().decode()
+    return {
+        "".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_a_job_leaves_pictures_a_report_and_counts_that_agree(
+    ray_cluster: None, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wild(Store(tmp_path / "in"), photos=12, broken=3, seed=0)
+    last: dict[str, float] = {}
+    close = Metrics.close
+
+    def scrape_and_close(metrics: Metrics) -> None:
+        last.update(scraped(metrics.port))
+        close(metrics)
+
+    monkeypatch.setattr(Metrics, "close", scrape_and_close)
+    monkeypatch.setattr(board_module, "_SHEET_EVERY_S", 0.1)
+    job = make_job(cost_per_hour=3.6)
+    summary, told = run(job, metrics_port=0)
+    assert last["bs_ray_edit_images_totaldone"] == summary.edited == 9
+    assert last["bs_ray_edit_images_totalquarantined"] == summary.quarantined == 3
+    assert last["bs_ray_edit_images_expected"] == summary.inputs == 12
+    assert last["bs_ray_edit_outputs_total"] == summary.outputs == 9
+    assert last["bs_ray_edit_shards_total"] == summary.shards == 3
+    assert last["bs_ray_edit_stage_busy_seconds_totaledit"] > 0
+    assert "12 of 12, 3 quarantined," in told and "cost 0." in told and "busy: fetch" in told
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>12</b> photos = <b>9</b> edited" in page and "decode: truncated" in page
+    assert "data:image/png;base64," in page
+    with Image.open(tmp_path / "out" / "_bs_ray" / "latest.png") as latest:
+        assert latest.width > 800
+
+
+def test_counts_go_on_where_an_earlier_run_stopped(
+    ray_cluster: None, make_job: MakeJob, tmp_path: Path
+) -> None:
+    write_wild(Store(tmp_path / "in"), photos=8, broken=2, seed=0)
+    job = make_job(sliders={"smile": [0, 1]})
+    run(job)
+    plan, metrics = prepare(job, Console(file=io.StringIO())), Metrics(0)
+    try:
+        Board(Console(file=io.StringIO()), plan, [0, 1], metrics, lambda shards: None)
+        found = scraped(metrics.port)
+    finally:
+        metrics.close()
+    assert found["bs_ray_edit_images_totaldone"] == 6
+    assert found["bs_ray_edit_images_totalquarantined"] == 2
+    assert found["bs_ray_edit_outputs_total"] == 12
+
+
+def test_the_second_driver_leaves_and_says_so(make_job: MakeJob, tmp_path: Path) -> None:
+    write_wild(Store(tmp_path / "in"), photos=2, broken=0, seed=0)
+    job, text = make_job(), io.StringIO()
+    with (
+        Lease(Store(job.output), print),
+        pytest.raises(JobTakenError, match="is at work on this job; leaving it to it"),
+    ):
+        edit(job, console=Console(file=text, width=200))
+    assert "waiting up to 6 s" in text.getvalue()
+    assert not Store(job.output).list("images/")
+
+
+def test_a_superseded_driver_stops(
+    ray_cluster: None, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bs_ray.batch import EditFailed
+    from bs_ray.data import lease
+
+    monkeypatch.setattr(lease, "_BEAT_S", 0.1)
+    write_wild(Store(tmp_path / "in"), photos=40, broken=0, seed=0)
+    job = make_job(editor={"steps": 8})
+    output, failed = Store(job.output), []
+
+    def drive() -> None:
+        try:
+            run(job)
+        except EditFailed as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    deadline = time.monotonic() + 120
+    while not output.list("_bs_ray/shards/") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    output.write("_bs_ray/drivers/00002.json", json.dumps({"host": "h", "pid": 1}).encode())
+    thread.join()
+    assert failed and "another driver has taken the job over" in str(failed[0])
+
+
+def test_an_estimate_writes_nothing(make_job: MakeJob, tmp_path: Path) -> None:
+    write_wild(Store(tmp_path / "in"), photos=20, broken=2, seed=0)
+    Store(tmp_path / "in").write("notes.txt", b"")
+    job = make_job(sliders={"smile": [-1, 1]}, cost_per_hour=2.0, workers=2)
+    found: Any = estimate(job, Console(file=io.StringIO()))
+    assert (found.photos, found.edits, found.shards, found.done_shards) == (20, 2, 5, 0)
+    assert (found.format, found.ignored) == ("images", 1)
+    assert found.bytes == sum(p.stat().st_size for p in (tmp_path / "in").rglob("*.jpg"))
+    assert found.images_per_s > 0
+    assert found.hours == pytest.approx(20 / found.images_per_s / 2 / 3600)
+    assert found.cost == pytest.approx(2 * found.hours)
+    assert not (tmp_path / "out").exists()
