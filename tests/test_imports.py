@@ -37,12 +37,12 @@ NEVER = {("train", "editing"), ("sliders", "data"), ("editing", "data")}
 DOORWAYS = {
     "diffusers": ["models/", "tiny/", "sliders/formats.py", "doctor.py"],
     "deepspeed": ["train/engines.py", "doctor.py"],
-    "botocore": ["storage.py"],
-    "boto3": ["storage.py"],
+    "botocore": ["storage/"],
+    "boto3": ["storage/"],
     "mlflow": ["train/tracking.py"],
     "tensorboardX": ["train/tracking.py"],
     "wandb": ["train/tracking.py"],
-    "s3fs": ["storage.py"],
+    "s3fs": ["storage/"],
     "fastapi": ["serve/"],
     "starlette": ["serve/"],
     "ray": [

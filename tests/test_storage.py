@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from bs_ray import storage
 from bs_ray.seaweed import LocalObjectStore
 from bs_ray.storage import (
     AccessError,
@@ -21,6 +20,8 @@ from bs_ray.storage import (
     UnreachableError,
     split_uri,
 )
+from bs_ray.storage.base import HURRIED
+from bs_ray.storage.s3 import S3
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -312,7 +313,7 @@ def test_damage_that_stays_is_refused(
 ) -> None:
     bucket.write("x", b"payload-payload")
     through(lambda reply: reply.replace(b"payload-payload", b"payload-Payload"), budget=100)
-    s3 = storage._S3("bs-ray-tests", bucket.uri.split("/", 3)[3] + "/", storage._HURRIED)
+    s3 = S3("bs-ray-tests", bucket.uri.split("/", 3)[3] + "/", HURRIED)
     with pytest.raises(StorageError, match=r"sha256 of the bytes .* bucket 'bs-ray-tests'"):
         s3.read("x")
 
@@ -348,8 +349,8 @@ def test_long_listing_is_paged(bucket: Store, monkeypatch: pytest.MonkeyPatch) -
     keys = [f"{i:03d}" for i in range(25)]
     for key in keys:
         bucket.write(key, b"")
-    whole = storage._S3._list
-    monkeypatch.setattr(storage._S3, "_list", lambda s, p, t: whole(s, p, t, max_keys=4))
+    whole = S3._list
+    monkeypatch.setattr(S3, "_list", lambda s, p, t: whole(s, p, t, max_keys=4))
     assert [e.key for e in bucket.list()] == keys
 
 
