@@ -43,6 +43,7 @@ DOORWAYS = {
     "tensorboardX": ["train/tracking.py"],
     "wandb": ["train/tracking.py"],
     "s3fs": ["storage/"],
+    "fsspec": ["storage/"],
     "fastapi": ["serve/"],
     "starlette": ["serve/"],
     "ray": [

@@ -24,9 +24,11 @@ from bs_ray.storage.base import HURRIED
 from bs_ray.storage.s3 import S3
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return request.getfixturevalue("bucket") if request.param == "s3" else Store(tmp_path / "root")
+    if request.param == "s3":
+        return request.getfixturevalue("bucket")
+    return Store(tmp_path / "root" if request.param == "folder" else f"memory:/{tmp_path}")
 
 
 # ------------------------------------------------------------------ what every store does
@@ -126,14 +128,17 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Store("x").uri == str(tmp_path / "x") == Store(f"file://{tmp_path}/x/").uri
     assert Store("s3://b/p/").uri == "s3://b/p"
+    assert Store("hdfs:///x/y/").uri == "hdfs:///x/y"
+    assert Store(f"local://{tmp_path}/x") == Store("x")
     assert Store("/").join("tmp").uri == "/tmp"
     assert split_uri("s3://b/k") == (Store("s3://b"), "k")
     assert split_uri("k.json") == (Store(tmp_path), "k.json")
     assert split_uri("/k.json") == (Store("/"), "k.json")
-    for bad in ("s3://b", "s3://b/p/", "x/"):
+    assert split_uri("https://h/a/k") == (Store("https://h/a"), "k")
+    for bad in ("s3://b", "s3://b/p/", "x/", "gs://b"):
         with pytest.raises(StorageError, match="names no object"):
             split_uri(bad)
-    for bad in ("gs://b/x", "s3://", "", "s3://b/../c"):
+    for bad in ("gcp://b/x", "s3://", "", "s3://b/../c", "gs://", "az://c/../d", "x::s3://b"):
         with pytest.raises(StorageError, match="Expected"):
             Store(bad)
 

@@ -1,12 +1,14 @@
 """One face for folders and object stores: a `Store` is a root, and objects below it have keys.
 
-    store = Store("s3://bucket/faces")          # or Store("some/folder")
+    store = Store("s3://bucket/faces")          # or Store("some/folder"), Store("gs://bucket")
     store.write("a/b.json", b"{}")              # atomic: readers see all of it or the old one
     store.write_if_absent("_done", token)       # exactly one of many racing writers gets True
 
 S3 endpoint and credentials come from the standard environment (AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) of the process that makes the call, never from the
-job and never from a pickle. There is one retry layer, here, with a deadline.
+job and never from a pickle. There is one retry layer, in s3.py, with a deadline. Other protocols
+are fsspec's: gs:// and az:// are written to as well, the rest (http://, hdfs://, sftp://, ...) are
+only read; credentials and retries are those of their libraries.
 """
 
 import os
@@ -23,8 +25,10 @@ from bs_ray.storage.errors import (
     StorageError,
     UnreachableError,
 )
+from bs_ray.storage.exclusive import Azure, Google, Memory
 from bs_ray.storage.folder import Folder
 from bs_ray.storage.keys import checked_key, is_key, normal_uri
+from bs_ray.storage.remote import Remote, Web
 from bs_ray.storage.s3 import S3
 from bs_ray.storage.s3_client import s3_client, store_name
 
@@ -44,10 +48,10 @@ __all__ = [
 
 
 class Store:
-    """A folder or an s3:// prefix. Picklable: clients are opened in the process that uses them.
+    """A folder or a prefix. Picklable: clients are opened in the process that uses them.
 
-    `uri` is `s3://bucket[/prefix]`, `file:///folder` or a folder (made absolute). Keys are
-    slash-separated and cannot leave the root. Every method raises `StorageError`.
+    `uri` is `s3://bucket[/prefix]`, a folder (made absolute), `file:///folder` or a URL of fsspec.
+    Keys are slash-separated and cannot leave the root. Every method raises `StorageError`.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
@@ -67,7 +71,11 @@ class Store:
         return Store("/".join([self.uri.rstrip("/"), *(checked_key(p) for p in parts)]))
 
     def read(self, key: str) -> bytes:
-        """The whole object. Raises MissingKeyError; never returns a short or altered body."""
+        """The whole object. Raises MissingKeyError; never returns a short or altered body.
+
+        That nothing was altered is known of what this package wrote to S3, and of S3 objects
+        whose tag is their MD5; other stores' libraries see to the length.
+        """
         return self._backend().read(checked_key(key))
 
     def write(self, key: str, data: bytes) -> None:
@@ -78,8 +86,9 @@ class Store:
         """Create the object unless one is there; of any number of racing writers one gets True.
 
         When the reply to our own winning write is lost, the retry finds the object there; it is
-        then read back and equal bytes count as our win. Put something of the writer's own into
-        `data` (a token) where two writers could otherwise write the same bytes.
+        then read back and equal bytes count as our win (at gs:// and az://, whose libraries tell
+        nobody of their retries, always). Put something of the writer's own into `data` (a token)
+        where two writers could otherwise write the same bytes.
         """
         return self._backend().write_if_absent(checked_key(key), bytes(data))
 
@@ -129,7 +138,20 @@ class Store:
         if self.uri.startswith("s3://"):
             bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
             return S3(bucket, prefix and prefix + "/", patience)
+        if "://" in self.uri:
+            return _KINDS.get(self.uri.partition("://")[0], Remote)(self.uri)
         return Folder(Path(self.uri))
+
+
+_KINDS: dict[str, type[Remote]] = {
+    "gs": Google,
+    "gcs": Google,
+    "az": Azure,
+    "abfs": Azure,
+    "memory": Memory,
+    "http": Web,
+    "https": Web,
+}
 
 
 def split_uri(uri: str | os.PathLike[str]) -> tuple[Store, str]:
@@ -139,7 +161,7 @@ def split_uri(uri: str | os.PathLike[str]) -> tuple[Store, str]:
     """
     text = os.fspath(uri)
     head, slash, name = text.rpartition("/")
-    if not name or head in ("s3:/", "file:/"):
+    if not name or head.endswith(":/"):
         raise StorageError(
             f"{text!r} names no object. Expected s3://bucket/key or a path of a file."
         )

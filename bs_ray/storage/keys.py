@@ -6,22 +6,37 @@ from bs_ray.storage.errors import StorageError
 
 
 def normal_uri(uri: str) -> str:
-    if uri.startswith("s3://"):
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        if not bucket:
-            raise StorageError(
-                f"{uri!r} has no bucket. Expected s3://bucket or s3://bucket/prefix."
-            )
-        prefix = prefix.strip("/")
-        return f"s3://{bucket}/{checked_key(prefix)}" if prefix else f"s3://{bucket}"
-    if "://" in uri and not uri.startswith("file://"):
+    """A folder's absolute path, or `protocol://authority[/path]` without a slash at its end."""
+    protocol, separator, place = uri.partition("://")
+    if not separator or protocol in ("file", "local"):
+        path = place if separator else uri
+        if not path or "\0" in path:
+            raise StorageError(f"{uri!r} is no folder. Expected a folder, or s3://bucket/prefix.")
+        return os.path.abspath(os.path.expanduser(path))
+    if protocol != "s3":
+        _check_remote(protocol, place)
+    authority, _, path = place.partition("/")
+    path = path.strip("/")
+    if not authority and (protocol == "s3" or not path):
         raise StorageError(
-            f"Cannot open {uri!r}. Expected a folder, file:///folder or s3://bucket."
+            f"{uri!r} has no bucket. Expected {protocol}://bucket or {protocol}://bucket/prefix."
         )
-    path = uri.removeprefix("file://")
-    if not path or "\0" in path:
-        raise StorageError(f"{uri!r} is no folder. Expected a folder, or s3://bucket/prefix.")
-    return os.path.abspath(os.path.expanduser(path))
+    return f"{protocol}://{authority}/{checked_key(path)}" if path else f"{protocol}://{authority}"
+
+
+def _check_remote(protocol: str, place: str) -> None:
+    from fsspec.registry import known_implementations, registry
+
+    if ":" in place.partition("/")[0].rpartition("@")[0]:
+        raise StorageError(  # without the URI, which would put the password into logs
+            f"Got a {protocol}:// URI with a password. Expected none, for job files and logs are "
+            f"read by others: set FSSPEC_{protocol.upper()}_PASSWORD instead."
+        )
+    if protocol not in {*known_implementations, *registry}:
+        raise StorageError(
+            f"Cannot open {protocol}://{place}. Expected a folder, file:///folder, s3://bucket, "
+            "gs://bucket, az://container or another protocol of fsspec."
+        )
 
 
 def is_key(key: str) -> bool:
@@ -31,6 +46,7 @@ def is_key(key: str) -> bool:
 
 
 def checked_key(key: str) -> str:
+    """The key itself. Raises StorageError for one that is none."""
     if not is_key(key):
         raise StorageError(
             f"{key!r} is not a key. Expected names joined by single slashes, relative, without "
