@@ -119,6 +119,8 @@ class Store:
 
         The cache (default: `bs_ray` in the user's cache folder, or $BS_RAY_CACHE) is keyed by
         content tag, so a changed object is fetched again; processes of one node fetch it once.
+        Beyond $BS_RAY_CACHE_GB (20) it loses what was used longest ago, though nothing of the last
+        10 minutes: open a path within that time, or ask again.
         """
         folder = Path(cache_dir) if cache_dir is not None else None
         return self._backend().local_copy(checked_key(key), folder)

@@ -1,13 +1,29 @@
-"""The node's cache of downloads: one file per content, fetched once by all processes of a node."""
+"""The node's cache of downloads: one file per content, fetched once by all processes of a node.
 
+Each content has a folder of its own, named by a hash, with the file and a lock in it. What was used
+longest ago goes first when the cache grows beyond $BS_RAY_CACHE_GB (20). A file may go while others
+have it open: on Linux they go on reading. Between being given a path and opening it a caller has
+_GRACE_S.
+"""
+
+import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from bs_ray.storage.base import TEMPORARY
+from bs_ray.storage.errors import StorageError
+
+_GRACE_S = 600.0
+_DEFAULT_GB = 20.0
+_LOCK = ".lock"
+_CONTENT = re.compile(r"[0-9a-f]{32}")
 
 
 def cached(folder: Path | None, identity: str, name: str, download: Callable[[Path], None]) -> Path:
@@ -16,21 +32,119 @@ def cached(folder: Path | None, identity: str, name: str, download: Callable[[Pa
     `download` fills the path that it is given. The folder is `bs_ray` in the user's cache folder
     unless it or $BS_RAY_CACHE says otherwise.
     """
-    place = (folder or _default_folder()) / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder, cap_bytes = folder or _default_folder(), _cap_bytes()
+    place = folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
     path = place / name
-    if path.exists():
-        return path
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # others of this node wait, then find it there
-        if not path.exists():
-            temporary = place / (TEMPORARY + secrets.token_hex(8))
-            try:
-                download(temporary)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+    with _locked(place):  # others of this node wait, then find it there
+        if path.exists():
+            os.utime(path)  # used now
+            return path
+        temporary = place / (TEMPORARY + secrets.token_hex(8))
+        try:
+            download(temporary)
+            os.utime(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _shrink(folder, cap_bytes)
     return path
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Hold the lock of a content's folder, which is made if need be."""
+    while True:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                place.mkdir()
+            lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:
+            continue  # removed before we could open it
+        except OSError as error:
+            raise StorageError(
+                f"Cannot keep downloads in {place.parent}: {error.strerror}. Expected a folder "
+                "with the rights and the space for it; choose one with BS_RAY_CACHE"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_current(lock, place):
+                yield
+                return
+        finally:
+            os.close(lock)
+
+
+def _is_current(lock: int, place: Path) -> bool:
+    """Whether a lock is still the one in the folder: it may have been removed as we waited."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(place / _LOCK))
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(frozen=True, order=True)
+class _Content:
+    used: float
+    """When, in seconds since the epoch."""
+    size: int
+    """Bytes."""
+    place: Path
+
+
+def _shrink(folder: Path, cap_bytes: float) -> None:
+    """Remove what was used longest ago until the cap is kept, or all that is left is in use."""
+    contents = sorted(_contents(folder))
+    excess = sum(content.size for content in contents) - cap_bytes
+    for content in contents:
+        if excess <= 0 or content.used > time.time() - _GRACE_S:
+            return
+        if _removed(content):
+            excess -= content.size
+
+
+def _contents(folder: Path) -> Iterator[_Content]:
+    for place in folder.iterdir():
+        if _CONTENT.fullmatch(place.name) and (found := _look(place)):
+            yield found
+
+
+def _look(place: Path) -> _Content | None:
+    """What lies in a content's folder, or None where it has just gone."""
+    try:
+        stats = [path.stat() for path in place.iterdir()]
+    except FileNotFoundError:
+        return None
+    if not stats:
+        return None
+    return _Content(max(s.st_mtime for s in stats), sum(s.st_size for s in stats), place)
+
+
+def _removed(content: _Content) -> bool:
+    """Remove a content unless it is being fetched, has been used meanwhile or is another user's."""
+    place = content.place
+    with (
+        contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError),
+        open(place / _LOCK) as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_current(lock.fileno(), place) and _look(place) == content:
+            for path in place.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+            (place / _LOCK).unlink()  # last: who finds no lock finds no file either
+            with contextlib.suppress(OSError):  # someone is at it again
+                place.rmdir()
+            return True
+    return False
+
+
+def _cap_bytes() -> float:
+    text = os.environ.get("BS_RAY_CACHE_GB") or str(_DEFAULT_GB)
+    with contextlib.suppress(ValueError):
+        if (gigabytes := float(text)) >= 0:
+            return gigabytes * 1e9
+    raise StorageError(f"BS_RAY_CACHE_GB: got {text!r}; expected gigabytes, such as 20")
 
 
 def _default_folder() -> Path:
