@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -40,6 +42,46 @@ def bucket(object_store: LocalObjectStore, request: pytest.FixtureRequest) -> St
     """An s3:// prefix of the test's own, in the session's bucket."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.nodeid).strip("-")
     return Store("s3://bs-ray-tests").join(name)
+
+
+class _ExpiredToken(BaseHTTPRequestHandler):
+    """Answers every request as Amazon does once a temporary session is over."""
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b"<Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>"
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(params=["wrong secret", "unknown user", "invalid token", "expired token"])
+def bad_credentials(
+    object_store: LocalObjectStore, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """An environment whose credentials no store accepts, whatever they are for."""
+    if request.param == "expired token":
+        with ThreadingHTTPServer(("127.0.0.1", 0), _ExpiredToken) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+            monkeypatch.setenv("AWS_SESSION_TOKEN", "of yesterday")
+            yield
+            server.shutdown()
+        return
+    name, value = {
+        "wrong secret": ("AWS_SECRET_ACCESS_KEY", "mistyped"),
+        "unknown user": ("AWS_ACCESS_KEY_ID", "nobody"),
+        "invalid token": ("AWS_SESSION_TOKEN", "made up"),
+    }[request.param]
+    monkeypatch.setenv(name, value)
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -168,9 +168,16 @@ def test_check_passes(store: Store) -> None:
     assert store.list() == []
 
 
-def test_wrong_secret_and_unknown_user(bucket: Store, refused: Callable[..., str]) -> None:
-    assert "bucket 'bs-ray-tests'" in refused(bucket, AccessError, AWS_SECRET_ACCESS_KEY="mistyped")
-    assert "403" in refused(bucket, AccessError, AWS_ACCESS_KEY_ID="nobody")
+@pytest.mark.parametrize("write", [False, True])
+def test_bad_credentials(
+    bucket: Store, bad_credentials: None, refused: Callable[..., str], write: bool
+) -> None:
+    message = refused(bucket, AccessError, write=write)
+    assert "bucket 'bs-ray-tests'" in message and "AWS_SESSION_TOKEN (which expires)" in message
+    assert all(value not in message for value in ("mistyped", "made up", "of yesterday"))
+    for call in (lambda: bucket.exists("x"), lambda: bucket.read("x")):  # a HEAD and a GET
+        with pytest.raises(AccessError, match="bucket 'bs-ray-tests'"):
+            call()
 
 
 def test_no_credentials(

@@ -60,10 +60,12 @@ def explain(verb: str, name: str, bucket: str, error: Exception, spent_s: float)
         return no_key(name)
     if status == 412:
         return StorageError(f"{got}: the object changed while it was being read. Run again.")
-    if status in (401, 403) or code in _CREDENTIAL_CODES:
+    # A HEAD's 400 comes without a code; Amazon's usual reason is a token that has expired.
+    if status in (401, 403) or code in _CREDENTIAL_CODES or (status == 400 and answer == "400"):
         return AccessError(
             f"{got}. Expected credentials that may {verb} in bucket {bucket!r}; check "
-            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (which expires) and the "
+            "bucket's policy."
         )
     kind = UnreachableError if status >= 500 else StorageError
     return kind(f"{got} after {spent_s:.1f} s, in bucket {bucket!r}. See the store's log.")
