@@ -443,6 +443,22 @@ def bench_bank(
     _show_bench(bank(base, rows, repeats, _say), json_file)
 
 
+@bench_app.command("edit", epilog="Example: bs-ray bench edit --json edit.json")
+def bench_edit(
+    photos: Annotated[int, typer.Option(help="Photos of each run.", min=96)] = 480,
+    repeats: Annotated[int, typer.Option(help="Runs in turn with the bare loop.", min=1)] = 3,
+    large: Annotated[
+        str, typer.Option(help="Comma list of how many tiny photos to compare memory over.")
+    ] = "1000,10000",
+    json_file: JsonFile = None,
+) -> None:
+    """The batch pipeline over the bare editor, over a slow model and a plain loop; its growth."""
+    from bs_ray.bench.edit import bench_edit as run
+
+    sizes = [int(size) for size in large.split(",")]
+    _show_bench(run(photos, repeats, sizes, _say), json_file)
+
+
 @bench_app.command("train", epilog="Example: bs-ray bench train --seeds 1 --json race.json")
 def bench_train(
     attributes: Annotated[

@@ -31,8 +31,11 @@ def fetchers(job: EditJob, pending: int) -> int:
     return min(2 * job.workers, pending)
 
 
-def pipeline(plan: Plan, pending: Sequence[int]) -> Any:
-    """The Dataset of what `write_shard` returns, for every pending shard."""
+def pipeline(plan: Plan, pending: Sequence[int], editors: type | None = None) -> Any:
+    """The Dataset of what `write_shard` returns, for every pending shard.
+
+    editors: in place of EditShard, with its face.
+    """
     import ray
 
     job, at_once = plan.job, fetchers(plan.job, len(pending))
@@ -52,7 +55,7 @@ def pipeline(plan: Plan, pending: Sequence[int]) -> Any:
         photos = photos.map(copy_shard)
     else:
         photos = photos.map(
-            EditShard,
+            editors or EditShard,
             fn_constructor_kwargs={"job": job, "settings": plan.manifest.settings},
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=job.workers, initial_size=job.workers

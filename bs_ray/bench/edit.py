@@ -1,0 +1,269 @@
+"""The batch pipeline against the bare editor, a slow model, a plain loop, and its own growth."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bs_ray.batch import edit
+from bs_ray.batch.pipeline import pipeline
+from bs_ray.batch.plan import prepare
+from bs_ray.batch.shard import edit_rows
+from bs_ray.bench.bank import random_slider
+from bs_ray.bench.plain import plain_loop
+from bs_ray.config import EditJob
+from bs_ray.data import EditedRow, PlannedRow, is_quarantined
+from bs_ray.data.stages import load_photos, pack, seconds_of, unpack
+from bs_ray.editing.editor import Editor
+from bs_ray.models import base_folder, load_base
+from bs_ray.raysession import WORKER_ENV, ray_session
+from bs_ray.seaweed import LocalObjectStore
+from bs_ray.sliders.artifact import Slider
+from bs_ray.sliders.registry import Registry
+from bs_ray.storage import Store
+from bs_ray.tiny.photos import write_wild
+
+Say = Callable[[str], None]
+SLOW_S = 0.25
+"""Seconds a photo of the stand-in for SDXL: ten steps at 1024 px on a fast GPU take more."""
+_BUCKET = "bs-ray-bench"
+
+
+def bench_edit(photos: int, repeats: int, large: Sequence[int], say: Say) -> dict[str, Any]:
+    """Everything that `bs-ray bench edit` measures, each ratio side by side in one run.
+
+    photos: a run of the pipeline; large: sizes between which memory and time a photo should not
+    grow. Rates are of the steady state, from the first committed shard to the last.
+    """
+    with tempfile.TemporaryDirectory() as scratch, LocalObjectStore() as store:
+        os.environ.update(store.env)
+        store.make_bucket(_BUCKET)
+        root = Store(f"s3://{_BUCKET}")
+        slider = random_slider(load_base("tiny"), "smile", 0)
+        Registry(f"{scratch}/sliders").publish(slider)
+        write_wild(root.join("in"), photos=photos, broken=0, seed=0)
+        job = _job(root, f"{scratch}/sliders", "in", "out")
+        figures = {"photos": photos, "repeats": repeats, "batch_size": job.batch_size}
+        figures |= _against_bare(job, slider, root, repeats, say)
+        figures |= _against_slow(job, root, say)
+        figures |= _against_plain(job, slider, root, figures["pipeline_images_per_s"], say)
+        figures |= _growth(job, root, large, say)
+    return figures
+
+
+def _job(root: Store, registry: str, source: str, output: str, **settings: Any) -> EditJob:
+    values = {
+        "name": "bench", "input": root.join(source).uri, "output": root.join(output).uri,
+        "registry": registry, "sliders": {"smile": 1.0}, "shard_images": 32, "batch_size": 16,
+    }  # fmt: skip
+    return EditJob(**(values | settings))
+
+
+def _against_bare(
+    job: EditJob, slider: Slider, root: Store, repeats: int, say: Say
+) -> dict[str, Any]:
+    """The whole pipeline over the editor's loop in one process on decoded arrays, in turns."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what a worker has
+    editor = Editor(load_base("tiny"), [slider], job.editor)
+    rows = _decoded(job, root)
+    bare, through, costs = [], [], []
+    with ray_session(num_cpus=4):
+        for repeat in range(repeats):
+            started = time.perf_counter()
+            edit_rows(rows, editor, editor.working_size, job)
+            bare.append(len(rows) / (time.perf_counter() - started))
+            run = job.model_copy(update={"output": root.join(f"out-{repeat}").uri})
+            done = edit(run, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
+            through.append(done.steady_images_per_s)
+            costs.append(_store_seconds(rows, root) / len(rows))
+            say(f"bare {bare[-1]:.2f} images/s, pipeline {through[-1]:.2f}")
+    torch.set_num_threads(threads)
+    ratios = [b / a for a, b in zip(bare, through, strict=True)]
+    return {
+        "bare_images_per_s": statistics.median(bare),
+        "pipeline_images_per_s": statistics.median(through),
+        "pipeline_over_bare": statistics.median(ratios),
+        "pipeline_over_bare_spread": [min(ratios), max(ratios)],
+        "store_seconds_a_photo": statistics.median(costs),
+    }
+
+
+def _decoded(job: EditJob, root: Store) -> list[PlannedRow]:
+    """Every photo of the input as pixels, in memory."""
+    plan = prepare(job.model_copy(update={"output": root.join("listed").uri}), Console(quiet=True))
+    images = [i for shard in range(plan.manifest.shards) for i in plan.manifest.shard(shard)]
+    rows, _, _ = load_photos(images, plan.job, plan.edits, plan.names)
+    return [row for row in rows if not is_quarantined(row)]
+
+
+def _store_seconds(rows: Sequence[PlannedRow], root: Store) -> float:
+    """Reading and writing every photo, one after another: what the object store costs."""
+    source, output = root.join("in"), root.join("store")
+    started = time.perf_counter()
+    for row in rows:
+        output.write(row["key"], source.read(row["key"]))
+    return time.perf_counter() - started
+
+
+class SleepShard:
+    """In place of EditShard: hands photos on after SLOW_S each, as a slow model on its own device
+    would, which leaves the CPU to others.
+    """
+
+    def __init__(self, job: EditJob, settings: dict[str, Any]):
+        self.job = job
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        started, rows = time.monotonic(), unpack(row)
+        time.sleep(SLOW_S * len(rows))
+        edited = [
+            EditedRow(**{**_without_edits(r), "edit": "", "mix": {"smile": 1.0}})  # type: ignore[typeddict-item]
+            for r in rows
+        ]
+        return pack(row["shard"], edited, **seconds_of(row), edit_s=time.monotonic() - started)
+
+
+def _without_edits(row: PlannedRow) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "edits"}
+
+
+def _against_slow(job: EditJob, root: Store, say: Say) -> dict[str, Any]:
+    """The same with a model that takes SLOW_S a photo: what the pipeline leaves of its time."""
+    plan = prepare(job.model_copy(update={"output": root.join("slow").uri}), Console(quiet=True))
+    times, counts = [], []
+    with ray_session(num_cpus=4):
+        for shard in pipeline(plan, range(plan.manifest.shards), SleepShard).iter_rows():
+            times.append(time.monotonic())
+            counts.append(shard["inputs"])
+    rate = sum(counts[1:]) / (times[-1] - times[0])
+    say(f"a model of {SLOW_S} s a photo: {rate:.3f} images/s of {1 / SLOW_S:g}")
+    return {"pipeline_over_bare_slow_model": rate * SLOW_S, "slow_model_seconds_a_photo": SLOW_S}
+
+
+def _against_plain(
+    job: EditJob, slider: Slider, root: Store, rate: float, say: Say
+) -> dict[str, Any]:
+    """Over a loop of diffusers' img2img with as many evaluations a photo, on a share of them."""
+    import torch
+
+    torch.set_num_threads(1)
+    some = root.join("some")
+    for entry in root.join("in").list()[:24]:
+        some.write(entry.key, root.join("in").read(entry.key))
+    base = base_folder(job.base)
+    started = time.perf_counter()
+    plain_loop(base, slider, some, root.join("plain"), job.editor.steps)
+    plain = 24 / (time.perf_counter() - started)
+    say(f"plain loop {plain:.2f} images/s")
+    return {"plain_images_per_s": plain, "pipeline_over_plain_loop": rate / plain}
+
+
+def _growth(job: EditJob, root: Store, large: Sequence[int], say: Say) -> dict[str, Any]:
+    """Peak memory and time a photo of whole commands over few and many tiny photos."""
+    peaks, costs = {}, {}
+    written = 0
+    for photos in sorted(large):
+        written = _write_tiny(root.join("tiny"), written, photos)
+        run = job.model_copy(
+            update={
+                "input": root.join("tiny").uri,
+                "output": root.join(f"tiny-{photos}").uri,
+                "shard_images": 100,
+                "batch_size": 50,
+                "editor": job.editor.model_copy(update={"steps": 1, "working_px": 32}),
+            }
+        )
+        peaks[photos], costs[photos] = _command(run)
+        say(f"{photos} photos: peak {peaks[photos] / 1e9:.2f} GB, {1 / costs[photos]:.1f} images/s")
+    few, many = min(large), max(large)
+    return {
+        "memory_growth": peaks[many] / peaks[few] - 1,
+        "photo_seconds_growth": costs[many] / costs[few] - 1,
+        "peak_bytes": {str(n): peak for n, peak in peaks.items()},
+        "tiny_images_per_s": {str(n): 1 / cost for n, cost in costs.items()},
+    }
+
+
+def _write_tiny(store: Store, first: int, last: int) -> int:
+    """JPEGs of 32 px, numbered; returns `last`."""
+    from concurrent.futures import ThreadPoolExecutor
+    from io import BytesIO
+
+    from PIL import Image
+
+    def put(index: int) -> None:
+        pixels = np.random.default_rng(index).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        file = BytesIO()
+        Image.fromarray(pixels).resize((32, 32)).save(file, "JPEG")
+        store.write(f"{index // 1000:04d}/{index:07d}.jpg", file.getvalue())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(first, last)))
+    return last
+
+
+def _command(job: EditJob) -> tuple[float, float]:
+    """`bs-ray edit` in a process of its own: peak bytes of all of its processes, and the steady
+    seconds a photo.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "job.json").write_text(job.model_dump_json())  # JSON is YAML
+        command = [
+            sys.executable, "-m", "bs_ray", "edit", f"{scratch}/job.json", "--json",
+            f"{scratch}/done.json",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, env=os.environ | WORKER_ENV, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        peak = _Peak(process.pid)
+        if process.wait():
+            raise RuntimeError(f"bs-ray edit: got exit status {process.returncode}; expected 0")
+        done = json.loads(Path(scratch, "done.json").read_text())
+        return peak.stop(), 1 / done["steady_images_per_s"]
+
+
+class _Peak:
+    """The most memory that a process and its descendants held together (PSS), sampled."""
+
+    def __init__(self, pid: int):
+        self.pid, self.bytes = pid, 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        self._done.set()
+        self._thread.join()
+        return self.bytes
+
+    def _watch(self) -> None:
+        import psutil
+
+        while not self._done.wait(2.0):
+            total = 0
+            try:
+                root = psutil.Process(self.pid)
+                for process in [root, *root.children(recursive=True)]:
+                    try:
+                        total += process.memory_full_info().pss
+                    except psutil.Error:  # gone meanwhile
+                        continue
+            except psutil.Error:
+                return
+            self.bytes = max(self.bytes, total)
