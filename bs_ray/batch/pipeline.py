@@ -72,7 +72,13 @@ def pipeline(plan: Plan, pending: Sequence[int], editors: type | None = None) ->
 def copy_shard(row: dict[str, Any]) -> dict[str, Any]:
     """{shard, rows} -> {shard, rows}: the photos as their own outputs."""
     rows = [[r] if is_quarantined(r) else copied(r) for r in unpack(row)]
-    return pack(row["shard"], [r for some in rows for r in some], **seconds_of(row), edit_s=0.0)
+    return pack(
+        row["shard"],
+        [r for some in rows for r in some],
+        **seconds_of(row),
+        edit_at_s=time.time(),
+        edit_s=0.0,
+    )
 
 
 class EditShard:
@@ -93,6 +99,7 @@ class EditShard:
         self.job, self.editor, self.working_size = job, gated(editor, job), editor.working_size
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         rows = edit_rows(unpack(row), self.editor, self.working_size, self.job)
-        return pack(row["shard"], rows, **seconds_of(row), edit_s=time.monotonic() - started)
+        edit_s = time.monotonic() - started
+        return pack(row["shard"], rows, **seconds_of(row), edit_at_s=began, edit_s=edit_s)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
@@ -42,7 +43,7 @@ class EditSummary:
     images_per_s: float
     """Photos that this run took in, per second, start-up included."""
     steady_images_per_s: float
-    """The same without what came before the first shard was through; 0 where that was all."""
+    """The same from when the first photo was edited: without listing, Ray's start and the model's."""
     nothing_to_do: bool
     """An earlier run had finished; this one wrote nothing."""
     quarantined_by_reason: dict[str, int] = field(default_factory=dict)
@@ -97,20 +98,17 @@ class _Run:
     """How this run went."""
 
     photos: int = 0
-    first_photos: int = 0
-    first_at: float = 0.0
-    last_at: float = 0.0
+    began: float = math.inf
+    ended: float = 0.0
 
-    def add(self, inputs: int) -> None:
-        now = time.monotonic()
-        if not self.photos:
-            self.first_photos, self.first_at = inputs, now
-        self.photos, self.last_at = self.photos + inputs, now
+    def add(self, shard: dict[str, Any]) -> None:
+        self.photos += shard["inputs"]
+        self.began = min(self.began, shard["edit_at_s"])
+        self.ended = time.time()
 
     @property
     def steady_rate(self) -> float:
-        seconds = self.last_at - self.first_at
-        return (self.photos - self.first_photos) / seconds if seconds else 0.0
+        return self.photos / (self.ended - self.began) if self.photos else 0.0
 
 
 def _run(
@@ -148,7 +146,7 @@ def _follow(plan: Plan, pending: list[int], board: Board, lease: Lease, run: _Ru
     job = plan.job
     try:
         for shard in pipeline(plan, pending).iter_rows():
-            run.add(shard["inputs"])
+            run.add(shard)
             board.add(shard)
             _guard(job, board.seen, board.quarantined)
             if lease.superseded:

@@ -43,7 +43,7 @@ def pack(
 ) -> dict[str, Any]:
     """A shard as one row of a Dataset: photos of many sizes are no Arrow columns.
 
-    seconds: what its stages took so far, as <stage>_s.
+    seconds: what its stages took so far, as <stage>_s; edit_at_s is the Unix time of its editing.
     """
     return {"shard": shard, "rows": pickle.dumps(rows, protocol=5), **seconds}
 
