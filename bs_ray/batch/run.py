@@ -43,7 +43,7 @@ class EditSummary:
     images_per_s: float
     """Photos that this run took in, per second, start-up included."""
     steady_images_per_s: float
-    """The same from when the first photo was edited: without listing, Ray's start and the model's."""
+    """The same from when the first photo was edited: without Ray's start and the model's."""
     nothing_to_do: bool
     """An earlier run had finished; this one wrote nothing."""
     quarantined_by_reason: dict[str, int] = field(default_factory=dict)
