@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from bs_ray.models import absolute_base, base_folder, identify_base
 from bs_ray.models.judges import find_judges
 from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry
-from bs_ray.storage import Store
+from bs_ray.storage import MissingBucketError, Store
 
 _TOLD = 100_000  # photos listed between two words about it
 
@@ -72,6 +73,8 @@ def prepare(job: EditJob, console: Console) -> Plan:
     """
     source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
     source.check()
+    with contextlib.suppress(MissingBucketError):  # a missing folder will be made
+        output.check()  # reading would wait a minute for a store that does not answer
     before = read_manifest(output)
     pinned = before.settings["sliders"] if before else {}
     sliders = resolve(job, registry, pinned, console)

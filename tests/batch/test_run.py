@@ -28,7 +28,7 @@ from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry
-from bs_ray.storage import AccessError, MissingBucketError, Store
+from bs_ray.storage import AccessError, MissingBucketError, StorageError, Store, UnreachableError
 from bs_ray.tiny.photos import wild_jpeg, write_wild
 from tests.batch.conftest import MakeJob, files, run
 
@@ -279,10 +279,21 @@ def test_read_only_output(
     assert output.list() == []
 
 
-def refused(job: EditJob) -> str:
-    """What a job is told whose credentials are no good, within 5 seconds."""
+def test_an_output_store_that_is_down(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_wild(Store(tmp_path / "in"), photos=1, broken=0, seed=0)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens
+    job = make_job(output="s3://bs-ray-tests/down")
+    assert "127.0.0.1:9" in refused(job, UnreachableError)
+
+
+def refused(job: EditJob, kind: type[StorageError] = AccessError) -> str:
+    """What a job is told that cannot use its store, within 5 seconds."""
     start = time.monotonic()
-    with pytest.raises(AccessError) as caught:
+    with pytest.raises(kind) as caught:
         edit(job)
     assert time.monotonic() - start < 5
     return str(caught.value)
