@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -54,23 +56,23 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
     source.check()
     sliders = resolve(job, registry, {}, console)
-    listing = listed(job, source, console)
-    photos = len(listing.table)
+    with tempfile.TemporaryDirectory() as folder:
+        listing = listed(job, source, Path(folder), console)
+        tried = listing.head((_TIMED + 1) * job.batch_size)
     done = len(done_shards(output)) if read_manifest(output) else 0
     names = {reference: slider.card.name for reference, slider in sliders.items()}
-    tried = listing.table.slice(0, (_TIMED + 1) * job.batch_size).to_pylist()
     loaded, _, _ = load_photos(tried, job, job.edits(names), names)
     rows = [row for row in loaded if not is_quarantined(row)]
     rate = _rate(job, list(sliders.values()), rows)
-    left = max(0, photos - done * job.shard_images)
+    left = max(0, listing.photos - done * job.shard_images)
     hours = left / rate / job.workers / 3600 if rate else None
     return Estimate(
-        photos=photos,
+        photos=listing.photos,
         bytes=listing.bytes,
         format=listing.format,
         ignored=listing.ignored,
         edits=round(sum(len(row["edits"]) for row in rows) / max(1, len(rows))),
-        shards=-(-photos // job.shard_images),
+        shards=-(-listing.photos // job.shard_images),
         done_shards=done,
         images_per_s=rate,
         hours=hours,

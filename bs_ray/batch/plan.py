@@ -82,7 +82,7 @@ def prepare(job: EditJob, console: Console) -> Plan:
         output.check(write=True)
     manifest = open_manifest(
         output, _settings(job, source, sliders), job.shard_images,
-        lambda: listed(job, source, console),
+        lambda folder: listed(job, source, folder, console),
     )  # fmt: skip
     places = {
         "input": source.uri,
@@ -94,8 +94,8 @@ def prepare(job: EditJob, console: Console) -> Plan:
     return Plan(job.model_copy(update=places), output, manifest, names)
 
 
-def listed(job: EditJob, source: Store, console: Console) -> Listing:
-    """The job's input; says how far it is where there are many."""
+def listed(job: EditJob, source: Store, folder: Path, console: Console) -> Listing:
+    """The job's input, in a file in `folder`; says how far it is where there are many."""
     told = 0
 
     def seen(count: int) -> None:
@@ -104,7 +104,7 @@ def listed(job: EditJob, source: Store, console: Console) -> Listing:
             told = count // _TOLD
             console.print(f"{job.name}: {count:,} photos listed so far", highlight=False)
 
-    return list_photos(source, job, seen)
+    return list_photos(source, job, folder, seen)
 
 
 def resolve(

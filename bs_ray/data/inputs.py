@@ -12,7 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from bs_ray.config import EditJob
 from bs_ray.data import LISTING_SCHEMA, EmptyInputError, ImageRow, QuarantinedRow, quarantined
+from bs_ray.data.files import SortedFiles, ends
 from bs_ray.storage import (
     AccessError,
     MissingBucketError,
@@ -36,7 +37,7 @@ from bs_ray.storage import (
 )
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_PACKED = {"parquet": (".parquet",), "webdataset": (".tar",)}
+_SUFFIXES = {"images": SUFFIXES, "parquet": (".parquet",), "webdataset": (".tar",)}
 _PAGE = 10_000  # photos in a batch of the listing
 _READERS = 8  # reading is waiting
 _CELLS = 64  # rows of a Parquet file in memory at once
@@ -46,109 +47,72 @@ UNKNOWN_SIZE = -1
 
 @dataclass(frozen=True)
 class Listing:
-    """Photos below a prefix."""
+    """Photos below a prefix, in a file: there may be millions."""
 
-    table: pa.Table
-    """LISTING_SCHEMA, in order."""
+    path: Path
+    """Parquet, LISTING_SCHEMA, in order."""
     format: str
     """images, parquet or webdataset."""
+    photos: int
     ignored: int
     """Files that are none of these."""
     bytes: int
     """Size of the files that hold the photos."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The photos, some at a time."""
+        with pq.ParquetFile(self.path) as file:
+            yield from file.iter_batches(_PAGE)
+
+    def head(self, count: int) -> list[ImageRow]:
+        """The first photos."""
+        return next(self.batches()).slice(0, count).to_pylist()
 
 
 class PackedFileError(ValueError):
     """A Parquet file or tar that cannot be listed; the message says what to do."""
 
 
-def list_photos(source: Store, job: EditJob, seen: Callable[[int], None]) -> Listing:
-    """Everything that `job` takes from its input; `seen` is told how many photos there are so far.
+def list_photos(source: Store, job: EditJob, folder: Path, seen: Callable[[int], None]) -> Listing:
+    """Everything that `job` takes from its input, listed into a file in `folder`.
 
-    Raises EmptyInputError, PackedFileError and StorageError.
+    seen: told how many photos there are so far. Memory holds some thousands of them, however many
+    there are. Raises EmptyInputError, PackedFileError and StorageError.
     """
-    files = _Files.of(source)
-    kind = job.input_format if job.input_format != "auto" else files.kind()
-    batches, total, count = [], 0, 0
-    for batch, size in _LISTERS[kind](source, files, job):
-        batches.append(batch)
-        total, count = total + size, count + len(batch)
-        seen(count)
-    table = pa.Table.from_batches(batches, schema=LISTING_SCHEMA)
-    if not len(table):
-        wanted = ", ".join(SUFFIXES if kind == "images" else _PACKED[kind])
+    files = SortedFiles(source, folder)
+    kinds = {kind: files.ending(suffixes) for kind, suffixes in _SUFFIXES.items()}
+    most = max(kinds, key=lambda kind: kinds[kind])
+    kind = job.input_format if job.input_format != "auto" else most
+    path, photos, total = folder / "listing.parquet", 0, 0
+    with pq.ParquetWriter(path, LISTING_SCHEMA, compression="zstd") as writer:
+        for batch, size in _LISTERS[kind](source, files, job):
+            writer.write_batch(batch.slice(0, job.limit - photos) if job.limit else batch)
+            photos, total = photos + len(batch), total + size
+            seen(photos)
+            if job.limit and photos >= job.limit:
+                photos = job.limit
+                break
+    if not photos:
         raise EmptyInputError(
             f"{source.uri}: got {files.count} files, none of them a photo; expected at least one "
-            f"of {wanted} at any depth. Check the prefix and input_format"
+            f"of {', '.join(_SUFFIXES[kind])} at any depth. Check the prefix and input_format"
         )
-    _check_unique(table["key"], source)
-    return Listing(_chosen(table, job), kind, files.count - files.taken(kind), total)
+    listing = Listing(path, kind, photos, files.count - kinds[kind], total)
+    return _drawn(listing, job) if job.sample and job.sample < photos else listing
 
 
-def _check_unique(keys: pa.ChunkedArray, source: Store) -> None:
-    """Outputs are named by keys; one without a photo's suffix gets that of its content."""
-    counts = pc.value_counts(keys)
-    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    suffixed = _ends(keys, SUFFIXES)
-    stems = pc.replace_substring_regex(keys.filter(suffixed), r"\.[^.]*$", "")
-    bare = keys.filter(pc.invert(suffixed))
-    clash = [*twice[:1].to_pylist(), *bare.filter(pc.is_in(bare, stems))[:1].to_pylist()]
-    if clash:
-        raise PackedFileError(
-            f"{source.uri}: got two photos named {clash[0]!r}; expected each name once, for "
-            "outputs are named by it. Choose another key_column, or one that is not there to "
-            "number the rows"
-        )
-
-
-def _chosen(table: pa.Table, job: EditJob) -> pa.Table:
-    """What `limit` or `sample` leave, in order."""
-    if job.sample and job.sample < len(table):
-        drawn = np.random.default_rng(job.seed).choice(len(table), job.sample, replace=False)
-        return table.take(np.sort(drawn))
-    return table.slice(0, job.limit) if job.limit else table
-
-
-@dataclass(frozen=True)
-class _Files:
-    """What the store lists, as columns: millions of rows are tens of bytes each."""
-
-    table: pa.Table  # key, size, etag, sorted by the bytes of key
-
-    @classmethod
-    def of(cls, source: Store) -> _Files:
-        schema = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
-        batches, page = [], []
-        for entry in source.walk():
-            page.append({"key": entry.key, "size": entry.size, "etag": entry.etag})
-            if len(page) == _PAGE:
-                batches.append(pa.RecordBatch.from_pylist(page, schema=schema))
-                page = []
-        batches.append(pa.RecordBatch.from_pylist(page, schema=schema))
-        return cls(pa.Table.from_batches(batches).sort_by("key"))
-
-    @property
-    def count(self) -> int:
-        return len(self.table)
-
-    def ending(self, suffixes: Sequence[str]) -> pa.Table:
-        return self.table.filter(_ends(self.table["key"], suffixes))
-
-    def taken(self, kind: str) -> int:
-        return len(self.ending(_PACKED.get(kind, SUFFIXES)))
-
-    def kind(self) -> str:
-        """What most of the files are."""
-        found = Counter({kind: self.taken(kind) for kind in ("images", *_PACKED)})
-        return found.most_common(1)[0][0]
-
-
-def _ends(keys: pa.ChunkedArray, suffixes: Sequence[str]) -> pa.ChunkedArray:
-    lower = pc.utf8_lower(keys)
-    mask = pc.ends_with(lower, suffixes[0])
-    for suffix in suffixes[1:]:
-        mask = pc.or_(mask, pc.ends_with(lower, suffix))
-    return mask
+def _drawn(listing: Listing, job: EditJob) -> Listing:
+    """A sample of the photos, in order."""
+    assert job.sample
+    drawn = np.random.default_rng(job.seed).choice(listing.photos, job.sample, replace=False)
+    drawn.sort()
+    path, first = listing.path.with_name("sample.parquet"), 0
+    with pq.ParquetWriter(path, LISTING_SCHEMA, compression="zstd") as writer:
+        for batch in listing.batches():
+            low, high = np.searchsorted(drawn, [first, first + len(batch)])
+            writer.write_batch(batch.take(pa.array(drawn[low:high] - first)))
+            first += len(batch)
+    return replace(listing, path=path, photos=job.sample)
 
 
 # ---------------------------------------------------------------------------- listing
@@ -156,8 +120,9 @@ def _ends(keys: pa.ChunkedArray, suffixes: Sequence[str]) -> pa.ChunkedArray:
 _Batches = Iterator[tuple[pa.RecordBatch, int]]
 
 
-def _list_images(source: Store, files: _Files, job: EditJob) -> _Batches:
-    for batch in files.ending(SUFFIXES).to_batches(_PAGE):
+def _list_images(source: Store, files: SortedFiles, job: EditJob) -> _Batches:
+    for page in files.batches():
+        batch = page.filter(ends(page["key"], SUFFIXES))
         empty, zero = pa.repeat("", len(batch)), pa.repeat(pa.scalar(0, pa.int64()), len(batch))
         columns = [batch["key"], batch["size"], batch["etag"], empty, zero, empty]
         listed = pa.RecordBatch.from_arrays(columns, schema=LISTING_SCHEMA)
@@ -166,9 +131,10 @@ def _list_images(source: Store, files: _Files, job: EditJob) -> _Batches:
 
 def _list_packed(
     members: Callable[[Path, EditJob], Iterator[dict[str, Any]]], suffixes: Sequence[str]
-) -> Callable[[Store, _Files, EditJob], _Batches]:
-    def lister(source: Store, files: _Files, job: EditJob) -> _Batches:
-        for file in files.ending(suffixes).to_pylist():
+) -> Callable[[Store, SortedFiles, EditJob], _Batches]:
+    def lister(source: Store, files: SortedFiles, job: EditJob) -> _Batches:
+        found = (page.filter(ends(page["key"], suffixes)) for page in files.batches())
+        for file in (row for page in found for row in page.to_pylist()):
             stem = file["key"].rpartition(".")[0]
             rows = []
             try:
@@ -184,9 +150,21 @@ def _list_packed(
                     f"{source.uri}/{file['key']}: got a file that cannot be read ({error}); "
                     "expected a whole one. Write it again, or move it away"
                 ) from error
+            _check_names([row["key"] for row in rows], f"{source.uri}/{file['key']}")
             yield pa.RecordBatch.from_pylist(rows, schema=LISTING_SCHEMA), file["size"]
 
     return lister
+
+
+def _check_names(keys: list[str], file: str) -> None:
+    """Outputs are named by keys; one without a photo's suffix gets that of its content."""
+    stems = {key.rpartition(".")[0] for key in keys if key.lower().endswith(SUFFIXES)}
+    clash = next((key for key, times in Counter(keys).items() if times > 1 or key in stems), None)
+    if clash is not None:
+        raise PackedFileError(
+            f"{file}: got two photos named {clash!r}; expected each name once, for outputs are "
+            "named by it. Choose another key_column, or one that is not there to number the rows"
+        )
 
 
 def _parquet_rows(path: Path, job: EditJob) -> Iterator[dict[str, Any]]:
@@ -248,10 +226,10 @@ def _plan_text(plan: Any) -> str:
     return "" if plan is None else plan if isinstance(plan, str) else json.dumps(plan)
 
 
-_LISTERS: dict[str, Callable[[Store, _Files, EditJob], _Batches]] = {
+_LISTERS: dict[str, Callable[[Store, SortedFiles, EditJob], _Batches]] = {
     "images": _list_images,
-    "parquet": _list_packed(_parquet_rows, _PACKED["parquet"]),
-    "webdataset": _list_packed(_tar_members, _PACKED["webdataset"]),
+    "parquet": _list_packed(_parquet_rows, _SUFFIXES["parquet"]),
+    "webdataset": _list_packed(_tar_members, _SUFFIXES["webdataset"]),
 }
 
 
@@ -268,7 +246,7 @@ def fetch_all(
     """
     wanted: dict[str, list[int]] = {}
     for row in rows:
-        if row["file"].lower().endswith(_PACKED["parquet"]):
+        if row["file"].lower().endswith(_SUFFIXES["parquet"]):
             wanted.setdefault(row["file"], []).append(row["at"])
     cells = {file: _Cells(source, file, at, job.image_column) for file, at in wanted.items()}
     with ThreadPoolExecutor(_READERS) as threads:

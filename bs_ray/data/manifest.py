@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_ray.data import INPUT_SCHEMA, ImageRow
+from bs_ray.data import INPUT_SCHEMA, LISTING_SCHEMA, ImageRow
 from bs_ray.data.inputs import Listing
 from bs_ray.storage import MissingKeyError, Store
 
@@ -78,15 +79,17 @@ def read_manifest(output: Store) -> Manifest | None:
 
 
 def open_manifest(
-    output: Store, settings: dict[str, Any], shard_images: int, listed: Callable[[], Listing]
+    output: Store, settings: dict[str, Any], shard_images: int, listed: Callable[[Path], Listing]
 ) -> Manifest:
-    """The output's manifest; the first run takes `listed()` and writes it.
+    """The output's manifest; the first run lists its input, with files in a folder, and writes it.
 
     Raises JobChangedError where the output was begun with other settings, and what `listed` does.
     """
     found = read_manifest(output)
     if found is None:
-        output.write_if_absent(INPUT_KEY, _file(listed(), settings, shard_images))
+        with tempfile.TemporaryDirectory() as folder:
+            file = _file(listed(Path(folder)), settings, shard_images)
+        output.write_if_absent(INPUT_KEY, file)
         found = read_manifest(output)  # ours, or that of a rival who was first
     assert found is not None
     check_settings(found.settings, settings, output)
@@ -127,22 +130,33 @@ def _file(listing: Listing, settings: dict[str, Any], shard_images: int) -> byte
         "ignored": listing.ignored,
         "bytes": listing.bytes,
         "settings": settings,
-        "sha256": _digest(listing.table),
+        "sha256": _digest(listing),
     }
-    told = {_META: json.dumps(meta, sort_keys=True).encode()}
-    shards = pa.array((i // shard_images for i in range(len(listing.table))), pa.int32())
-    table = listing.table.append_column(INPUT_SCHEMA.field("shard"), shards)
-    file = BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata(told), file,
-        row_group_size=_group_rows(shard_images), compression="zstd",
-    )  # fmt: skip
-    return file.getvalue()
+    schema = INPUT_SCHEMA.with_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
+    path, rows = listing.path.with_name("input.parquet"), _group_rows(shard_images)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for first, group in _groups(listing, rows):
+            numbers = (np.arange(first, first + len(group)) // shard_images).astype(np.int32)
+            columns = [*group.columns, pa.array(numbers)]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=rows)
+    return path.read_bytes()
 
 
-def _digest(table: pa.Table) -> str:
+def _groups(listing: Listing, rows: int) -> Iterator[tuple[int, pa.Table]]:
+    """The listing in tables of so many rows, each with the number of its first."""
+    first, left = 0, LISTING_SCHEMA.empty_table()
+    for batch in listing.batches():
+        left = pa.concat_tables([left, pa.Table.from_batches([batch], schema=LISTING_SCHEMA)])
+        while len(left) >= rows:
+            yield first, left.slice(0, rows)
+            first, left = first + rows, left.slice(rows)
+    if len(left):
+        yield first, left
+
+
+def _digest(listing: Listing) -> str:
     digest = hashlib.sha256()
-    for batch in table.to_batches(_GROUP):
+    for batch in listing.batches():
         for row in batch.to_pylist():
             digest.update(json.dumps(list(row.values())).encode() + b"\n")
     return digest.hexdigest()

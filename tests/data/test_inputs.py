@@ -18,7 +18,7 @@ from bs_ray.data import EmptyInputError, ImageRow, is_quarantined
 from bs_ray.data.inputs import Listing, PackedFileError, fetch_all, list_photos
 from bs_ray.storage import MissingBucketError, Store, UnreachableError
 
-MakeJob = Callable[..., EditJob]
+Listed = Callable[..., Listing]
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -30,12 +30,17 @@ def job_for(source: Store, **changes: Any) -> EditJob:
     return EditJob(name="t", input=source.uri, output="out", sliders={"smile": 1.0}, **changes)
 
 
-def listed(source: Store, **changes: Any) -> Listing:
-    return list_photos(source, job_for(source, **changes), lambda count: None)
+@pytest.fixture
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Listed:
+    def of(source: Store, **changes: Any) -> Listing:
+        folder = tmp_path_factory.mktemp("listing")
+        return list_photos(source, job_for(source, **changes), folder, lambda count: None)
+
+    return of
 
 
 def rows_of(listing: Listing) -> list[ImageRow]:
-    return listing.table.to_pylist()
+    return [row for batch in listing.batches() for row in batch.to_pylist()]
 
 
 def write_parquet(source: Store, key: str, columns: dict[str, Any], rows_a_group: int = 2) -> None:
@@ -54,7 +59,7 @@ def write_tar(source: Store, key: str, members: dict[str, bytes]) -> None:
     source.write(key, file.getvalue())
 
 
-def test_images_at_any_depth(source: Store) -> None:
+def test_images_at_any_depth(listed: Listed, source: Store) -> None:
     for key in ("b/2.JPG", "b/1.jpeg", "a.png", "notes.txt"):
         source.write(key, key.encode())
     found = listed(source)
@@ -64,7 +69,7 @@ def test_images_at_any_depth(source: Store) -> None:
     assert fetch_all(source, rows, job_for(source)) == [b"a.png", b"b/1.jpeg", b"b/2.JPG"]
 
 
-def test_parquet_rows_by_name_or_number(source: Store) -> None:
+def test_parquet_rows_by_name_or_number(listed: Listed, source: Store) -> None:
     data = [b"one", b"two", b"three", b"four", b"five"]
     write_parquet(source, "a/x.parquet", {"key": [f"p{i}.png" for i in range(5)], "bytes": data})
     hf = [{"bytes": d, "path": None} for d in data]
@@ -83,7 +88,7 @@ def test_parquet_rows_by_name_or_number(source: Store) -> None:
     assert fetch_all(source, rows_of(found), job_for(source, image_column="image")) == data
 
 
-def test_tar_members_and_their_plans(source: Store) -> None:
+def test_tar_members_and_their_plans(listed: Listed, source: Store) -> None:
     plan = {"young": {"age": -1}}
     members = {
         "./s/1.jpg": b"one", "./s/1.json": json.dumps({"plan": plan}).encode(),
@@ -98,7 +103,7 @@ def test_tar_members_and_their_plans(source: Store) -> None:
     assert fetch_all(source, rows, job_for(source)) == [b"one", b"two!", b"three", b"4"]
 
 
-def test_the_public_writers_files_are_read(source: Store, tmp_path: Path) -> None:
+def test_the_public_writers_files_are_read(listed: Listed, source: Store, tmp_path: Path) -> None:
     """A file as Hugging Face datasets writes it: image column as struct, paths as names."""
     image = BytesIO()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(image, "PNG")
@@ -110,7 +115,21 @@ def test_the_public_writers_files_are_read(source: Store, tmp_path: Path) -> Non
     assert data == [image.getvalue()] * 3
 
 
-def test_limit_and_sample(tmp_path: Path) -> None:
+def test_runs_on_disk_are_merged_into_one_order(
+    listed: Listed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Store(tmp_path / "in")
+    keys = [f"{n * 7919 % 1000:03d}/\u00e9{n}.png" for n in range(50)]
+    for key in keys:
+        source.write(key, b"x")
+    whole = rows_of(listed(source))
+    monkeypatch.setattr("bs_ray.data.files._RUN", 7)
+    assert rows_of(listed(source)) == whole
+    assert [row["key"] for row in whole] == sorted(keys, key=str.encode)
+    assert len(rows_of(listed(source, limit=9))) == 9
+
+
+def test_limit_and_sample(listed: Listed, tmp_path: Path) -> None:
     source = Store(tmp_path / "in")
     for index in range(20):
         source.write(f"{index:02d}.png", b"x")
@@ -122,7 +141,7 @@ def test_limit_and_sample(tmp_path: Path) -> None:
     assert drawn != [row["key"] for row in rows_of(listed(source, sample=5, seed=1))]
 
 
-def test_names_that_would_meet_are_refused(tmp_path: Path) -> None:
+def test_names_that_would_meet_are_refused(listed: Listed, tmp_path: Path) -> None:
     source = Store(tmp_path / "in")
     write_parquet(source, "x.parquet", {"key": ["a", "b", "a"], "bytes": [b"", b"", b""]})
     with pytest.raises(PackedFileError, match="got two photos named 'x/a'; expected each name"):
@@ -132,7 +151,7 @@ def test_names_that_would_meet_are_refused(tmp_path: Path) -> None:
         listed(source)
 
 
-def test_broken_packed_files_stop_the_job_before_work(tmp_path: Path) -> None:
+def test_broken_packed_files_stop_the_job_before_work(listed: Listed, tmp_path: Path) -> None:
     source = Store(tmp_path / "in")
     source.write("x.parquet", b"PAR1 but no more")
     with pytest.raises(PackedFileError, match=r"x\.parquet: got a file that cannot be read"):
@@ -145,7 +164,7 @@ def test_broken_packed_files_stop_the_job_before_work(tmp_path: Path) -> None:
         listed(source, input_format="parquet")
 
 
-def test_what_is_wrong_with_one_photo_quarantines_it(tmp_path: Path) -> None:
+def test_what_is_wrong_with_one_photo_quarantines_it(listed: Listed, tmp_path: Path) -> None:
     source = Store(tmp_path / "in")
     for key in ("big.png", "gone.png", "grown.png", "ok.png"):
         source.write(key, b"1234" if key == "big.png" else b"1")
@@ -157,7 +176,7 @@ def test_what_is_wrong_with_one_photo_quarantines_it(tmp_path: Path) -> None:
     assert reasons == ["too large", "missing", "changed"] and found[3] == b"1"
 
 
-def test_nulls_and_large_images_in_parquet(tmp_path: Path) -> None:
+def test_nulls_and_large_images_in_parquet(listed: Listed, tmp_path: Path) -> None:
     source = Store(tmp_path / "in")
     write_parquet(source, "x.parquet", {"bytes": pa.array([b"123456", None, b"1"], pa.binary())})
     rows = rows_of(listed(source))

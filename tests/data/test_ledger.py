@@ -52,7 +52,9 @@ def manifest_of(output: Store, keys: list[str], data: bytes) -> Manifest:
     for key in keys:
         source.write(key, data)
     job = EditJob(name="t", input=source.uri, output=output.uri, sliders={"smile": 1.0})
-    return open_manifest(output, {"seed": 0}, 2, lambda: list_photos(source, job, lambda n: None))
+    return open_manifest(
+        output, {"seed": 0}, 2, lambda folder: list_photos(source, job, folder, lambda n: None)
+    )
 
 
 def test_the_ledger_reconciles(photo: bytes, output: Store, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def opened(source: Store, output: Store, settings: dict[str, Any], shard_images: int) -> Manifest:
     job = EditJob(name="t", input=source.uri, output=output.uri, sliders={"smile": 1.0})
-    listed = lambda: list_photos(source, job, lambda count: None)  # noqa: E731
+    listed = lambda folder: list_photos(source, job, folder, lambda count: None)  # noqa: E731
     return open_manifest(output, settings, shard_images, listed)
 
 

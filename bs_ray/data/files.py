@@ -1,0 +1,70 @@
+"""All files below a prefix, sorted by name, in little memory: sorted runs on disk, then merged."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bs_ray.storage import Entry, Store
+
+_RUN = 30_000  # files in memory at once
+_PAGE = 1000
+_SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
+
+
+class SortedFiles:
+    """What a store lists, as (key, size, etag), by the bytes of the keys."""
+
+    def __init__(self, source: Store, folder: Path):
+        """Lists `source` now, with its runs in `folder`. Raises StorageError."""
+        self.count, self._runs = 0, list[Path]()
+        entries = source.walk()
+        while run := list(islice(entries, _RUN)):
+            self.count += len(run)
+            self._runs.append(folder / f"run-{len(self._runs):05d}.parquet")
+            pq.write_table(pa.table(_columns(run)).sort_by("key"), self._runs[-1])
+
+    def ending(self, suffixes: Sequence[str]) -> int:
+        """How many names end so, in upper or lower case."""
+        keys = (batch["key"] for path in self._runs for batch in _batches(path, ["key"]))
+        return sum(pc.sum(ends(some, suffixes)).as_py() for some in keys)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All of them in order, some at a time."""
+        if len(self._runs) == 1:
+            yield from _batches(self._runs[0])
+            return
+        rows = heapq.merge(*map(_rows, self._runs))
+        while page := list(islice(rows, _PAGE)):
+            yield pa.RecordBatch.from_arrays(
+                [*map(pa.array, zip(*page, strict=True))], schema=_SCHEMA
+            )
+
+
+def ends(keys: pa.Array, suffixes: Sequence[str]) -> pa.Array:
+    """Which of the keys end in one of the suffixes, in upper or lower case."""
+    lower = pc.utf8_lower(keys)
+    mask = pc.ends_with(lower, suffixes[0])
+    for suffix in suffixes[1:]:
+        mask = pc.or_(mask, pc.ends_with(lower, suffix))
+    return mask
+
+
+def _columns(run: Sequence[Entry]) -> dict[str, list]:
+    return {name: [getattr(entry, name) for entry in run] for name in _SCHEMA.names}
+
+
+def _batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(_PAGE, columns=columns)
+
+
+def _rows(path: Path) -> Iterator[tuple]:
+    for batch in _batches(path):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
