@@ -177,7 +177,7 @@ def _growth(job: EditJob, root: Store, large: Sequence[int], say: Say) -> dict[s
                 "output": root.join(f"tiny-{photos}").uri,
                 "shard_images": 100,
                 "batch_size": 50,
-                "editor": job.editor.model_copy(update={"steps": 1, "working_px": 32}),
+                "editor": job.editor.model_copy(update={"steps": 1, "working_px": 16}),
             }
         )
         peaks[photos], costs[photos] = _command(run)

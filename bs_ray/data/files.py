@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from bs_ray.storage import Entry, Store
 
 _RUN = 30_000  # files in memory at once
-_PAGE = 1000
+_PAGE = 10_000
+_MERGED = 500  # of each run in memory
 _SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 
 
@@ -28,7 +29,7 @@ class SortedFiles:
         while run := list(islice(entries, _RUN)):
             self.count += len(run)
             self._runs.append(folder / f"run-{len(self._runs):05d}.parquet")
-            pq.write_table(pa.table(_columns(run)).sort_by("key"), self._runs[-1])
+            pq.write_table(pa.table(_columns(run)).sort_by("key"), self._runs[-1], use_dictionary=False)
 
     def ending(self, suffixes: Sequence[str]) -> int:
         """How many names end so, in upper or lower case."""
@@ -60,11 +61,13 @@ def _columns(run: Sequence[Entry]) -> dict[str, list]:
     return {name: [getattr(entry, name) for entry in run] for name in _SCHEMA.names}
 
 
-def _batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(_PAGE, columns=columns)
+def _batches(
+    path: Path, columns: list[str] | None = None, rows: int = _PAGE
+) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        yield from file.iter_batches(rows, columns=columns)
 
 
 def _rows(path: Path) -> Iterator[tuple]:
-    for batch in _batches(path):
+    for batch in _batches(path, rows=_MERGED):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
