@@ -28,8 +28,10 @@ class SortedFiles:
         entries = source.walk()
         while run := list(islice(entries, _RUN)):
             self.count += len(run)
-            self._runs.append(folder / f"run-{len(self._runs):05d}.parquet")
-            pq.write_table(pa.table(_columns(run)).sort_by("key"), self._runs[-1], use_dictionary=False)
+            path = folder / f"run-{len(self._runs):05d}.parquet"
+            # No dictionaries: reading a few rows of a run would load the keys of all.
+            pq.write_table(pa.table(_columns(run)).sort_by("key"), path, use_dictionary=False)
+            self._runs.append(path)
 
     def ending(self, suffixes: Sequence[str]) -> int:
         """How many names end so, in upper or lower case."""
