@@ -17,6 +17,7 @@ from bs_ray.batch import board as board_module
 from bs_ray.batch import edit, estimate
 from bs_ray.batch.board import Board, Metrics
 from bs_ray.batch.plan import prepare
+from bs_ray.cli import main
 from bs_ray.data.lease import JobTakenError, Lease
 from bs_ray.storage import Store
 from bs_ray.tiny.photos import write_wild
@@ -89,6 +90,38 @@ def test_the_second_driver_leaves_and_says_so(make_job: MakeJob, tmp_path: Path)
         edit(job, console=Console(file=text, width=200))
     assert "waiting up to 6 s" in text.getvalue()
     assert not Store(job.output).list("images/")
+
+
+def test_the_command_leaves_it_with_exit_code_0(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write_wild(Store(tmp_path / "in"), photos=2, broken=0, seed=0)
+    job, path = make_job(), tmp_path / "job.yaml"
+    path.write_text(job.model_dump_json())
+    monkeypatch.setattr("sys.argv", ["bs-ray", "edit", str(path)])
+    with Lease(Store(job.output), print), pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code in (None, 0)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "is at work on this job; leaving it to it" in told
+
+
+def test_a_plan_is_a_table(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write_wild(Store(tmp_path / "in"), photos=9, broken=0, seed=0)
+    path = tmp_path / "job.yaml"
+    path.write_text(make_job().model_dump_json())
+    words = ["bs-ray", "edit", str(path), "--plan", "--limit", "8", "--json", str(tmp_path / "f")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().out
+    assert "8 in images" in told and "images/s a worker, measured on this machine" in told
+    assert json.loads((tmp_path / "f").read_text())["photos"] == 8
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_superseded_driver_stops(
