@@ -4,6 +4,8 @@ PYTHON ?= python3
 OUT ?= demo-out
 # Extra pip options for torch alone, e.g. TORCH_ARGS="--index-url ..." to choose a CPU or CUDA build.
 TORCH_ARGS ?=
+# How many scenarios `make chaos` plays.
+SEEDS ?= 20
 BIN := .venv/bin
 STAMP := .venv/.bs-ray-setup
 
@@ -13,7 +15,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2147483648
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test test-slow full-size lint format clean
+.PHONY: help setup demo test test-slow chaos full-size lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +37,9 @@ test: setup  ## the fast tests
 
 test-slow: setup  ## the long tests: end-to-end, chaos, parity
 	$(BIN)/python -m pytest -m slow
+
+chaos: setup  ## SEEDS=20 ways to break a running job; what is left must be as if nothing had been
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/chaos
 
 full-size: setup  ## full-size SDXL, random weights: seconds a sample by mode, memory against plan (12 GB, minutes)
 	$(BIN)/bs-ray bench full-size --json full-size.json

