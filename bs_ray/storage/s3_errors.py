@@ -17,7 +17,11 @@ class DamagedBody(Exception):
 
 
 _CREDENTIAL_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict"}
+_TRANSIENT_CODES = {
+    "SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict",
+    # The body was damaged or cut on its way.
+    "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody",
+}  # fmt: skip
 
 
 def status_of(error: Exception) -> int:
