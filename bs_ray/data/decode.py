@@ -80,10 +80,17 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
+        if kind := _begins_like(data):
+            raise _Refused(f"damaged: its {kind} header cannot be read") from None
         raise _Refused(
             f"not an image: got content that begins {data[:8]!r}; expected JPEG, PNG, WebP, BMP or "
             "TIFF"
         ) from None
+
+
+def _begins_like(data: bytes) -> str | None:
+    accepts = {kind: Image.OPEN[kind][1] for kind in _FORMATS}
+    return next((kind for kind, of in accepts.items() if of and of(data[:16])), None)
 
 
 def _check(image: Image.Image, max_pixels: int) -> None:
@@ -124,8 +131,12 @@ def _kept_exif(image: Image.Image) -> bytes:
 def _pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 RGB [H, W, 3] and, where there is transparency, uint8 [H, W]."""
     if image.mode in _DEEP_MODES:
-        deep = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        image = Image.fromarray(np.rint(deep / 257).astype(np.uint8))
+        # x / 257 rounded, in place: at 64 megapixels each further array is 256 MB.
+        deep = np.asarray(image).astype(np.int32)
+        np.clip(deep, 0, 65535, out=deep)
+        deep += 128
+        deep //= 257
+        image = Image.fromarray(deep.astype(np.uint8))
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
         return rgba[..., :3].copy(), rgba[..., 3].copy()
@@ -133,6 +144,8 @@ def _pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _what_went_wrong(error: Exception) -> str:
-    # Addresses of objects in a message would differ from run to run.
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")[:200]
+    # Addresses of objects in a message would differ from run to run, and what a damaged file says
+    # of itself may be no text.
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+    text = " ".join(text.encode("ascii", "backslashreplace").decode().split())[:200]
     return f"truncated: {text}" if "truncated" in text.lower() else f"damaged: {text}"

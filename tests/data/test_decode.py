@@ -69,6 +69,13 @@ def test_grey_photos_are_remembered_as_such(saved: Save, mode: str) -> None:
     assert row["grey"] and row["pixels"].shape == (4, 6, 3) and (row["pixels"] == 255).all()
 
 
+def test_sixteen_bits_are_rounded_to_eight(saved: Save) -> None:
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    row = decode("k", saved(Image.fromarray(deep), "PNG"), max_pixels=65536)
+    assert not is_quarantined(row) and row["note"] == "16 bits became 8"
+    assert (row["pixels"][..., 0] == np.rint(deep / 257)).all()
+
+
 def test_cmyk_becomes_rgb_and_says_so(saved: Save) -> None:
     row = decoded(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     assert row["note"] == "CMYK became RGB" and row["icc"] == b""
@@ -97,6 +104,7 @@ def test_reasons(gradient: np.ndarray, saved: Save) -> None:
     assert reason(jpeg[: len(jpeg) * 2 // 3]).startswith("truncated: ")
     png = saved(photo, "PNG", compress_level=0)
     assert reason(png[: len(png) // 2]).startswith("truncated: ")
+    assert reason(b"II*\0" + bytes(20)) == "damaged: its TIFF header cannot be read"
     huge = saved(Image.new("1", (5000, 5000)), "PNG")
     assert reason(huge) == ("too many pixels: got 5000 x 5000; expected at most 10000 (max_pixels)")
     pages = saved(photo, "TIFF", save_all=True, append_images=[photo])
