@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from bs_ray.data import is_quarantined
-from bs_ray.data.guard import Guard
+from bs_ray.data.guard import DecoderError, Guard
 
 Save = Callable[..., bytes]
 
@@ -22,7 +23,8 @@ Save = Callable[..., bytes]
 def hostile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Decoders in whose processes certain bytes hang, crash or eat memory."""
     (tmp_path / "sitecustomize.py").write_text(HOSTILE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
 
 HOSTILE = """
@@ -40,25 +42,16 @@ def wrap():
         return real(key, data, max_pixels, keep_source)
     module._decode = fake
 import sys
-if any("forkserver" in argument for argument in sys.orig_argv):
+if "bs_ray.data.decoder" in sys.orig_argv:
     wrap()
 """
 
 
 @pytest.fixture
 def guard(hostile: None) -> Iterator[Guard]:
-    stop_forkserver()
     guard = Guard(seconds=2.0, memory_mb=1024)
     yield guard
     guard.close()
-    stop_forkserver()
-
-
-def stop_forkserver() -> None:
-    """Python keeps one for the process' life; ours must start with the test's environment."""
-    from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
-
-    _forkserver._stop()
 
 
 def test_what_breaks_the_decoder_is_named_and_the_rest_goes_on(
@@ -78,11 +71,32 @@ def test_what_breaks_the_decoder_is_named_and_the_rest_goes_on(
     assert all(np.array_equal(rows[i]["pixels"], gradient) for i in (0, 3, 6))  # type: ignore[typeddict-item]
 
 
+def test_a_decoder_that_ends_while_idle_costs_no_photo(gradient: np.ndarray, saved: Save) -> None:
+    photos = [(f"{i}.png", saved(Image.fromarray(gradient), "PNG")) for i in range(20)]
+    guard = Guard(seconds=20.0, memory_mb=1024)
+    for _ in range(2):
+        rows = guard.decode(photos, max_pixels=10_000)
+        assert [row["key"] for row in rows if not is_quarantined(row)] == [k for k, _ in photos]
+        for process in psutil.Process().children():
+            if "bs_ray.data.decoder" in process.cmdline():
+                process.kill()
+    guard.close()
+
+
+def test_a_decoder_that_does_not_start_is_no_photos_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DecoderError, match="got exit code 1; expected a decoder"):
+        Guard(seconds=2.0, memory_mb=1024).decode([("a", b"")], max_pixels=9)
+
+
 ORPHAN = """
 import os, signal, threading, time
 from bs_ray.data.guard import Guard
 if __name__ == "__main__":
-    guard = Guard(100, 1024)
+    guard = Guard(5, 1024)
     threading.Thread(target=guard.decode, args=([("a", b"hang"), ("b", b"")],),
                      kwargs={"max_pixels": 9}, daemon=True).start()
     time.sleep(2)
