@@ -337,11 +337,15 @@ def tiny_build(
 def ingest_lfw(
     source: Annotated[str, typer.Argument(help="lfw.tgz, or the extracted folder.")],
     destination: Annotated[str, typer.Argument(help="Prefix for the shards, local or s3://.")],
+    format: Annotated[
+        str, typer.Option(help="parquet, or webdataset: tars of a .jpg and a .json per photo.")
+    ] = "parquet",
+    shard_images: Annotated[int, typer.Option(help="Photos in a shard.", min=1)] = 1000,
 ) -> None:
-    """Pack Labeled Faces in the Wild into Parquet shards for training."""
+    """Pack Labeled Faces in the Wild into shards for training; run again to go on."""
     from bs_ray.data.lfw import ingest_lfw as run
 
-    console.print(run(source, destination))
+    console.print(run(source, destination, shard_images, format))
 
 
 @ingest_app.command("tiny-world", epilog="Example: bs-ray ingest tiny-world data --photos 500")

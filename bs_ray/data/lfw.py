@@ -1,30 +1,23 @@
-"""Labeled Faces in the Wild, from its archive or folder, as Parquet shards for training.
+"""Labeled Faces in the Wild, from its archive or folder, as shards for training.
 
 Other photos of people fit as well where they are laid out like LFW: Name_Name/Name_Name_0001.jpg.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from bs_ray.data import PHOTO_SCHEMA, EmptyInputError, QuarantinedRow, is_quarantined
+from bs_ray.data import EmptyInputError, QuarantinedRow, is_quarantined
 from bs_ray.data.decode import decode
+from bs_ray.data.shards import FORMATS, Row, ShardFormat, format_of, shard_keys
 from bs_ray.storage import Store, split_uri
 
 _PHOTO = re.compile(r"(?:.*/)?(([^/]+)/\2_\d{4,}\.jpe?g)")
-_SHARD = re.compile(r"shard-\d{5}\.parquet")
-_META = b"bs_ray"
 _MAX_PIXELS = 64_000_000
 
 Photo = tuple[str, Callable[[], bytes]]
@@ -55,18 +48,22 @@ class IngestSummary:
         return "\n".join([f"{text}; {len(broken)} broken files skipped", *broken])
 
 
-def ingest_lfw(source: str, destination: str, shard_images: int = 1000) -> IngestSummary:
-    """Pack LFW into `<destination>/shard-00000.parquet` ... (PHOTO_SCHEMA). Resumes.
+def ingest_lfw(
+    source: str, destination: str, shard_images: int = 1000, format: str = "parquet"
+) -> IngestSummary:
+    """Pack LFW into shards below `destination`, see `write_shards`. Resumes.
 
     source: the extracted folder (local or s3://), or the archive (.tgz, .tar.gz or .tar), which
-    is read as a stream. Raises EmptyInputError for a source without LFW's file names,
-    DamagedArchiveError, ShardsChangedError and StorageError.
+    is read as a stream. Raises ValueError for an unknown format, EmptyInputError for a source
+    without LFW's file names, DamagedArchiveError, ShardsChangedError and StorageError.
     """
+    if format not in FORMATS:
+        raise ValueError(f"format: got {format!r}; expected one of {', '.join(FORMATS)}")
     Store(destination).check(write=True)
     archive = source.endswith((".tgz", ".tar.gz", ".tar"))
     photos = _archive_photos(source) if archive else _folder_photos(source)
     try:
-        summary = write_shards(Store(destination), photos, shard_images)
+        summary = write_shards(Store(destination), photos, shard_images, format)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DamagedArchiveError(
             f"{source}: got a damaged archive ({error}); expected a whole one. Fetch it again; the "
@@ -80,25 +77,34 @@ def ingest_lfw(source: str, destination: str, shard_images: int = 1000) -> Inges
     return summary
 
 
-def write_shards(store: Store, photos: Iterator[Photo], shard_images: int) -> IngestSummary:
+def write_shards(
+    store: Store, photos: Iterator[Photo], shard_images: int, format: str = "parquet"
+) -> IngestSummary:
     """Write photos as shards of `shard_images` files each; shards that are there are kept.
 
-    `photos` must come in the same order each time. Raises ShardsChangedError where the
-    destination's shards were cut to another size.
+    format: of FORMATS, "parquet" (rows of PHOTO_SCHEMA) or "webdataset" (tars of `<key>.jpg` and
+    `<key>.json`). `photos` must come in the same order each time. Raises ShardsChangedError where
+    the destination's shards were cut to another size or have another format.
     """
-    _check_cut(store, shard_images)
+    kind = FORMATS[format]
+    _check_cut(store, shard_images, kind)
     present = set(shard_keys(store))
     shard, count = 0, 0
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     skipped: list[QuarantinedRow] = []
+
+    def write() -> None:
+        meta = {"shard_images": shard_images, "skipped": skipped}
+        store.write_if_absent(kind.key(shard), kind.write(rows, meta))
+
     for count, (key, read) in enumerate(photos, start=1):
-        if _shard_key(shard) not in present:
+        if kind.key(shard) not in present:
             _take(key, read(), rows, skipped)
         if count % shard_images == 0:
-            _write_shard(store, shard, rows, skipped, shard_images)
+            write()
             shard, rows, skipped = shard + 1, [], []
     if count % shard_images:
-        _write_shard(store, shard, rows, skipped, shard_images)
+        write()
     return read_summary(store)
 
 
@@ -107,23 +113,15 @@ def read_summary(store: Store) -> IngestSummary:
     photos, identities, skipped = 0, set(), []
     keys = shard_keys(store)
     for key in keys:
-        table = pq.read_table(store.local_copy(key), columns=["identity"])
-        photos += len(table)
-        identities |= set(table["identity"].to_pylist())
-        skipped += json.loads(table.schema.metadata[_META])["skipped"]
+        kind, data = format_of(key), store.local_copy(key).read_bytes()
+        for batch in kind.batches(data):
+            photos += len(batch)
+            identities |= set(batch["identity"].to_pylist())
+        skipped += kind.meta(data)["skipped"]
     return IngestSummary(photos, len(identities), len(keys), skipped)
 
 
-def shard_keys(store: Store) -> list[str]:
-    """The keys of the shards right below a prefix, in order."""
-    return [entry.key for entry in store.list("shard-") if _SHARD.fullmatch(entry.key)]
-
-
-def _shard_key(shard: int) -> str:
-    return f"shard-{shard:05d}.parquet"
-
-
-def _take(key: str, data: bytes, rows: list[dict[str, Any]], skipped: list[QuarantinedRow]) -> None:
+def _take(key: str, data: bytes, rows: list[Row], skipped: list[QuarantinedRow]) -> None:
     """Sort one file into rows or skipped."""
     found = decode(key, data, max_pixels=_MAX_PIXELS)
     if is_quarantined(found):
@@ -132,27 +130,14 @@ def _take(key: str, data: bytes, rows: list[dict[str, Any]], skipped: list[Quara
         rows.append({"key": key, "identity": key.rpartition("/")[0], "bytes": data})
 
 
-def _write_shard(
-    store: Store,
-    shard: int,
-    rows: list[dict[str, Any]],
-    skipped: list[QuarantinedRow],
-    shard_images: int,
-) -> None:
-    meta = json.dumps({"shard_images": shard_images, "skipped": skipped}).encode()
-    table = pa.Table.from_pylist(rows, schema=PHOTO_SCHEMA.with_metadata({_META: meta}))
-    file = BytesIO()
-    pq.write_table(table, file, row_group_size=100)  # readers stream row groups
-    store.write_if_absent(_shard_key(shard), file.getvalue())
-
-
-def _check_cut(store: Store, shard_images: int) -> None:
+def _check_cut(store: Store, shard_images: int, kind: ShardFormat) -> None:
     for key in shard_keys(store)[:1]:
-        meta = json.loads(pq.read_schema(store.local_copy(key)).metadata[_META])
-        if meta["shard_images"] != shard_images:
+        cut = format_of(key).meta(store.local_copy(key).read_bytes())["shard_images"]
+        got, expected = (shard_images, kind.suffix), (cut, format_of(key).suffix)
+        if got != expected:
             raise ShardsChangedError(
-                f"{store.uri}: got shard_images {shard_images}; expected {meta['shard_images']}, "
-                "which its shards were cut to. Keep that, or choose another destination"
+                f"{store.uri}: got shard_images {got[0]} as {got[1]}; expected {expected[0]} as "
+                f"{expected[1]}, as its shards are. Keep that, or choose another destination"
             )
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bs_ray.data import EmptyInputError
-from bs_ray.data.lfw import shard_keys
+from bs_ray.data.shards import format_of, shard_keys
 from bs_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 _READS: dict[str, Any] = {"num_cpus": 0, "concurrency": 2}
 """What Ray Data gives reading: two tasks at a time and no CPU of their own, for they wait more than
 they work, and where training takes every CPU of a cluster they would never start otherwise."""
-_BATCH_ROWS = 256
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -34,7 +31,7 @@ def read_photos(uri: str) -> ray.data.Dataset:
 
 
 def read_shards(store: Store, keys: list[str]) -> ray.data.Dataset:
-    """Stream the rows of parquet files.
+    """Stream the rows of Parquet files, or of tars of photos.
 
     Not ray.data.read_parquet: its listing task needs a CPU whatever its reading tasks are given.
     """
@@ -42,8 +39,7 @@ def read_shards(store: Store, keys: list[str]) -> ray.data.Dataset:
 
     def tables(batch: dict[str, Any]) -> Iterator[pa.Table]:
         for key in batch["key"]:
-            shard = pq.ParquetFile(io.BytesIO(store.read(key)))
-            for rows in shard.iter_batches(_BATCH_ROWS):
+            for rows in format_of(key).batches(store.read(key)):
                 yield pa.Table.from_batches([rows])
 
     items = [{"key": key} for key in keys]
@@ -54,7 +50,8 @@ def iter_photos(uri: str) -> Iterator[dict[str, Any]]:
     """The same rows without Ray, shard by shard."""
     store, keys = _shards(uri)
     for key in keys:
-        yield from pq.read_table(io.BytesIO(store.read(key))).to_pylist()
+        for rows in format_of(key).batches(store.read(key)):
+            yield from rows.to_pylist()
 
 
 def photos_digest(uri: str) -> str:
@@ -77,8 +74,8 @@ def _shards(uri: str) -> tuple[Store, list[str]]:
     keys = shard_keys(store)
     if not keys:
         raise EmptyInputError(
-            f"photos: got {store.uri}, which holds no shard-*.parquet; expected what `bs-ray "
-            "ingest` writes. Run it first, or check the prefix"
+            f"photos: got {store.uri}, which holds no shard-*.parquet or .tar; expected what "
+            "`bs-ray ingest` writes. Run it first, or check the prefix"
         )
     return store, keys
 

@@ -1,6 +1,9 @@
-"""LFW in, Parquet shards out; broken files are listed, and a second try goes on."""
+"""LFW in, shards out; broken files are listed, and a second try goes on."""
 
 import io
+import json
+import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +14,7 @@ from PIL import Image
 
 from bs_ray.data import EmptyInputError
 from bs_ray.data.lfw import DamagedArchiveError, ShardsChangedError, ingest_lfw
-from bs_ray.data.sources import read_photos
+from bs_ray.data.sources import iter_photos, read_photos
 from bs_ray.storage import MissingKeyError, Store
 
 Save = Callable[..., bytes]
@@ -47,17 +50,89 @@ def test_folder_and_archive_give_the_same_photos(tree: Path, tmp_path: Path) -> 
     assert (again.photos, again.identities, again.skipped) == (5, 3, folder.skipped)
 
 
-def test_a_second_try_keeps_what_is_there(tree: Path, tmp_path: Path) -> None:
+each_format = pytest.mark.parametrize(
+    "format, suffix", [("parquet", ".parquet"), ("webdataset", ".tar")]
+)
+
+
+@each_format
+def test_a_second_try_keeps_what_is_there(
+    tree: Path, tmp_path: Path, format: str, suffix: str
+) -> None:
     store = Store(tmp_path / "a")
-    whole = ingest_lfw(str(tree), store.uri, shard_images=2)
-    before = {e.key: e.etag for e in store.list()}
-    store.delete("shard-00001.parquet")
-    assert ingest_lfw(str(tree), store.uri, shard_images=2) == whole
-    after = {e.key: e.etag for e in store.list()}
-    changed = {key for key in before if before[key] != after[key]}
-    assert changed == {"shard-00001.parquet"}
-    with pytest.raises(ShardsChangedError, match="got shard_images 3; expected 2"):
-        ingest_lfw(str(tree), store.uri, shard_images=3)
+    whole = ingest_lfw(str(tree), store.uri, 2, format)
+    assert (whole.photos, whole.identities, len(whole.skipped)) == (5, 3, 1)
+    before = {e.key: (e.etag, store.read(e.key)) for e in store.list()}
+    assert list(before) == [f"shard-{i:05d}{suffix}" for i in range(3)]
+    store.delete(f"shard-00001{suffix}")
+    assert ingest_lfw(str(tree), store.uri, 2, format) == whole
+    after = {e.key: (e.etag, store.read(e.key)) for e in store.list()}
+    changed = {key for key in before if before[key][0] != after[key][0]}
+    assert changed == {f"shard-00001{suffix}"}
+    assert {key: data for key, (_, data) in before.items()} == {
+        key: data for key, (_, data) in after.items()
+    }
+    with pytest.raises(ShardsChangedError, match=rf"got shard_images 3 .*; expected 2 as {suffix}"):
+        ingest_lfw(str(tree), store.uri, 3, format)
+
+
+def test_a_destination_has_one_format(tree: Path, tmp_path: Path) -> None:
+    ingest_lfw(str(tree), str(tmp_path / "a"))
+    with pytest.raises(ShardsChangedError, match=r"1000 as \.tar; expected 1000 as \.parquet"):
+        ingest_lfw(str(tree), str(tmp_path / "a"), format="webdataset")
+    with pytest.raises(ValueError, match="got 'zip'; expected one of parquet, webdataset"):
+        ingest_lfw(str(tree), str(tmp_path / "b"), format="zip")
+
+
+def samples(shard: bytes) -> dict[str, dict[str, bytes]]:
+    """A tar as WebDataset's readers see it: name up to the first dot of the file -> its members."""
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(fileobj=io.BytesIO(shard), mode="r|") as stream:
+        for member in stream:
+            assert member.isreg() and (member.mtime, member.uid, member.gid) == (0, 0, 0)
+            if not re.fullmatch(r"__[^/]*__", member.name):
+                key, suffix = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name).groups()  # type: ignore[union-attr]
+                found.setdefault(key, {})[suffix] = stream.extractfile(member).read()  # type: ignore[union-attr]
+    return found
+
+
+def test_webdataset_shards_hold_samples(tree: Path, tmp_path: Path) -> None:
+    photo = Store(tree).read("deep/Ben/Ben_0001.jpg")
+    Store(tree).write("deep/Jo_B._King/Jo_B._King_0001.jpg", photo)
+    store = Store(tmp_path / "a")
+    ingest_lfw(str(tree), store.uri, format="webdataset")
+    found = samples(store.read("shard-00000.tar"))
+    assert list(found) == [
+        *[f"Ada_Lovelace/Ada_Lovelace_000{i}" for i in (1, 3)], "Ben/Ben_0001",
+        *[f"Cleo_de_M/Cleo_de_M_000{i}" for i in (1, 2)], "Jo_B%2E_King/Jo_B%2E_King_0001",
+    ]  # fmt: skip
+    dotted = found["Jo_B%2E_King/Jo_B%2E_King_0001"]
+    assert dotted["jpg"] == photo
+    key = "Jo_B._King/Jo_B._King_0001.jpg"
+    assert json.loads(dotted["json"]) == {"key": key, "identity": "Jo_B._King"}
+
+
+@each_format
+def test_a_shard_of_broken_files_is_kept_empty(tmp_path: Path, format: str, suffix: str) -> None:
+    Store(tmp_path / "lfw").write("Ada/Ada_0001.jpg", b"no photo")
+    for _ in range(2):
+        summary = ingest_lfw(str(tmp_path / "lfw"), str(tmp_path / "a"), format=format)
+        assert (summary.photos, summary.shards, len(summary.skipped)) == (0, 1, 1)
+
+
+SHARED = Path(os.environ.get("BS_RAY_SHARED", Path(__file__).parents[3] / "shared"))
+
+
+@each_format
+def test_real_lfw_photos(tmp_path: Path, format: str, suffix: str) -> None:
+    source = SHARED / "data" / "lfw-sample"
+    if not source.is_dir():
+        pytest.skip(f"needs {source}")
+    summary = ingest_lfw(str(source), str(tmp_path), format=format)
+    assert (summary.photos, summary.identities, summary.skipped) == (2, 1, [])
+    for row in iter_photos(str(tmp_path)):
+        assert row["identity"] == "Anthony_Hopkins"
+        assert row["bytes"] == (source / row["key"]).read_bytes()
 
 
 def test_bad_sources(tree: Path, tmp_path: Path) -> None:
@@ -75,10 +150,14 @@ def test_bad_sources(tree: Path, tmp_path: Path) -> None:
         ingest_lfw(str(tmp_path / "no-archive.tgz"), out)
 
 
-def test_read_photos_streams_the_shards(ray_cluster: None, bucket: Store, tree: Path) -> None:
+@each_format
+def test_read_photos_streams_the_shards(
+    ray_cluster: None, bucket: Store, tree: Path, format: str, suffix: str
+) -> None:
     with pytest.raises(EmptyInputError, match="holds no shard-"):
         read_photos(bucket.uri)
-    ingest_lfw(str(tree), bucket.uri, shard_images=2)
+    ingest_lfw(str(tree), bucket.uri, 2, format)
     rows = sorted(read_photos(bucket.uri).take_all(), key=lambda row: row["key"])
     assert [r["identity"] for r in rows] == ["Ada_Lovelace"] * 2 + ["Ben"] + ["Cleo_de_M"] * 2
     assert Image.open(io.BytesIO(rows[0]["bytes"])).size == (36, 24)
+    assert rows == sorted(iter_photos(bucket.uri), key=lambda row: row["key"])
