@@ -166,6 +166,16 @@ def _applies(fault: str, method: str, key: str, size: int) -> bool:
     return True
 
 
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers, body."""
+
+
+def _has_object(answer: Answer) -> bool:
+    """Whether there is something to damage; of an error's text nothing depends on its letters."""
+    status, _, data = answer
+    return status < 300 and bool(data)
+
+
 class _HangUp(Exception):
     """End the connection with an RST."""
 
@@ -184,19 +194,25 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             # /bucket/key?query
             key = unquote(urlsplit(self.path).path).partition("/")[2].partition("/")[2]
             fault, rng = proxy.draw(self.command, key, len(body))
-            self.status = 0
+            self.status, answer = 0, None
             try:
-                self.answer(body, key, fault, rng)
+                answer = self.answer(body, key, fault, rng)
             except (_HangUp, OSError, http.client.HTTPException) as end:  # or the store is down
                 fault = "stopped" if isinstance(end, _Stopped) else fault
+            if answer and fault in _NEEDS_DOWNLOAD and not _has_object(answer):
+                fault = ""
+            digest = hashlib.sha256(body).hexdigest()
+            # Before the answer, so that what a client does next comes later in the list.
+            proxy.events.append(Event(self.command, key, digest, fault, self.status))
+            if answer:
+                self.reply(*answer, short=fault in ("cut_reply", "reset_reply"))
+            if not answer or fault == "reset_reply":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self.close_connection = True
-            digest = hashlib.sha256(body).hexdigest()
-            proxy.events.append(Event(self.command, key, digest, fault, self.status))
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
 
-        def answer(self, body: bytes, key: str, fault: str, rng: random.Random) -> None:
+        def answer(self, body: bytes, key: str, fault: str, rng: random.Random) -> Answer:
             if proxy.stops("before", self.command, key):
                 raise _Stopped
             if fault == "delay":
@@ -207,8 +223,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             elif fault == "reset":
                 raise _HangUp
             elif fault == "slow_down":
-                self.reply(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
-                return
+                return 503, [("Content-Type", "application/xml")], _SLOW_DOWN
             elif fault == "flip_request":
                 body = _flipped(body, rng)
             status, headers, data = self.ask(body, cut=fault == "cut_request")
@@ -216,14 +231,12 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 raise _Stopped
             if fault == "lose_reply":
                 raise _HangUp
-            if fault == "flip_reply" and data:
-                data = _flipped(data, rng)
-            self.reply(status, headers, data, short=fault in ("cut_reply", "reset_reply"))
-            if fault == "reset_reply":
-                raise _HangUp
+            answer = status, headers, data
+            if fault == "flip_reply" and _has_object(answer):
+                return status, headers, _flipped(data, rng)
+            return answer
 
-        def ask(self, body: bytes, cut: bool) -> tuple[int, list[tuple[str, str]], bytes]:
-            """The store's answer: status, headers, body."""
+        def ask(self, body: bytes, cut: bool) -> Answer:
             upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
             try:
                 upstream.putrequest(

@@ -70,7 +70,14 @@ def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     }  # fmt: skip
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env["BS_RAY_CACHE"] = str(folder / "cache")
-    with LocalObjectStore() as store, pytest.MonkeyPatch.context() as patch:
+    with (
+        LocalObjectStore() as store,
+        pytest.MonkeyPatch.context() as patch,
+        # Ray's own: what the killed leave there goes with it, and nobody joins our clusters by
+        # chance. A short path, for the sockets in it.
+        tempfile.TemporaryDirectory(prefix="bsr-", ignore_cleanup_errors=True) as temporary,
+    ):
+        env["RAY_TMPDIR"] = temporary
         _enter(store, patch)
         _upload(store, photos)
         output = f"s3://{_BUCKET}/undisturbed"
