@@ -23,7 +23,7 @@ from bs_ray.data.decoder import TOO_LARGE, TOO_SLOW, receive, send
 
 _PROCESSES = 2
 # Small photos share a trip to a decoder and back, large ones travel alone.
-_TRIP_PHOTOS = 8
+_TRIP_PHOTOS = 16
 _TRIP_BYTES = 1 << 20
 
 _ENVIRONMENT = {
