@@ -120,9 +120,9 @@ def test_scenario(
                 _enter(store, monkeypatch)
                 _upload(store, world.photos)
             _play(story, world, store, disk, tmp_path, stack)
-    except AssertionError as error:
-        replay = f"SEED={seed} python -m pytest tests/chaos -s"
-        raise AssertionError(f"{story}\nreplay: {replay}\n{error}") from error
+    except Exception as error:
+        error.add_note(f"{story}\nreplay: SEED={seed} python -m pytest tests/chaos -s")
+        raise
 
 
 def _play(
