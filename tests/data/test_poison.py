@@ -124,7 +124,7 @@ def bounded_memory() -> Iterator[None]:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.01):
+        while not done.wait(0.05):  # a look at all processes each time
             peak = max(peak, *map(resident, psutil.Process().children()), 0)
 
     watcher = threading.Thread(target=watch)
