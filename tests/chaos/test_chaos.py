@@ -38,7 +38,7 @@ _DISK_MB = 64
 def _seeds() -> list[int]:
     if one := os.environ.get("SEED"):
         return [int(one)]
-    return list(range(int(os.environ.get("SEEDS", VICTIMS.index("weather") + 1))))
+    return list(range(int(os.environ.get("SEEDS", VICTIMS.index("weather")))))
 
 
 @dataclass(frozen=True)
