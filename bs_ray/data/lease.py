@@ -113,10 +113,10 @@ class Lease:
 
 
 def earlier_runs(output: Store) -> list[dict[str, Any]]:
-    """What finished drivers of this output left on record, in order."""
+    """What drivers that took photos in left on record when they ended, in order."""
     beats = sorted(e.key for e in output.walk(_FOLDER + "/") if e.key.endswith(".beat"))
     records = [json.loads(output.read(key)) for key in beats]
-    return [record for record in records if record.get("released")]
+    return [record for record in records if record.get("photos")]
 
 
 def _key(number: int, kind: str) -> str:

@@ -18,7 +18,7 @@ from bs_ray.batch import edit, estimate
 from bs_ray.batch.board import Board, Metrics
 from bs_ray.batch.plan import prepare
 from bs_ray.cli import main
-from bs_ray.data.lease import JobTakenError, Lease
+from bs_ray.data.lease import JobTakenError, Lease, earlier_runs
 from bs_ray.storage import Store
 from bs_ray.tiny.photos import write_wild
 from tests.batch.conftest import MakeJob, run
@@ -61,6 +61,21 @@ def test_a_job_leaves_pictures_a_report_and_counts_that_agree(
     assert "data:image/png;base64," in page
     with Image.open(tmp_path / "out" / "_bs_ray" / "latest.png") as latest:
         assert latest.width > 800
+
+
+def test_a_job_killed_before_its_reports_gets_them(
+    ray_cluster: None, make_job: MakeJob, tmp_path: Path
+) -> None:
+    write_wild(Store(tmp_path / "in"), photos=4, broken=0, seed=0)
+    job = make_job(sliders={"smile": 0.0})
+    run(job)
+    (run_before,) = earlier_runs(Store(job.output))
+    for key in ("manifest.parquet", "summary.json", "report.html"):
+        Store(job.output).delete(key)
+    summary, _ = run(job)
+    assert not summary.nothing_to_do and summary.skipped_shards == summary.shards
+    assert "<b>4</b> photos" in (tmp_path / "out" / "report.html").read_text()
+    assert earlier_runs(Store(job.output)) == [run_before]
 
 
 def test_counts_go_on_where_an_earlier_run_stopped(
