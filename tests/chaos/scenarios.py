@@ -58,10 +58,10 @@ def _steps(victim: str, rng: random.Random) -> tuple[Step, ...]:
 def _weather(victim: str, rng: random.Random) -> dict[str, float]:
     if victim == "weather":
         rates = dict.fromkeys(
-            ["delay", "reset", "slow_down", "cut_request", "lose_reply", "cut_reply"], 0.04
+            ["delay", "reset", "slow_down", "cut_request", "lose_reply", "cut_reply"], 0.03
         )
         hang = {"hang": 0.01} if rng.random() < 0.5 else {}  # each takes a silent read's patience
-        return rates | {"reset_reply": 0.04, "flip_request": 0.1, "flip_reply": 0.1} | hang
+        return rates | {"reset_reply": 0.03, "flip_request": 0.1, "flip_reply": 0.1} | hang
     if victim == "folder disk" or rng.random() < 0.5:
         return {}
     return {fault: 0.03 for fault in rng.sample(["reset", "slow_down", "flip_reply", "delay"], 2)}
