@@ -18,16 +18,19 @@ _ASCII = b"ASCII\0\0\0"
 _TEXT_KEY = "bs_ray"
 
 
-def encode(row: DecodedRow, provenance: dict[str, Any]) -> bytes:
+def encode(row: DecodedRow, provenance: dict[str, Any], quality: int = 95) -> bytes:
     """The edited photo as a file of the input's format; equal rows give equal bytes.
 
-    JPEG is written at quality 95 without chroma subsampling, one-channel photos as such.
+    JPEG and lossy WebP are written at `quality`, JPEG without chroma subsampling, one-channel
+    photos as such.
     Provenance goes into EXIF's UserComment, or a PNG's text; a BMP has no room for it.
     """
     if row["source"] is not None:
         return row["source"]
     file = BytesIO()
     options = _OPTIONS[row["format"]](row, provenance)
+    if "quality" in options:
+        options["quality"] = quality
     if row["icc"]:
         options["icc_profile"] = row["icc"]
     _image(row).save(file, row["format"], **options)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
+from bs_ray.editing.steps import Query, Steps
 from bs_ray.editing.work import Work
 from bs_ray.models.diffusion import FlowMatching, Prediction
 from bs_ray.models.masks import magnitude_mask, soft_mask
@@ -24,8 +25,7 @@ _MASK_STEPS = 3
 """Steps over which the soft mask is gathered; the first costs nothing, for there x_tgt = x_src."""
 
 
-@torch.no_grad()
-def displacement(work: Work, settings: EditorSettings) -> Tensor:
+def displacement(work: Work, settings: EditorSettings) -> Steps:
     """Edited latents x0 + d, [T, C, h, w].
 
     Costs S + T evaluations a step; S + 2 T with `steer`; T more in two of them with `soft_mask`.
@@ -38,9 +38,11 @@ def displacement(work: Work, settings: EditorSettings) -> Tensor:
         x_source = prediction.add_noise(work.x0, work.noise(step), work.at(now, len(work.x0)))
         x_target = x_source[source_of] + _spread(prediction, now) * d
         probes = settings.soft_mask > 0 and step < _MASK_STEPS
-        seen = _readings(
-            work, now, x_source, x_target, split=settings.steer != 1, probes=probes and step > 0
+        branches = _branches(
+            work, x_source, x_target, split=settings.steer != 1, probes=probes and step > 0
         )
+        query = _query(work, now, branches, estimate=work.x0[source_of] + d)
+        seen = _readings(work, query, branches, (yield query))
         still, moved = seen["still"][source_of], seen["moved"]
         change = moved - still
         if "held" in seen:
@@ -54,10 +56,14 @@ def displacement(work: Work, settings: EditorSettings) -> Tensor:
     return work.x0[source_of] + d
 
 
-def _readings(
-    work: Work, now: int, x_source: Tensor, x_target: Tensor, *, split: bool, probes: bool
-) -> dict[str, Tensor]:
-    """One forward pass: what the branches are compared in, [S] for "still" and [T] for the rest.
+Branch = tuple[Tensor, Tensor, Tensor]
+"""Rows: x_t, which photo each is of, and strengths."""
+
+
+def _branches(
+    work: Work, x_source: Tensor, x_target: Tensor, *, split: bool, probes: bool
+) -> dict[str, Branch]:
+    """What is compared, [S] for "still" and [T] for the rest.
 
     still: base at x_source. moved: sliders at x_target. held: base at x_target (with `split`).
     probe: sliders at x_source (with `probes`): it differs from `still` by what they mean alone.
@@ -71,12 +77,21 @@ def _readings(
     if probes:
         branches["probe"] = (x_source[source_of], source_of, strengths)
     branches["moved"] = (x_target, source_of, strengths)
+    return branches
 
+
+def _query(work: Work, now: int, branches: dict[str, Branch], estimate: Tensor) -> Query:
+    """All branches in one."""
     x_t, rows, gates = (torch.cat(column) for column in zip(*branches.values(), strict=True))
-    t = work.at(now, len(rows))
-    read = work.predict(x_t, t, work.condition.rows(rows), gates)
+    return Query(x_t, work.at(now, len(rows)), work.condition.rows(rows), gates, estimate)
+
+
+def _readings(
+    work: Work, query: Query, branches: dict[str, Branch], read: Tensor
+) -> dict[str, Tensor]:
+    """The prediction by branch, as what branches are compared in."""
     if not isinstance(work.prediction, FlowMatching):  # a flow is compared in its velocity
-        read = work.prediction.to_noise(x_t, read, t)
+        read = work.prediction.to_noise(query.x_t, read, query.t)
     parts = read.split([len(branch[0]) for branch in branches.values()])
     return dict(zip(branches, parts, strict=True))
 

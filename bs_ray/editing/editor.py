@@ -8,8 +8,9 @@ So strength 0 returns the photo bit for bit, and what is not edited stays sharp 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.methods import METHODS
+from bs_ray.editing.steps import Going, Steps, advance
 from bs_ray.editing.work import Work
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.pixels import images_of
@@ -40,6 +42,10 @@ class Edit:
     mixes: Sequence[dict[str, float]]
     """Slider name -> signed strength, one dict per output."""
     seed: int = 0
+    mask: np.ndarray | None = None
+    """float32 [H, W] in [0, 1]: where the photo may change; everywhere without one."""
+    settings: EditorSettings | None = None
+    """How to edit this one; the Editor's own where left out."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +71,62 @@ def outputs_of(outcome: Outcome) -> list[Edited]:
     raise outcome
 
 
+class EditsGoing(Going):
+    """Edits of one working size and method under way."""
+
+    def __init__(
+        self, model: DiffusionModel, edits: Sequence[Edit], sliders: Sequence[Slider],
+        moving: Sequence[int], work: Work, steps: Steps,
+    ):  # fmt: skip
+        """moving: which of all the edits' outputs `work` has as rows; the others stay."""
+        super().__init__(steps)
+        self._model, self.edits, self.sliders = model, edits, sliders
+        self._moving, self._work = moving, work
+        self._before: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Outputs that are computed."""
+        return len(self._moving)
+
+    @torch.no_grad()
+    def pixels(self, latents: Tensor) -> list[list[np.ndarray]]:
+        """Every edit's outputs for these edited latents, float32 [H, W, 3] in [0, 255]."""
+        of: dict[int, Tensor] = {}
+        if self._moving:
+            if self._before is None:
+                self._before = self._model.decode(self._work.x0)
+            residual = (self._model.decode(latents) - self._before[self._work.source_of]).cpu()
+            of = dict(zip(self._moving, residual, strict=True))
+        places = iter(range(sum(len(edit.mixes) for edit in self.edits)))
+        return [[_changed(edit, of.get(next(places))) for _ in edit.mixes] for edit in self.edits]
+
+
 class Editor:
     """A base and its sliders, `resident_sliders` of them in the bank at once.
 
     Not thread-safe: one Editor, one forward at a time.
     """
 
-    def __init__(self, model: DiffusionModel, sliders: Sequence[Slider], settings: EditorSettings):
-        """Raises SliderError where a slider was trained on another base."""
+    def __init__(
+        self, model: DiffusionModel, sliders: Sequence[Slider], settings: EditorSettings,
+        *, slots: int | None = None, rank: int = 1,
+    ):  # fmt: skip
+        """slots, rank: room for sliders that are yet to come into `sliders`.
+
+        Raises SliderError where a slider was trained on another base.
+        """
         for slider in sliders:
             slider.check_base(model.base_id)
         self.model, self.settings = model, settings
         self.sliders = {slider.card.name: slider for slider in sliders}
-        slots = min(len(sliders), settings.resident_sliders)
-        layers = list(dict.fromkeys(layer for slider in sliders for layer in slider.factors))
-        rank = max(slider.card.rank for slider in sliders)
-        self._resident = Resident(model, slots, rank, layers)
+        """What mixes may name."""
+        slots = slots or min(len(sliders), settings.resident_sliders)
+        layers = [layer for slider in sliders for layer in slider.factors]
+        if slots > len(sliders):
+            layers += model.slider_targets()
+        rank = max([rank, *(slider.card.rank for slider in sliders)])
+        self._resident = Resident(model, slots, rank, list(dict.fromkeys(layers)))
         self.bank = self._resident.bank
         self.bank.attach(model.denoiser)
         prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
@@ -98,15 +144,15 @@ class Editor:
         with self.bank.strengths(strengths):
             return self.model.predict(x_t, t, condition)
 
-    def strengths(self, mixes: Sequence[dict[str, float]]) -> Tensor:
+    def strengths(self, mixes: Sequence[dict[str, float]], beside: Sequence[Slider] = ()) -> Tensor:
         """Mixes as LoRA scales [len(mixes), slots], for their sliders, now in the bank.
 
-        Raises SliderError for an unknown slider, a strength that its slider refuses, or more
-        sliders than the bank has slots.
+        beside: sliders that stay in the bank, for edits under way use them. Raises SliderError for
+        an unknown slider, a strength that its slider refuses, or more sliders than slots.
         """
-        scales, moving = [self._scales(mix) for mix in mixes], _moving(mixes)
-        used = self._resident.use([self.sliders[name] for name in moving])
-        slots = dict(zip(moving, used, strict=True))
+        scales, moving = [self._scales(mix, self.sliders) for mix in mixes], self.moved(mixes)
+        used = self._resident.use([*moving.values(), *beside])
+        slots = dict(zip(moving, used, strict=False))
         table = torch.zeros(len(mixes), len(self.bank.names), device=self.model.device)
         for row, mix in enumerate(scales):
             for name, scale in mix.items():
@@ -114,29 +160,39 @@ class Editor:
                     table[row, slots[name]] = scale
         return table
 
-    def _scales(self, mix: dict[str, float]) -> dict[str, float]:
-        if unknown := [name for name in mix if name not in self.sliders]:
-            raise SliderError(
-                f"slider: got {unknown[0]!r}; expected one of {', '.join(self.sliders)}"
-            )
+    def _scales(self, mix: dict[str, float], sliders: Mapping[str, Slider]) -> dict[str, float]:
+        if unknown := [name for name in mix if name not in sliders]:
+            raise SliderError(f"slider: got {unknown[0]!r}; expected one of {', '.join(sliders)}")
         calibrated = self.settings.calibrated
-        return {n: self.sliders[n].card.scale_of(s, calibrated) for n, s in mix.items()}
+        return {n: sliders[n].card.scale_of(s, calibrated) for n, s in mix.items()}
+
+    def moved(self, mixes: Sequence[dict[str, float]]) -> dict[str, Slider]:
+        """The sliders that any of the mixes moves, in order."""
+        return {name: self.sliders[name] for name in _moving(mixes)}
 
     def notes(self, mix: dict[str, float]) -> tuple[str, ...]:
         """Which strengths of a mix are beyond their slider's usable range."""
         found = (self.sliders[n].card.beyond(s, self.settings.calibrated) for n, s in mix.items())
         return tuple(note for note in found if note)
 
-    def check(self, edit: Edit) -> None:
-        """Raises EditError for pixels that are none, SliderError as `strengths` does."""
+    def check(self, edit: Edit, sliders: Mapping[str, Slider] | None = None) -> None:
+        """Raises EditError for pixels that are none, SliderError as `strengths` does.
+
+        sliders: those that mixes may name once it is begun; the Editor's own by default.
+        """
         pixels = edit.pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise EditError(
                 f"photo {edit.key}: got {pixels.dtype} {list(pixels.shape)}; expected uint8 RGB "
                 "[height, width, 3]. Decode it with bs_ray.data.decode"
             )
+        if edit.mask is not None and edit.mask.shape != pixels.shape[:2]:
+            raise EditError(
+                f"photo {edit.key}: got a mask {list(edit.mask.shape)}; expected the photo's size "
+                f"{list(pixels.shape[:2])}"
+            )
         for mix in edit.mixes:
-            self._scales(mix)
+            self._scales(mix, self.sliders if sliders is None else sliders)
         if (count := len(_moving(edit.mixes))) > (slots := len(self.bank.names)):
             raise EditError(
                 f"photo {edit.key}: got {count} sliders; expected at most {slots} at once. "
@@ -149,7 +205,7 @@ class Editor:
 
         Photos of any sizes may be mixed: those that share a working size share forward passes.
         """
-        buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        buckets: dict[Any, list[int]] = defaultdict(list)
         outcomes: dict[int, Outcome] = {}
         for index, edit in enumerate(edits):
             try:
@@ -157,12 +213,44 @@ class Editor:
             except (EditError, SliderError) as error:
                 outcomes[index] = error
             else:
-                buckets[self.working_size(*edit.pixels.shape[:2])].append(index)
-        for size, bucket in buckets.items():
+                buckets[self.working_size(*edit.pixels.shape[:2]), edit.settings].append(index)
+        for bucket in buckets.values():
             for indices in self._groups(edits, bucket):
-                done = self._edit_bucket([edits[i] for i in indices], size)
-                outcomes |= dict(zip(indices, done, strict=True))
+                going = self.begin([edits[i] for i in indices])
+                while going.query:
+                    advance([going], self.predict)
+                outcomes |= dict(zip(indices, self.finish(going), strict=True))
         return [outcomes[index] for index in range(len(edits))]
+
+    @torch.no_grad()
+    def begin(self, edits: Sequence[Edit], beside: Sequence[Slider] = ()) -> EditsGoing:
+        """Edits that passed `check`, of one working size and settings, before their first step.
+
+        beside: as in `strengths`, which says what is raised.
+        """
+        mixes = [mix for edit in edits for mix in edit.mixes]
+        strengths = self.strengths(mixes, beside)
+        source_of = torch.tensor([i for i, edit in enumerate(edits) for _ in edit.mixes])
+        settings = edits[0].settings or self.settings
+        # Displacement leaves a photo without strengths where it is: nothing to compute. The
+        # baselines are measured as they are.
+        moving = (strengths.abs().amax(1) > 0).cpu()
+        if settings.method != "displacement":
+            moving = torch.ones_like(moving)
+        rows = moving.nonzero()[:, 0]
+        work = self._work(edits, strengths[rows], source_of[rows])
+        steps = METHODS[settings.method](work, settings) if len(rows) else _nothing(work)
+        sliders = list(self.moved(mixes).values())
+        return EditsGoing(self.model, edits, sliders, rows.tolist(), work, steps)
+
+    def finish(self, going: EditsGoing) -> list[list[Edited]]:
+        """The outputs of edits that have no query left."""
+        assert going.latents is not None
+        found = going.pixels(going.latents)
+        return [
+            [Edited(p, self.notes(mix)) for p, mix in zip(pixels, edit.mixes, strict=True)]
+            for pixels, edit in zip(found, going.edits, strict=True)
+        ]
 
     def _groups(self, edits: Sequence[Edit], bucket: list[int]) -> list[list[int]]:
         """The bucket in its order, cut where the sliders of a group no longer fit the bank."""
@@ -180,52 +268,36 @@ class Editor:
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Where a photo of this size is edited: its aspect at the base's area, in multiples."""
         side = self.settings.working_px or self.model.native_px
-        unit = self.model.multiple_px
+        # Few sizes, so that photos share them: at 1024 px the multiples of 64, SDXL's own buckets.
+        unit = self.model.multiple_px * max(1, side // 16 // self.model.multiple_px)
         aspect = min(max(height / width, 0.25), 4.0)
         tall, wide = side * aspect**0.5, side / aspect**0.5
         return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
 
-    def _edit_bucket(self, edits: Sequence[Edit], size: tuple[int, int]) -> list[list[Edited]]:
-        """All edits of one working size in one run of the method."""
-        mixes = [mix for edit in edits for mix in edit.mixes]
-        strengths = self.strengths(mixes)
-        source_of = torch.tensor([i for i, edit in enumerate(edits) for _ in edit.mixes])
-        # Displacement leaves a photo without strengths where it is: nothing to compute. The
-        # baselines are measured as they are.
-        moving = strengths.abs().amax(1) > 0
-        if self.settings.method != "displacement":
-            moving = torch.ones_like(moving)
-        residuals: dict[int, Tensor] = {}
-        if moving.any():
-            rows = moving.nonzero()[:, 0]
-            residual = self._residual(edits, size, strengths[rows], source_of[rows.cpu()])
-            residuals = dict(zip(rows.tolist(), residual, strict=True))
-        flat = [
-            Edited(_add_residual(edits[source].pixels, residuals.get(row)), self.notes(mix))
-            for row, (source, mix) in enumerate(zip(source_of.tolist(), mixes, strict=True))
-        ]
-        ends = np.cumsum([len(edit.mixes) for edit in edits])
-        return [flat[end - len(edit.mixes) : end] for end, edit in zip(ends, edits, strict=True)]
-
-    def _residual(
-        self, edits: Sequence[Edit], size: tuple[int, int], strengths: Tensor, source_of: Tensor
-    ) -> Tensor:
-        """decode(edited) - decode(source), [T, 3, h, w] in units of [-1, 1]."""
+    def _work(self, edits: Sequence[Edit], strengths: Tensor, source_of: Tensor) -> Work:
+        """Rows [T] with the photos that they are of as latents."""
         model = self.model
         used = source_of.unique()
-        source_of = torch.searchsorted(used, source_of).to(model.device)
         edits = [edits[i] for i in used.tolist()]
-        photos = torch.cat([_working_copy(edit.pixels, size) for edit in edits]).to(model.device)
-        x0 = model.encode(photos)
+        if edits:
+            size = self.working_size(*edits[0].pixels.shape[:2])
+            photos = torch.cat([_working_copy(edit.pixels, size) for edit in edits])
+            x0 = model.encode(photos.to(model.device))
+        else:
+            x0 = torch.zeros(0, *model.latent_shape, device=model.device)
         same = torch.zeros(len(edits), dtype=torch.int64)
-        work = Work(
+        return Work(
             predict=self.predict, prediction=model.prediction, x0=x0,
             condition=self._condition.rows(same), empty=self._empty.rows(same),
-            strengths=strengths, source_of=source_of,
+            strengths=strengths, source_of=torch.searchsorted(used, source_of).to(model.device),
             seeds=[edit.seed for edit in edits], keys=[edit.key for edit in edits],
         )  # fmt: skip
-        edited = METHODS[self.settings.method](work, self.settings)
-        return (model.decode(edited) - model.decode(x0)[source_of]).cpu()
+
+
+def _nothing(work: Work) -> Steps:
+    """No rows, no queries."""
+    return work.x0
+    yield
 
 
 def _moving(mixes: Sequence[dict[str, float]]) -> list[str]:
@@ -246,10 +318,14 @@ def _working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def _add_residual(pixels: np.ndarray, residual: Tensor | None) -> np.ndarray:
-    photo = np.asarray(pixels, dtype=np.float32)
+def _changed(edit: Edit, residual: Tensor | None) -> np.ndarray:
+    """The photo moved by a residual [3, h, w] in units of [-1, 1], within its mask."""
+    photo = edit.pixels.astype(np.float32)
     if residual is None:
         return photo
     if residual.shape[-2:] != photo.shape[:2]:
         residual = F.interpolate(residual[None], photo.shape[:2], mode="bicubic")[0]
-    return np.clip(photo + residual.permute(1, 2, 0).numpy() * 127.5, 0, 255)
+    change = residual.permute(1, 2, 0).numpy() * 127.5
+    if edit.mask is not None:
+        change = change * edit.mask[:, :, None]
+    return np.clip(photo + change, 0, 255)

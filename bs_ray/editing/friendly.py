@@ -6,15 +6,14 @@ the next would have had to add is kept, and added again where the sliders are on
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
+from bs_ray.editing.steps import Steps
 from bs_ray.editing.work import Work
 
 
-@torch.no_grad()
-def edit_friendly(work: Work, settings: EditorSettings) -> Tensor:
+def edit_friendly(work: Work, settings: EditorSettings) -> Steps:
     """Edited latents [T, C, h, w], from `strength` of the noise range; x0 itself at strength 0.
 
     What is kept is the whole of x_then - mean (sigma z in the paper), so the last step, whose
@@ -26,11 +25,13 @@ def edit_friendly(work: Work, settings: EditorSettings) -> Tensor:
         kind.add_noise(work.x0, work.noise(step), work.at(now, len(work.x0)))
         for step, now in enumerate(times)
     ]
-    x = noised[0][work.source_of]
+    x, estimate = noised[0][work.source_of], work.x0[work.source_of]
     for index, (now, then) in enumerate(zip(times, [*times[1:], None], strict=True)):
         x_t, x_then = noised[index], noised[index + 1] if then is not None else work.x0
-        kept = x_then - _mean(work, x_t, work.base(x_t, now), now, then)
-        x = _mean(work, x, work.edited(x, now), now, then) + kept[work.source_of]
+        kept = x_then - _mean(work, x_t, (yield work.base(x_t, now)), now, then)
+        read = yield work.edited(x, now, estimate)
+        estimate = kind.to_x0(x, read, work.at(now, len(x)))
+        x = _mean(work, x, read, now, then) + kept[work.source_of]
     return x
 
 

@@ -6,6 +6,7 @@ inversion (Mokady et al. 2023), which Concept Sliders' own demo uses. Baselines:
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.sdedit import denoise
+from bs_ray.editing.steps import Query, Steps
 from bs_ray.editing.work import Work
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import classifier_free
@@ -24,18 +26,19 @@ _ENOUGH = 1e-5
 """Null-text: a row whose squared error is below this (rising towards clean data) is done."""
 
 
-@torch.no_grad()
-def ddim_inversion(work: Work, settings: EditorSettings) -> Tensor:
+def ddim_inversion(work: Work, settings: EditorSettings) -> Steps:
     """Edited latents [T, C, h, w]. `fixed_point` more evaluations in each step of the inversion.
 
     Costs S (1 + fixed_point) + T evaluations a step.
     """
     times = work.prediction.timesteps(settings.steps, settings.strength)
-    return denoise(work, trajectory(work, times, settings.fixed_point)[0], times)
+    path = yield from trajectory(work, times, settings.fixed_point)
+    return (yield from denoise(work, path[0], times))
 
 
-@torch.no_grad()
-def trajectory(work: Work, times: list[int], fixed_point: int = 0) -> list[Tensor]:
+def trajectory(
+    work: Work, times: list[int], fixed_point: int = 0
+) -> Generator[Query, Tensor, list[Tensor]]:
     """x_t [S, C, h, w] at every one of `times` (descending) that DDIM leads back to x0, and x0.
 
     From x at the cleaner timestep s: x_t / a_t = x_s / a_s + (lambda_t - lambda_s) eps(x_t, t),
@@ -49,14 +52,14 @@ def trajectory(work: Work, times: list[int], fixed_point: int = 0) -> list[Tenso
         a, b = kind.coefficients(t[:1])
         x_t = x
         for _ in range(1 + fixed_point):
-            noise = kind.to_noise(x_t, work.base(x_t, now), t)
+            noise = kind.to_noise(x_t, (yield work.base(x_t, now)), t)
             x_t = a / a_s * x + (b - a * b_s / a_s) * noise
         x, a_s, b_s = x_t, a, b
         found.append(x)
     return found[::-1]
 
 
-def null_text(work: Work, settings: EditorSettings) -> Tensor:
+def null_text(work: Work, settings: EditorSettings) -> Steps:
     """Edited latents [T, C, h, w] at `guidance_scale`, with an empty prompt fitted at every step.
 
     Inverts without guidance over the whole noise range, then fits the empty prompt's embedding so
@@ -66,23 +69,19 @@ def null_text(work: Work, settings: EditorSettings) -> Tensor:
     """
     kind = work.prediction
     times = kind.timesteps(settings.steps)
-    path = trajectory(work, times)
+    path = yield from trajectory(work, times)
     fitted = _fit(work, path, times, settings.guidance_scale)
     start = settings.strength * kind.num_train_timesteps
     off = replace(work, strengths=torch.zeros_like(work.strengths))
     x = path[0][work.source_of]
-    with torch.no_grad():
-        for now, then, empty in zip(times, [*times[1:], None], fitted, strict=True):
-            acting = work if now < start else off
-            both = work.condition.cat([work.condition, empty])
-            rows = torch.cat([work.source_of, work.source_of + len(work.x0)])
-            told, untold = work.predict(
-                x.repeat(2, 1, 1, 1),
-                work.at(now, len(rows)),
-                both.rows(rows),
-                acting.strengths.repeat(2, 1),
-            ).chunk(2)
-            x = _step(work, x, classifier_free(told, untold, settings.guidance_scale), now, then)
+    for now, then, empty in zip(times, [*times[1:], None], fitted, strict=True):
+        gates = (work if now < start else off).strengths.repeat(2, 1)
+        both = work.condition.cat([work.condition, empty])
+        rows = torch.cat([work.source_of, work.source_of + len(work.x0)])
+        t = work.at(now, len(rows))
+        read = yield Query(x.repeat(2, 1, 1, 1), t, both.rows(rows), gates)
+        told, untold = read.chunk(2)
+        x = _step(work, x, classifier_free(told, untold, settings.guidance_scale), now, then)
     return x
 
 
@@ -96,7 +95,7 @@ def _fit(work: Work, path: list[Tensor], times: list[int], scale: float) -> list
     x, empty = path[0], work.empty
     for index, (now, then) in enumerate(zip(times, [*times[1:], None], strict=True)):
         with torch.no_grad():
-            told = work.base(x, now)
+            told = work.answer(work.base(x, now))
         fitted = [part.detach().clone().requires_grad_() for part in _embeddings(empty)]
         adam = torch.optim.Adam(fitted, lr=_INNER_RATE * (1 - index / len(times) / 2))
         for _ in range(_INNER_STEPS):
@@ -133,7 +132,7 @@ def _with(condition: Condition, embeddings: list[Tensor]) -> Condition:
 def _guided(
     work: Work, x: Tensor, told: Tensor, empty: Condition, now: int, then: int | None, scale: float
 ) -> Tensor:
-    untold = work.base(x, now, empty)
+    untold = work.answer(work.base(x, now, empty))
     return _step(work, x, classifier_free(told, untold, scale), now, then)
 
 

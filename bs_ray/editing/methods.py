@@ -1,19 +1,18 @@
-"""The edit methods by name, all with one face: (Work, EditorSettings) -> edited latents."""
+"""The edit methods by name, all with one face: (Work, EditorSettings) -> Steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.displacement import displacement
 from bs_ray.editing.friendly import edit_friendly
 from bs_ray.editing.inversion import ddim_inversion, null_text
 from bs_ray.editing.sdedit import sdedit
+from bs_ray.editing.steps import Steps
 from bs_ray.editing.work import Work
 
-METHODS: dict[str, Callable[[Work, EditorSettings], Tensor]] = {
+METHODS: dict[str, Callable[[Work, EditorSettings], Steps]] = {
     "displacement": displacement,
     "sdedit": sdedit,
     "ddim_inversion": ddim_inversion,

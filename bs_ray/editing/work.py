@@ -5,17 +5,15 @@ Legend: S photos, T edits, N sliders; latents [., C, h, w]; source_of int64 [T].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bs_ray.editing.steps import Predict, Query
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import Prediction, batch_noise
-
-Predict = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
-"""predict(x_t [B], t [B], condition rows [B], strengths [B, N]) -> prediction [B]."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,7 @@ class Work:
     """One run of a method."""
 
     predict: Predict
+    """For methods that differentiate through the denoiser; others yield queries."""
     prediction: Prediction
     x0: Tensor
     """The photos' latents [S, C, h, w]."""
@@ -46,12 +45,16 @@ class Work:
         """int64 [rows], all t."""
         return torch.full((rows,), t, device=self.x0.device)
 
-    def base(self, x_t: Tensor, t: int, condition: Condition | None = None) -> Tensor:
-        """The base's prediction for rows [S]."""
+    def base(self, x_t: Tensor, t: int, condition: Condition | None = None) -> Query:
+        """The base at rows [S]."""
         off = self.strengths.new_zeros(len(x_t), self.strengths.shape[1])
-        return self.predict(x_t, self.at(t, len(x_t)), condition or self.condition, off)
+        return Query(x_t, self.at(t, len(x_t)), condition or self.condition, off)
 
-    def edited(self, x_t: Tensor, t: int) -> Tensor:
-        """The prediction with the sliders on, for rows [T]."""
+    def edited(self, x_t: Tensor, t: int, estimate: Tensor | None = None) -> Query:
+        """The base with the sliders on, at rows [T]."""
         told = self.condition.rows(self.source_of)
-        return self.predict(x_t, self.at(t, len(x_t)), told, self.strengths)
+        return Query(x_t, self.at(t, len(x_t)), told, self.strengths, estimate)
+
+    def answer(self, query: Query) -> Tensor:
+        """The prediction at once, for methods that differentiate through it."""
+        return self.predict(query.x_t, query.t, query.condition, query.strengths)
