@@ -6,6 +6,8 @@ OUT ?= demo-out
 TORCH_ARGS ?=
 # How many scenarios `make chaos` plays.
 SEEDS ?= 20
+# How many requests `make fuzz` makes of each operation.
+EXAMPLES ?= 500
 BIN := .venv/bin
 STAMP := .venv/.bs-ray-setup
 
@@ -15,7 +17,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2147483648
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test test-slow chaos full-size lint format clean
+.PHONY: help setup demo test test-slow chaos fuzz full-size lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +42,9 @@ test-slow: setup  ## the long tests: end-to-end, chaos, parity
 
 chaos: setup  ## SEEDS=20 ways to break a running job; what is left must be as if nothing had been
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/chaos
+
+fuzz: setup  ## EXAMPLES=500 requests of each kind that the API's schema allows, or nearly
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/serve/test_fuzz.py
 
 full-size: setup  ## full-size SDXL, random weights: seconds a sample by mode, memory against plan (12 GB, minutes)
 	$(BIN)/bs-ray bench full-size --json full-size.json

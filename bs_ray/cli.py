@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +31,11 @@ tiny_app = typer.Typer(
 )
 ingest_app = typer.Typer(no_args_is_help=True, help="Bring photos into storage.")
 sliders_app = typer.Typer(no_args_is_help=True, help="Published sliders.")
+keys_app = typer.Typer(no_args_is_help=True, help="Who may ask a server for edits.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure ratios, side by side in one run.")
 for name, group in (
-    ("tiny", tiny_app), ("ingest", ingest_app), ("sliders", sliders_app), ("bench", bench_app),
+    ("tiny", tiny_app), ("ingest", ingest_app), ("sliders", sliders_app), ("keys", keys_app),
+    ("bench", bench_app),
 ):  # fmt: skip
     app.add_typer(group, name=name)
 
@@ -434,6 +437,32 @@ def sliders_import(
     console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)
 
 
+@keys_app.command("add", epilog="Example: bs-ray keys add keys.yaml team-a --per-minute 600")
+def keys_add(
+    file: Annotated[str, typer.Argument(help="Keys file, local or s3://; made if need be.")],
+    name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs and metrics.")],
+    sliders: Annotated[
+        str, typer.Option(help="Comma list of sliders that it may use; globs are fine.")
+    ] = "*",
+    per_minute: Annotated[
+        float | None, typer.Option(help="Most requests a minute; no limit if left out.", min=0.01)
+    ] = None,
+    expires: Annotated[
+        datetime | None, typer.Option(help="First day it is no longer good.", formats=["%Y-%m-%d"])
+    ] = None,
+) -> None:
+    """Make an API key: shown once here, kept as its hash there. Servers learn of it within 30 s."""
+    from bs_ray.serve.keys import add_key
+
+    given = {
+        "sliders": sliders.split(","), "requests_per_minute": per_minute,
+        "expires": expires and expires.date(),
+    }  # fmt: skip
+    secret = add_key(file, name, **{k: v for k, v in given.items() if v is not None})
+    console.print(f"Added {name} to {file}. Its key, which is not shown again:", highlight=False)
+    print(secret)
+
+
 @bench_app.command("bank", epilog="Example: bs-ray bench bank --json bank.json")
 def bench_bank(
     base: Annotated[str, typer.Option(help="`tiny` or a diffusers folder.")] = "tiny",
@@ -461,6 +490,22 @@ def bench_edit(
 
     sizes = [int(size) for size in large.split(",")]
     _show_bench(run(photos, repeats, sizes, _say), json_file)
+
+
+@bench_app.command("serve", epilog="Example: bs-ray bench serve --json serve.json")
+def bench_serve(
+    loads: Annotated[
+        str, typer.Option(help="Comma list of how many clients ask at once.")
+    ] = "1,4,16,32",
+    seconds: Annotated[float, typer.Option(help="Seconds of each load.", min=1)] = 20,
+    overload: Annotated[float, typer.Option(help="Seconds at twice saturation.", min=1)] = 120,
+    json_file: JsonFile = None,
+) -> None:
+    """The endpoint under load: one slider, 32 mixes, a server under a lock; overload and faults."""
+    from bs_ray.bench.serve import bench_serve as run
+
+    counts = [int(count) for count in loads.split(",")]
+    _show_bench(run(counts, seconds, overload, _say), json_file)
 
 
 @bench_app.command("train", epilog="Example: bs-ray bench train --seeds 1 --json race.json")

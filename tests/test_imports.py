@@ -35,7 +35,14 @@ NEVER = {("train", "editing"), ("sliders", "data"), ("editing", "data")}
 
 # Top-level module -> the only places that may import it. A trailing slash means the folder.
 DOORWAYS = {
-    "diffusers": ["models/", "tiny/", "sliders/formats.py", "bench/plain.py", "doctor.py"],
+    "diffusers": [
+        "models/",
+        "tiny/",
+        "sliders/formats.py",
+        "bench/plain.py",
+        "bench/locked.py",
+        "doctor.py",
+    ],
     "deepspeed": ["train/engines.py", "doctor.py"],
     "botocore": ["storage/"],
     "boto3": ["storage/"],

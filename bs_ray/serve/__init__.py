@@ -1,5 +1,6 @@
 """Serving: sliders and photos over HTTP, on Ray Serve.
 
-`schema` is what goes over the wire, `ingress` the HTTP side, `batcher` and `replica` the side that
-computes, and `app` puts the two together and starts them.
+`schema` and `problems` are what goes over the wire, `ingress` and `service` the HTTP side, `engine`
+and `replica` the side that computes; `tasks` is what one asks of the other. `app` puts them
+together and starts them.
 """

@@ -9,8 +9,7 @@ import logging
 import signal
 import socket
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 
 from fastapi import FastAPI
@@ -23,33 +22,47 @@ from ray.serve.handle import DeploymentHandle
 from rich.console import Console
 
 from bs_ray.config import JobError, ServeJob, load
-from bs_ray.editing.editor import Edit
 from bs_ray.models import identify_base
 from bs_ray.raysession import ray_session
-from bs_ray.serve.ingress import RETRY_AFTER_S, Busy, create_app
-from bs_ray.serve.replica import EditorReplica, Reply
-from bs_ray.sliders.artifact import Card, Slider
+from bs_ray.serve.catalogue import Catalogue, Listed
+from bs_ray.serve.fetch import HostRule
+from bs_ray.serve.ingress import create_app
+from bs_ray.serve.keys import KeyRing
+from bs_ray.serve.metrics import IngressMetrics, exposition
+from bs_ray.serve.replica import EditorReplica
+from bs_ray.serve.tasks import Busy, Event, Result, Task
+from bs_ray.serve.tracing import setup
 from bs_ray.sliders.registry import Registry
 
-_SHUTDOWN_S = 30.0
-"""How long a replica that is told to stop may finish the edits it has."""
 _INGRESS_CPUS = 0.1
+# One such process decodes and encodes for so many requests at once, before another is started.
+_INGRESS_REQUESTS = 64
 # Room in the ingress beyond the edits that the replicas can hold: health checks, error replies.
-_SPARE_REQUESTS = 32
+_SPARE_REQUESTS = 256
+# A replica that is gone is found out and replaced within seconds.
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 2.0, 10.0
 
 
 def build(args: Mapping[str, str] | ServeJob) -> Application:
     """The application of a job, given as such or as `{"job": "path/to/serve.yaml"}`.
 
-    Slider versions are fixed here, once: replicas that start later load the same ones. Host and
-    port belong to the Serve instance, so those of the job count for `serve_job` only.
+    Host and port belong to the Serve instance, so those of the job count for `serve_job` only.
     Raises JobError, SliderError.
     """
     job = args if isinstance(args, ServeJob) else _load(args)
-    sliders = _resolve(job)
-    job = job.model_copy(update={"sliders": _pinned(job, sliders)})
-    editor = _editor_deployment(job).bind(job)
-    return _ingress_deployment(job).bind(job, [slider.card for slider in sliders], editor)
+    catalogue = _catalogue(job)
+    listed = catalogue.load()
+    if not listed:
+        raise JobError(f"sliders: got none in {job.registry} that fit the base; train one first")
+    first = next(iter(listed.values())).card
+    if job.editor.prompt is None:
+        # Replicas that start later, when other sliders are there, must say the same.
+        editor = job.editor.model_copy(update={"prompt": first.target})
+        job = job.model_copy(update={"editor": editor})
+    rank = job.max_rank or max(slider.card.rank for slider in listed.values())
+    references = [slider.reference for slider in listed.values()]
+    editor = _editor_deployment(job).bind(job, references, rank)
+    return _ingress_deployment(job).bind(job, catalogue.base_id, listed, editor)
 
 
 def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
@@ -87,10 +100,14 @@ def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
 
 
 def check(job: ServeJob) -> None:
-    """Find what can be found wrong in seconds, without loading the base."""
-    own = identify_base(job.base)
-    for slider in _resolve(job):
-        slider.check_base(own)
+    """Find what can be found wrong in seconds, without loading the base.
+
+    Raises ValueError (JobError, SliderError, KeysError) that says what to do.
+    """
+    _catalogue(job).load()
+    KeyRing.load(job.keys)
+    for host in job.image_hosts:
+        HostRule.parse(host)
     try:
         socket.create_server((job.host, job.port)).close()
     except OSError as error:
@@ -118,28 +135,14 @@ def _load(args: Mapping[str, str]) -> ServeJob:
     return job
 
 
-def _resolve(job: ServeJob) -> list[Slider]:
-    """The job's sliders, in order. Raises SliderError, or JobError for one listed twice."""
-    registry = Registry(job.registry)
-    sliders = [registry.resolve(reference) for reference in job.sliders]
-    twice = [name for name, n in Counter(s.card.name for s in sliders).items() if n > 1]
-    if twice:
-        raise JobError(f"sliders: got {', '.join(twice)} more than once; expected each name once")
-    return sliders
-
-
-def _pinned(job: ServeJob, sliders: Sequence[Slider]) -> list[str]:
-    """References that mean the same tomorrow: name@version, or a file's path as it is."""
-    return [
-        given if given.endswith(".safetensors") else slider.reference
-        for given, slider in zip(job.sliders, sliders, strict=True)
-    ]
+def _catalogue(job: ServeJob) -> Catalogue:
+    return Catalogue(Registry(job.registry), job.sliders, identify_base(job.base), job.refresh_s)
 
 
 # --- the deployments --------------------------------------------------------------------------
 def _replica_room(job: ServeJob) -> int:
-    """Edits that one replica takes: the batch it computes, and the next one waiting for it."""
-    return 2 * job.max_batch_rows
+    """Requests that one replica takes: its engine refuses by itself, and says until when."""
+    return job.max_batch_rows + job.max_queued_requests + 1
 
 
 def _editor_deployment(job: ServeJob) -> serve.Deployment:
@@ -149,22 +152,30 @@ def _editor_deployment(job: ServeJob) -> serve.Deployment:
         autoscaling_config=AutoscalingConfig(**job.autoscaling.model_dump()),
         max_ongoing_requests=_replica_room(job),
         max_queued_requests=job.max_queued_requests,
-        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        graceful_shutdown_timeout_s=job.drain_s,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
     )
 
 
 def _ingress_deployment(job: ServeJob) -> serve.Deployment:
     # The editor's queue must fill before the ingress does: then it is our own 503 that says so,
     # and not the proxy's, which is plain text.
-    replicas_hold = job.autoscaling.max_replicas * _replica_room(job)
-    room = replicas_hold + job.max_queued_requests + _SPARE_REQUESTS
+    room = job.autoscaling.max_replicas * _replica_room(job) + _SPARE_REQUESTS
     return serve.deployment(_Ingress).options(
         name="ingress",
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1,
+            max_replicas=job.autoscaling.max_replicas,
+            target_ongoing_requests=_INGRESS_REQUESTS,
+        ),
         max_ongoing_requests=room,
         max_queued_requests=room,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
-        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        graceful_shutdown_timeout_s=job.drain_s,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
     )
 
 
@@ -172,38 +183,59 @@ def _ingress_deployment(job: ServeJob) -> serve.Deployment:
 class _Ingress:
     """The HTTP side as a deployment."""
 
-    def __init__(self, job: ServeJob, cards: Sequence[Card], editor: DeploymentHandle):
-        self._app = create_app(job, cards, _RemoteEngine(editor))
+    def __init__(
+        self, job: ServeJob, base_id: str, listed: Mapping[str, Listed], editor: DeploymentHandle
+    ):
+        setup("bs_ray.ingress")
+        # What was listed at the deployment serves until the registry answers.
+        catalogue = Catalogue(
+            Registry(job.registry), job.sliders, base_id, job.refresh_s, listed=listed
+        )
+        backend = _RemoteEngine(editor)
+        self._app = create_app(job, base_id, catalogue, backend, IngressMetrics())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
 
 
 class _RemoteEngine:
-    """The editor deployment as an Engine."""
+    """The editor deployment as a Backend."""
 
     def __init__(self, editor: DeploymentHandle):
         self._editor = editor
+        self._streaming = editor.options(stream=True)
 
-    async def edit(self, edit: Edit) -> Reply:
-        return await _busy_or(self._editor.edit.remote(edit))
+    async def result(self, task: Task) -> Result:
+        with _gone_is_busy():
+            found: Result = await self._editor.result.remote(task)
+        return found
+
+    async def events(self, task: Task) -> AsyncIterator[Event]:
+        with _gone_is_busy():
+            async for event in self._streaming.events.remote(task):
+                yield event
 
     async def ready(self) -> None:
-        await _busy_or(self._editor.ready.remote())
+        with _gone_is_busy():
+            await self._editor.ready.remote()
+
+    async def metrics(self) -> str:
+        return await exposition()
 
 
-async def _busy_or(response):
+@contextmanager
+def _gone_is_busy() -> Iterator[None]:
+    """A task is a value: one whose replica died, or has no room, may be asked for again."""
     try:
-        return await response
+        yield
     except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
-        # An edit is a value: one whose replica died may be asked for again.
-        raise Busy from error
+        raise Busy("no replica has room") from error
 
 
 def _curl_example(url: str, job: ServeJob) -> str:
     name = job.sliders[0].partition("@")[0]
     return (
-        f"Listening on {url} (API: {url}/docs). Try:\n"
+        f"Listening on {url} (playground: {url}/, API: {url}/docs). Try:\n"
         f"  curl -s {url}/v1/images/edits -F image=@photo.jpg \\\n"
         f"""    -F 'sliders=[{{"name": "{name}", "scale": 1.5}}]' \\\n"""
         "    | python -c 'import base64, json, sys; sys.stdout.buffer.write("

@@ -1,193 +1,267 @@
-"""The HTTP side: reads a request, checks it before any heavy work, and words the reply."""
+"""The HTTP side: which path does what. What a request means is `service`'s business."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import logging
+import hashlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Annotated, Any
 
-import numpy as np
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from PIL import Image
+from fastapi import FastAPI, Header, Path, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bs_ray import __version__
 from bs_ray.config import ServeJob
-from bs_ray.data import DecodedRow, is_quarantined
-from bs_ray.data.decode import decode
-from bs_ray.editing.editor import Edit, to_uint8
-from bs_ray.serve.replica import Reply
+from bs_ray.serve import sse
+from bs_ray.serve.catalogue import Catalogue, Listed
+from bs_ray.serve.edge import Edge
+from bs_ray.serve.idempotency import Replies
+from bs_ray.serve.images import MEDIA_TYPES, strip
+from bs_ray.serve.keys import Key, KeyRing, Limiter
+from bs_ray.serve.metrics import IngressMetrics
+from bs_ray.serve.problems import MEDIA_TYPE, Problem, ProblemBody, busy, handle_problems
 from bs_ray.serve.schema import (
     MAX_IMAGES,
-    EditedImage,
-    EditReply,
     EditRequest,
-    Meta,
-    OutputFormat,
-    Problem,
+    GenerateRequest,
+    ImagesReply,
+    ModelInfo,
+    ModelList,
     SliderInfo,
     SliderList,
+    Status,
     parse_form,
     parse_json,
 )
-from bs_ray.sliders.artifact import Card, SliderError
+from bs_ray.serve.service import Asker, Backend, Planned, Service, as_problem
+from bs_ray.serve.tasks import Busy, DrawTask
+from bs_ray.serve.tracing import span
 
-RETRY_AFTER_S = 1
 _READY_WITHIN_S = 5.0
 _FORM_OVERHEAD_BYTES = 64 << 10
-_log = logging.getLogger(__name__)
+_FORM_FIELDS = 128
+# The page's own script and style stand in it; pictures are blobs of its own.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 
 
-class Busy(Exception):
-    """The engine has no room, or no replica, right now; asking again later is safe."""
-
-
-class Engine(Protocol):
-    """What computes edits: a Ray Serve deployment, or anything like it."""
-
-    async def edit(self, edit: Edit) -> Reply:
-        """One photo under one mix of sliders. Raises Busy."""
-        ...
-
-    async def ready(self) -> None:
-        """Returns once an edit would be computed at once. Raises Busy."""
-        ...
-
-
-def create_app(job: ServeJob, cards: Sequence[Card], engine: Engine) -> FastAPI:
-    """The HTTP API of `job` in front of `engine`, whose sliders are `cards`, in order."""
-    app = FastAPI(title="bs_ray", version=__version__)
-    edits = _Edits(job, cards, engine)
-
-    @app.post("/v1/images/edits", openapi_extra=_EDIT_BODY)
-    async def edit(request: Request) -> EditReply:
-        """Move sliders on photos."""
-        return await edits.reply(request)
-
-    @app.get("/v1/sliders")
-    async def sliders() -> SliderList:
-        """The sliders that requests may name."""
-        return SliderList(data=[_info(card) for card in cards], max_strength=job.max_strength)
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """This process answers."""
-        return {"status": "ok"}
-
-    @app.get("/readyz")
-    async def readyz() -> dict[str, str]:
-        """A replica has its base and sliders loaded."""
-        try:
-            await asyncio.wait_for(engine.ready(), _READY_WITHIN_S)
-        except TimeoutError:
-            raise Busy from None
-        return {"status": "ready"}
-
-    app.add_exception_handler(Exception, _answer_unexpected)
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
-    app.add_middleware(_LimitBody, max_bytes=_body_bytes(job))
-    # FastAPI cannot derive the body of a route that takes JSON and forms.
-    derived = app.openapi
-    app.openapi = lambda: _with_request_schema(derived())  # type: ignore[method-assign]
+def create_app(
+    job: ServeJob, base_id: str, catalogue: Catalogue, backend: Backend, metrics: IngressMetrics
+) -> FastAPI:
+    """The HTTP API of `job` in front of `backend`."""
+    app = FastAPI(title="bs_ray", version=__version__, docs_url="/docs", redoc_url=None)
+    service = Service(job, base_id, catalogue, backend)
+    door = _Door(job, metrics)
+    _add_images(app, service, door)
+    _add_lists(app, service, door)
+    _add_health(app, backend, door)
+    handle_problems(app)
+    if job.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=job.cors_origins, allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+        )  # fmt: skip
+    app.add_middleware(Edge, max_bytes=_body_bytes(job), metrics=metrics)
+    _describe_bodies(app)
     return app
 
 
-class _Edits:
-    """`POST /v1/images/edits`, step by step."""
+class _Door:
+    """Who may come in, and how often."""
 
-    def __init__(self, job: ServeJob, cards: Sequence[Card], engine: Engine):
-        self.job, self.engine = job, engine
-        self.cards = {card.name: card for card in cards}
-        # The Editor embeds this one at its start.
-        self.prompt = job.editor.prompt
-        if self.prompt is None:
-            self.prompt = cards[0].target
+    def __init__(self, job: ServeJob, metrics: IngressMetrics):
+        self._job, self._metrics = job, metrics
+        self._ring = KeyRing.load(job.keys)
+        self._limiter = Limiter()
 
-    async def reply(self, request: Request) -> EditReply:
-        start_s = time.perf_counter()
-        asked = await _read(request)
-        self._check(asked)
-        photos = await asyncio.gather(*(self._edit(data, asked) for data in asked.image))
-        return EditReply(
-            created=int(time.time()),
-            data=[EditedImage(b64_json=base64.b64encode(file).decode()) for file, _ in photos],
-            meta=Meta(
-                batch_rows=max(rows for _, rows in photos),
-                seconds=time.perf_counter() - start_s,
-                sliders={f"{n}@{self.cards[n].version}": scale for n, scale in asked.mix().items()},
-                base_id=next(iter(self.cards.values())).base_id,
-                seed=asked.seed,
-                notes=self._notes(asked),
-            ),
-        )
+    async def key(self, request: Request) -> Key:
+        """Raises Problem 401."""
+        return await self._ring.authenticate(request.headers.get("authorization"))
 
-    def _check(self, asked: EditRequest) -> None:
-        """What only this server can know to be wrong. Raises Problem 422."""
-        limit = self.job.max_strength
-        for name, scale in asked.mix().items():
-            if name not in self.cards:
-                known = list(self.cards)
-                detail = f"slider: got {name!r}; expected one of {', '.join(known)}"
-                raise Problem(422, "unknown-slider", detail, known=known)
-            if abs(scale) > limit:
-                detail = f"slider {name}: got scale {scale:g}; expected -{limit:g} to {limit:g}"
-                raise Problem(422, "scale-out-of-range", detail, max_strength=limit)
-            try:
-                self.cards[name].scale_of(scale, self.job.editor.calibrated)
-            except SliderError as error:
-                raise Problem(422, "scale-out-of-range", str(error)) from None
-        if asked.prompt not in (None, "", self.prompt):
-            detail = (
-                f"prompt: got {asked.prompt[:60]!r}; expected none, or this server's own, "
-                f"{self.prompt!r}. Say what to change with `sliders`"
-            )
-            raise Problem(422, "prompt-not-supported", detail)
-
-    def _notes(self, asked: EditRequest) -> list[str]:
-        calibrated = self.job.editor.calibrated
-        found = (self.cards[name].beyond(s, calibrated) for name, s in asked.mix().items())
-        return [note for note in found if note]
-
-    async def _edit(self, data: bytes, asked: EditRequest) -> tuple[bytes, int]:
-        """One photo file -> the edited one, and how many edits were computed with it."""
-        photo = await asyncio.to_thread(self._decode, data)
-        edit = Edit(photo["sha256"], photo["pixels"], [asked.mix()], asked.seed)
-        reply = await self.engine.edit(edit)
-        encode = _ENCODERS[asked.output_format]
-        file = await asyncio.to_thread(encode, reply.edited.pixels, photo["alpha"])
-        return file, reply.batch_rows
-
-    def _decode(self, data: bytes) -> DecodedRow:
-        """The photo's row, as in batch. Raises Problem 400 or 413."""
-        if len(data) > self.job.max_bytes:
-            raise _too_large(f"got {len(data)} bytes", self.job.max_bytes)
-        row = decode("image", data, max_pixels=self.job.max_pixels)
-        if is_quarantined(row):
-            large = row["reason"].startswith("too many pixels")
-            status, kind = (413, "too-many-pixels") if large else (400, "bad-image")
-            raise Problem(status, kind, f"image: {row['reason']}")
-        return row
+    async def asker(self, request: Request, timeout_s: float | None) -> Asker:
+        """Raises Problem 401, or 429 for one who asks too often."""
+        key = await self.key(request)
+        try:
+            self._limiter.take(key)
+        except Problem:
+            self._metrics.rate_limited(key.id)
+            raise
+        within_s = min(timeout_s or self._job.deadline_s, self._job.deadline_s)
+        base_url = str(request.base_url).rstrip("/")
+        return Asker(key, request.state.request_id, base_url, within_s)
 
 
-async def _read(request: Request) -> EditRequest:
+_Timeout = Annotated[
+    float | None,
+    Header(
+        alias="X-Request-Timeout", gt=0, le=86_400,
+        description="Seconds that you wait; what would be late is refused at once.",
+    ),
+]  # fmt: skip
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key", max_length=255, min_length=1,
+        description="The same key and request give the same reply, computed once.",
+    ),
+]  # fmt: skip
+
+
+def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
+    replies: Replies[bytes] = Replies(size_of=len)
+
+    async def answer(
+        planned: Callable[[], Any], asked: Any, asker: Asker, idempotency_key: str | None
+    ) -> Response:
+        """The reply in whichever form was asked for."""
+        if asked.stream:
+            events = await sse.begin(service, await planned(), asker)
+            return StreamingResponse(events, media_type="text/event-stream")
+
+        async def compute() -> bytes:
+            reply = await service.reply(await planned(), asker)
+            return reply.model_dump_json(exclude_none=True).encode()
+
+        if idempotency_key is None:
+            return Response(await compute(), media_type="application/json")
+        digest = hashlib.sha256(repr(asked).encode()).hexdigest()
+        body, replayed = await replies.once(asker.key.id, idempotency_key, digest, compute)
+        headers = {"idempotent-replayed": "true"} if replayed else {}
+        return Response(body, media_type="application/json", headers=headers)
+
+    documented: Any = {200: _EVENTS, **_refusals(401, 429, 503)}
+
+    @app.post("/v1/images/edits", response_model=ImagesReply, responses=documented)
+    async def edit_images(
+        request: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
+    ) -> Response:
+        """Move sliders on photos."""
+        with span("edits"):
+            asker = await door.asker(request, timeout_s)
+            asked = await _read_edit(request)
+
+            async def planned() -> Planned:
+                return await service.plan_edit(asked, asker)
+
+            return await answer(planned, asked, asker, idempotency_key)
+
+    @app.post("/v1/images/generations", response_model=ImagesReply, responses=documented)
+    async def generate_images(
+        request: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
+    ) -> Response:
+        """Draw pictures from a prompt, with sliders."""
+        with span("generations"):
+            asker = await door.asker(request, timeout_s)
+            _expect_media(request, "application/json")
+            asked = parse_json(GenerateRequest, await request.body())
+
+            async def planned() -> Planned:
+                return await service.plan_drawing(asked, asker)
+
+            return await answer(planned, asked, asker, idempotency_key)
+
+    @app.get("/v1/files/{name}", response_class=Response, responses=_refusals(404))
+    async def file(
+        name: Annotated[str, Path(pattern=r"^[0-9a-f]{32}\.(png|jpeg|webp|npy)$")],
+    ) -> Response:
+        """A picture that was asked for with `response_format: url`."""
+        kind: Any = name.rpartition(".")[2]
+        return Response(await service.file(name), media_type=MEDIA_TYPES[kind])
+
+
+def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
+    previews: dict[str, bytes] = {}
+    started = int(time.time())
+
+    async def allowed(request: Request) -> dict[str, Listed]:
+        key = await door.key(request)
+        listed = await service.catalogue.listed()
+        return {name: one for name, one in listed.items() if key.allows(name)}
+
+    @app.get("/v1/sliders", responses=_refusals(401))
+    async def sliders(request: Request) -> SliderList:
+        """The sliders that requests may name."""
+        infos = [_info(listed) for listed in (await allowed(request)).values()]
+        return SliderList(data=infos, max_strength=service.job.max_strength)
+
+    @app.get(
+        "/v1/sliders/{name}/preview",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}, **_refusals(401, 404, 503)},
+    )
+    async def preview(
+        request: Request, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    ) -> Response:
+        """The slider's own prompt drawn at -1, 0 and 1."""
+        listed = (await allowed(request)).get(name)
+        if listed is None:
+            raise Problem(404, "unknown-slider", f"slider: got {name!r}; see /v1/sliders")
+        if listed.exact not in previews:
+            previews[listed.exact] = await _preview(service, listed)
+        return Response(previews[listed.exact], media_type="image/png")
+
+    @app.get("/v1/models", responses=_refusals(401))
+    async def models(request: Request) -> ModelList:
+        """The base behind the sliders."""
+        await door.key(request)
+        info = ModelInfo(id=service.job.base, created=started, base_id=service.base_id)
+        return ModelList(data=[info])
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        """The playground."""
+        text = files("bs_ray.serve").joinpath("playground/index.html").read_text()
+        return HTMLResponse(text, headers={"content-security-policy": _PAGE_POLICY})
+
+
+def _add_health(app: FastAPI, backend: Backend, door: _Door) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Status:
+        """This process answers."""
+        return Status(status="ok")
+
+    @app.get("/readyz", responses=_refusals(503))
+    async def readyz() -> Status:
+        """A replica has its base loaded and computes."""
+        try:
+            await asyncio.wait_for(backend.ready(), _READY_WITHIN_S)
+        except (TimeoutError, Busy) as error:
+            raise busy("no replica is ready") from error
+        return Status(status="ready")
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_refusals(401))
+    async def metrics(request: Request) -> PlainTextResponse:
+        """bs_ray's metrics of the whole cluster, for Prometheus."""
+        await door.key(request)
+        return PlainTextResponse(await backend.metrics(), media_type="text/plain; version=0.0.4")
+
+
+async def _preview(service: Service, listed: Listed) -> bytes:
+    mixes = [{listed.reference: scale} for scale in (-1.0, 0.0, 1.0)]
+    task = DrawTask(
+        sliders=[listed.reference], within_s=service.job.deadline_s, prompt=listed.card.target,
+        mixes=mixes, steps=20,
+    )  # fmt: skip
+    try:
+        result = await service.backend.result(task)
+    except Exception as error:
+        raise as_problem(error) or error from error
+    return strip([output.pixels for output in result.outputs])
+
+
+async def _read_edit(request: Request) -> EditRequest:
     """The body as a request. Raises Problem for one that cannot be understood."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "application/json":
-        return parse_json(await request.body())
-    if media_type != "multipart/form-data":
-        got = media_type or "no content type"
-        detail = f"body: got {got}; expected multipart/form-data or application/json"
-        raise Problem(415, "unsupported-media-type", detail)
-    async with request.form(max_files=MAX_IMAGES, max_fields=MAX_IMAGES) as form:
+    if _expect_media(request, "multipart/form-data", "application/json") == "application/json":
+        return parse_json(EditRequest, await request.body())
+    async with request.form(max_files=MAX_IMAGES + 1, max_fields=_FORM_FIELDS) as form:
         fields = [
             (name, await value.read() if isinstance(value, UploadFile) else value)
             for name, value in form.multi_items()
@@ -195,143 +269,105 @@ async def _read(request: Request) -> EditRequest:
     return parse_form(fields)
 
 
-# --- pixels to files --------------------------------------------------------------------------
-# Pixels are float RGB [H, W, 3] in [0, 255]; alpha is the photo's own, uint8 [H, W], or None.
-def _png(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
-    image = to_uint8(pixels)
-    return _save("PNG", image if alpha is None else np.dstack([image, alpha]))
+def _expect_media(request: Request, *expected: str) -> str:
+    got = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if got not in expected:
+        detail = f"body: got {got[:80] or 'no content type'}; expected {' or '.join(expected)}"
+        raise Problem(415, "unsupported-media-type", detail)
+    return got
 
 
-def _jpeg(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
-    return _save("JPEG", to_uint8(pixels), quality=95)
-
-
-def _npy(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
-    file = io.BytesIO()
-    np.save(file, pixels.astype(np.float32, copy=False), allow_pickle=False)
-    return file.getvalue()
-
-
-def _save(name: str, image: np.ndarray, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, name, **options)
-    return file.getvalue()
-
-
-_Encoder = Callable[[np.ndarray, np.ndarray | None], bytes]
-_ENCODERS: dict[OutputFormat, _Encoder] = {"png": _png, "jpeg": _jpeg, "npy": _npy}
-
-
-# --- the size of bodies -----------------------------------------------------------------------
 def _body_bytes(job: ServeJob) -> int:
     """A request's photos share `max_bytes`; base64 makes 4 bytes of 3."""
     return job.max_bytes * 4 // 3 + _FORM_OVERHEAD_BYTES
 
 
-def _too_large(got: str, limit_bytes: int) -> Problem:
-    detail = f"body: {got}; expected at most {limit_bytes} bytes"
-    return Problem(413, "too-large", detail, max_bytes=limit_bytes)
+# --- descriptions -----------------------------------------------------------------------------
+def _info(listed: Listed) -> SliderInfo:
+    card = listed.card
+    measured = card.calibration
+    return SliderInfo(
+        **card.model_dump(include={"name", "version", "base", "base_id", "prompts", "rank"}),
+        range=measured.units if measured and measured.unit else None,
+        unit=measured.judge if measured else None,
+        preview=f"/v1/sliders/{card.name}/preview",
+        # The training job names buckets and folders, which are nobody's business out here.
+        training={key: value for key, value in card.training.items() if key != "job"},
+    )
 
 
-class _LimitBody:
-    """Refuses a body that is announced too large unread, and stops reading one that grows so."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        request = Request(scope)
-        announced = request.headers.get("content-length", "0")
-        if announced.isdigit() and int(announced) > self.max_bytes:
-            problem = _too_large(f"got {announced} bytes", self.max_bytes)
-            return await _answer(request, problem)(scope, receive, send)
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
-                raise _too_large(f"got more than {self.max_bytes} bytes", self.max_bytes)
-            return message
-
-        await self.app(scope, counted, send)
-
-
-# --- errors as problems -----------------------------------------------------------------------
-def _answer(
-    request: Request, problem: Problem, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    body = problem.body()
-    if request_id := request.headers.get("x-request-id"):  # Ray Serve's proxy sees to one
-        body["request_id"] = request_id
-    return JSONResponse(body, problem.status, headers, media_type="application/problem+json")
-
-
-async def _answer_problem(request: Request, problem: Any) -> JSONResponse:
-    return _answer(request, problem)
-
-
-async def _answer_http(request: Request, error: Any) -> JSONResponse:
-    """Starlette's own: no such path, wrong method, a form that cannot be parsed."""
-    return _answer(request, Problem(error.status_code, "http-error", error.detail), error.headers)
-
-
-async def _answer_busy(request: Request, _: Any) -> JSONResponse:
-    detail = f"the server is busy or starting; try again in {RETRY_AFTER_S} s"
-    return _answer(request, Problem(503, "busy", detail), {"Retry-After": str(RETRY_AFTER_S)})
-
-
-async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
-    _log.error("request failed", exc_info=error)
-    detail = "the edit failed on the server; its log has the cause under this request's id"
-    return _answer(request, Problem(500, "internal-error", detail))
-
-
-_HANDLERS: dict[type[Exception], Any] = {
-    Problem: _answer_problem,
-    HTTPException: _answer_http,
-    Busy: _answer_busy,
+_REFUSALS = {
+    401: "No key, or not a valid one.",
+    404: "Nothing under this name.",
+    429: "The key asks too often; Retry-After says when to come back.",
+    503: "Busy or starting; Retry-After says when to come back.",
+}
+_EVENT = {"type": "object", "properties": {"event": {"type": "string"}}}
+_EVENTS = {"content": {"text/event-stream": {"schema": _EVENT}}}
+_ALWAYS = {
+    400: "A body or photo that cannot be read.",
+    413: "Too many bytes or pixels.",
+    415: "Another content type.",
+    422: "Values that are understood but wrong.",
 }
 
 
-# --- descriptions -----------------------------------------------------------------------------
-def _info(card: Card) -> SliderInfo:
-    fields = card.model_dump(include=set(SliderInfo.model_fields))
-    # The training job names buckets and folders, which are nobody's business out here.
-    fields["training"] = {k: v for k, v in card.training.items() if k != "job"}
-    return SliderInfo(**fields)
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of the problems that an operation may answer with."""
+    posts = {429, 503} <= set(statuses)
+    texts = {s: _REFUSALS[s] for s in statuses} | (_ALWAYS if posts else {422: _ALWAYS[422]})
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"{_SCHEMAS}ProblemBody"}}}
+    return {status: {"description": text, "content": content} for status, text in texts.items()}
 
 
 _SCHEMAS = "#/components/schemas/"
-_FORM = {
-    "type": "object",
-    "required": ["image"],
-    "properties": {
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "sliders": {"type": "string", "description": 'JSON: [{"name": "smile", "scale": 1.5}]'},
-        "seed": {"type": "integer"},
-        "prompt": {"type": "string"},
-        "output_format": {"type": "string", "enum": list(_ENCODERS)},
-        "response_format": {"type": "string", "enum": ["b64_json"]},
-    },
-}
-_EDIT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": _FORM},
-            "application/json": {"schema": {"$ref": f"{_SCHEMAS}EditRequest"}},
+_PHOTO = {"type": "string", "format": "binary"}
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """FastAPI cannot derive the body of a route that takes JSON and forms, or checks it itself."""
+    derived = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema and "EditRequest" in app.openapi_schema["components"]["schemas"]:
+            return app.openapi_schema
+        document = derived()
+        kinds: Any = [(k, "validation") for k in (EditRequest, GenerateRequest, ProblemBody)]
+        _, schemas = models_json_schema(kinds, ref_template=_SCHEMAS + "{model}")
+        document["components"]["schemas"] |= schemas["$defs"]
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]
+        for path, contents in _bodies(schemas["$defs"]).items():
+            body = {"required": True, "content": contents}
+            document["paths"][path]["post"]["requestBody"] = body
+        app.openapi_schema = document
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _bodies(schemas: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def reference(name: str) -> dict[str, Any]:
+        return {"schema": {"$ref": f"{_SCHEMAS}{name}"}}
+
+    fields = schemas["EditRequest"]["properties"]
+    form = {name: {"type": "string", **_short(field)} for name, field in fields.items()}
+    form["image"] = {"type": "array", "items": _PHOTO, "minItems": 1, "maxItems": MAX_IMAGES}
+    form["mask"] = _PHOTO
+    described = {
+        "type": "object", "required": ["image"], "properties": form, "additionalProperties": False,
+    }  # fmt: skip
+    return {
+        "/v1/images/edits": {
+            "multipart/form-data": {"schema": described},
+            "application/json": reference("EditRequest"),
         },
+        "/v1/images/generations": {"application/json": reference("GenerateRequest")},
     }
-}
 
 
-def _with_request_schema(document: dict[str, Any]) -> dict[str, Any]:
-    _, schemas = models_json_schema(
-        [(EditRequest, "validation")], ref_template=_SCHEMAS + "{model}"
-    )
-    document["components"]["schemas"] |= schemas["$defs"]
-    return document
+def _short(field: dict[str, Any]) -> dict[str, Any]:
+    """A form's field: JSON text, but for words."""
+    if "enum" in field:
+        return {"enum": field["enum"]}
+    return {"description": field.get("description", "JSON, as in the JSON body.")}

@@ -1,85 +1,104 @@
-"""The side that computes: one base with its sliders resident, edits of many requests batched."""
+"""The side that computes: one base, its sliders as they are asked for, an Engine."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
-from ray.serve import metrics
+import numpy as np
+import torch
 
-from bs_ray.config import ServeJob
-from bs_ray.editing.editor import Edit, Edited, Editor, Outcome, outputs_of
+from bs_ray.config import EditorSettings, ServeJob
+from bs_ray.editing.editor import Edit, Edited, Editor, to_uint8
 from bs_ray.models import load_base
-from bs_ray.serve.batcher import Batcher
+from bs_ray.serve.engine import Engine
+from bs_ray.serve.metrics import EngineMetrics
+from bs_ray.serve.shelf import Shelf
+from bs_ray.serve.tasks import Event, Result, Task
+from bs_ray.serve.tracing import setup, span
+from bs_ray.sliders.artifact import Slider
 from bs_ray.sliders.registry import Registry
 
-_UNHEALTHY_AFTER = 3
-"""Failures in a row after which a replica asks to be replaced."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One edited photo."""
-
-    edited: Edited
-    batch_rows: int
-    """Edits that were computed together with it, itself included."""
-
-
-def load_editor(job: ServeJob) -> Editor:
-    """The job's base and sliders as an Editor.
-
-    Raises BaseNotFound, or SliderError where a slider is missing or belongs to another base.
-    """
-    model = load_base(job.base, device="cuda" if job.gpus_per_replica else "cpu")
-    registry = Registry(job.registry)
-    return Editor(model, [registry.resolve(reference) for reference in job.sliders], job.editor)
+_log = logging.getLogger(__name__)
 
 
 class EditorReplica:
-    """A Ray Serve replica around one Editor."""
+    """A Ray Serve replica around one Engine."""
 
-    def __init__(self, job: ServeJob):
-        self._editor = load_editor(job)
-        self._batcher: Batcher[Edit, Outcome] = Batcher(
-            self._run, max_rows=job.max_batch_rows, wait_s=job.batch_wait_ms / 1000
-        )
-        self._edits = metrics.Counter(
-            "bs_ray_edits", description="Edits asked for.", tag_keys=("outcome",)
-        )
-        self._rows = metrics.Histogram(
-            "bs_ray_batch_rows",
-            description="Edits that were computed together.",
-            boundaries=[1, 2, 4, 8, 16, 32, 64],
-        )
-        self._seconds = metrics.Histogram(
-            "bs_ray_batch_seconds",
-            description="Time to compute one batch.",
-            boundaries=[0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60],
-        )
+    def __init__(self, job: ServeJob, references: Sequence[str], rank: int):
+        """references: sliders to begin with; rank: the highest that there is room for.
 
-    async def edit(self, edit: Edit) -> Reply:
-        """One photo under one mix of sliders."""
-        outcome = "failed"
-        try:
-            found, rows = await self._batcher.submit(edit)
-            (edited,) = outputs_of(found)
-            outcome = "done"
-        finally:
-            self._edits.inc(tags={"outcome": outcome})
-        return Reply(edited, rows)
+        Raises BaseNotFound.
+        """
+        setup("bs_ray.replica")
+        torch.set_num_threads(max(1, round(job.cpus_per_replica)))
+        model = load_base(job.base, device="cuda" if job.gpus_per_replica else "cpu")
+        self._metrics = EngineMetrics()
+        registry = Registry(job.registry)
+        first = _read(registry, references[: job.editor.resident_sliders], model.base_id)
+        editor = Editor(
+            model, list(first.values()), job.editor, slots=job.editor.resident_sliders, rank=rank
+        )
+        warm_up(editor, first)
+        self._shelf = Shelf(
+            registry, job.cached_sliders, model.base_id, self._metrics.slider_loaded, first
+        )
+        self._engine = Engine(
+            editor, self._metrics, max_rows=job.max_batch_rows,
+            max_waiting=job.max_queued_requests, step_timeout_s=job.step_timeout_s,
+        )  # fmt: skip
+
+    async def result(self, task: Task) -> Result:
+        """The task's pictures. Raises Busy, EditError, SliderError."""
+        with span("compute", parent=task.trace, rows=task.rows):
+            async for event in self.events(task):
+                if isinstance(event, Result):
+                    return event
+        raise RuntimeError("the engine ended without a result")
+
+    async def events(self, task: Task) -> AsyncIterator[Event]:
+        """What happens to the task, its Result last. Raises as `result`."""
+        sliders = await self._shelf.take(task.sliders)
+        for reference in task.sliders:
+            self._metrics.slider_used(reference)
+        self._metrics.resident(len(self._shelf.held()))
+        async for event in self._engine.submit(task, sliders):
+            yield event if not isinstance(event, Result) or task.floats else _rounded(event)
 
     async def ready(self) -> None:
-        """Answers once base and sliders are loaded."""
+        """Answers once the base is loaded. Raises RuntimeError as `check_health`."""
+        self._engine.check()
 
     async def check_health(self) -> None:
-        """Raises once every edit fails: a broken CUDA context is cured by a new process only."""
-        if self._batcher.failures_in_a_row >= _UNHEALTHY_AFTER:
-            raise RuntimeError(f"the last {self._batcher.failures_in_a_row} edits failed")
+        """Raises once every step fails, or one hangs: what a new process cures."""
+        self._engine.check()
 
-    def _run(self, edits: list[Edit]) -> list[Outcome]:
-        start = time.perf_counter()
-        outcomes = self._editor.edit(edits)
-        self._rows.observe(len(edits))
-        self._seconds.observe(time.perf_counter() - start)
-        return outcomes
+
+def _read(registry: Registry, references: Sequence[str], base_id: str) -> dict[str, Slider]:
+    """What can be had now: a registry that is down must not keep a replica from starting."""
+    found: dict[str, Slider] = {}
+    for reference in references:
+        try:
+            slider = registry.resolve(reference)
+            slider.check_base(base_id)
+            found[reference] = slider
+        except Exception as error:  # a store's errors are of many kinds
+            _log.warning("slider %s is left for its first use: %s", reference, error)
+    return found
+
+
+def warm_up(editor: Editor, sliders: dict[str, Slider]) -> None:
+    """One small edit, which loads kernels and fills caches before the first asker pays for it."""
+    editor.sliders = dict(sliders)
+    mix = {name: 0.1 for name in list(sliders)[:1]}
+    side = editor.settings.working_px or editor.model.native_px
+    settings: EditorSettings = editor.settings.model_copy(update={"steps": 1})
+    photo = np.full((side, side, 3), 128, np.uint8)
+    editor.edit([Edit("warm-up", photo, [mix], settings=settings)])
+
+
+def _rounded(result: Result) -> Result:
+    """uint8 travels a quarter as far as float32."""
+    outputs = [Edited(to_uint8(o.pixels), o.notes, o.measured) for o in result.outputs]
+    return replace(result, outputs=outputs)

@@ -1,13 +1,12 @@
-"""The API in front of a stub, and one real Ray Serve start around the embedded architecture."""
+"""The real thing: Ray Serve around the embedded architecture."""
 
 import asyncio
-import base64
 import hashlib
 import io
 import json
 import socket
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,285 +14,30 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
-from PIL import Image
 
+from bs_ray.batch import edit as edit_batch
 from bs_ray.bench.bank import random_slider
-from bs_ray.config import JobError, Prompts, ServeJob, shipped_job
-from bs_ray.editing.editor import Edit, Edited, Editor, outputs_of
+from bs_ray.config import EditJob, JobError, ServeJob, shipped_job
+from bs_ray.editing.editor import Edit, Editor, outputs_of
+from bs_ray.editone import OnePhoto
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound, DiffusionModel
 from bs_ray.serve.app import build, check, running
-from bs_ray.serve.batcher import Batcher
-from bs_ray.serve.ingress import Busy, create_app
-from bs_ray.serve.replica import Reply
-from bs_ray.sliders.artifact import Card, Slider, SliderError
+from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny.recipe import write_untrained_base
+from tests.serve.api import ask, edited_pixels, far, files_of, free_port, photo, pixels_of, scales
 
-TOLERANCE = 1e-4
-"""Of full scale, [0, 1]: pixels in [0, 255] may differ by 255 times this."""
-
-
-def photo(seed: int, height: int = 64, width: int = 64, form: str = "PNG") -> bytes:
-    """A photo file of soft blobs (noise, enlarged)."""
-    small = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(small).resize((width, height)).save(file, form)
-    return file.getvalue()
+TOLERANCE = 1e-5
+"""Of full scale."""
 
 
-def pixels_of(data: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def scales(**sliders: float) -> list[dict]:
-    return [{"name": name, "scale": scale} for name, scale in sliders.items()]
-
-
-def ask(
-    client: httpx.Client, image: bytes, sliders: list[dict], **fields: object
-) -> httpx.Response:
-    form = {"sliders": json.dumps(sliders), **{name: str(v) for name, v in fields.items()}}
-    return client.post("/v1/images/edits", files={"image": ("p", image)}, data=form)
-
-
-def files_of(reply: httpx.Response) -> list[bytes]:
-    assert reply.status_code == 200, reply.text
-    return [base64.b64decode(item["b64_json"]) for item in reply.json()["data"]]
-
-
-def edited_pixels(reply: httpx.Response) -> np.ndarray:
-    return np.load(io.BytesIO(files_of(reply)[0]))
-
-
-# --- the API alone ----------------------------------------------------------------------------
-@dataclass
-class StubEngine:
-    """Adds ten times the summed strengths to every pixel."""
-
-    error: Exception | None = None
-
-    async def edit(self, edit: Edit) -> Reply:
-        await self.ready()
-        return Reply(Edited(edit.pixels.astype(np.float32) + 10 * sum(edit.mixes[0].values())), 1)
-
-    async def ready(self) -> None:
-        if self.error:
-            raise self.error
-
-
-def stub_client(error: Exception | None = None, **settings: object) -> TestClient:
-    job = ServeJob.model_validate({"name": "stub", "sliders": ["smile", "age"], **settings})
-    prompts = Prompts(target="person", positive="b", negative="c")
-    training = {"seconds": 1.5, "job": {"photos": "s3://private"}}
-    shared = {"base": "tiny", "base_id": "0", "prompts": prompts, "rank": 4, "training": training}
-    cards = [Card(name=name, version=i, **shared) for i, name in enumerate(job.sliders, 1)]
-    app = create_app(job, cards, StubEngine(error))
-    return TestClient(app, raise_server_exceptions=False)
-
-
-@pytest.fixture(scope="module")
-def client() -> TestClient:
-    return stub_client()
-
-
-@pytest.mark.parametrize("output_format", ["png", "jpeg"])
-def test_output_formats(client: TestClient, output_format: str) -> None:
-    data = photo(0, 40, 60)
-    (file,) = files_of(ask(client, data, scales(smile=2), output_format=output_format))
-    assert Image.open(io.BytesIO(file)).format == output_format.upper()
-    expected = np.clip(pixels_of(data).astype(int) + 20, 0, 255)
-    allowed = 0 if output_format == "png" else 8
-    assert np.abs(pixels_of(file).astype(int) - expected).mean() <= allowed
-
-
-def test_transparency_stays(client: TestClient) -> None:
-    file = io.BytesIO()
-    rgba = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
-    Image.fromarray(rgba).save(file, "PNG")
-    (reply,) = files_of(ask(client, file.getvalue(), []))
-    assert (np.array(Image.open(io.BytesIO(reply))) == rgba).all()
-
-
-def test_json_body_means_the_same_as_a_form(client: TestClient) -> None:
-    data, more = photo(0), photo(1, form="JPEG")
-    encoded = [base64.b64encode(d).decode() for d in (data, more)]
-    body = {
-        "image": [encoded[0], f"data:image/jpeg;base64,{encoded[1]}"],
-        "sliders": scales(smile=1, age=-2),
-        "seed": 3,
-        "output_format": "npy",
-    }
-    reply = client.post("/v1/images/edits", json=body)
-    form = [("image[]", ("a", data)), ("image[]", ("b", more))]
-    fields = {"sliders": json.dumps(body["sliders"]), "seed": "3", "output_format": "npy"}
-    assert files_of(reply) == files_of(client.post("/v1/images/edits", files=form, data=fields))
-    assert len(files_of(reply)) == 2
-    assert reply.json()["meta"]["sliders"] == {"smile@1": 1, "age@2": -2}
-    assert files_of(client.post("/v1/images/edits", json={**body, "image": encoded[0]}))
-
-
-def test_sliders_are_listed(client: TestClient) -> None:
-    listed = client.get("/v1/sliders").json()
-    assert [s["name"] for s in listed["data"]] == ["smile", "age"]
-    expected = {"version": 2, "base": "tiny", "base_id": "0", "rank": 4}
-    assert expected.items() <= listed["data"][1].items()
-    assert listed["data"][1]["training"] == {"seconds": 1.5}  # and no bucket's name
-    assert listed["data"][0]["prompts"]["target"] == "person"
-
-
-WRONG_FORMS: dict[str, tuple[dict, int, str]] = {
-    "no image": ({"image": None}, 422, "image"),
-    "not an image": ({"image": b"hello"}, 400, "expected JPEG"),
-    "a cut image": ({"image": photo(0)[:90]}, 400, "image:"),
-    "unknown slider": ({"sliders": '[{"name":"smlie","scale":1}]'}, 422, "one of smile, age"),
-    "NaN": ({"sliders": '[{"name":"smile","scale":NaN}]'}, 422, "got nan"),
-    "inf": ({"sliders": '[{"name":"smile","scale":1e999}]'}, 422, "got inf"),
-    "too strong": ({"sliders": '[{"name":"smile","scale":-4.5}]'}, 422, "expected -4 to 4"),
-    "a boolean": ({"sliders": '[{"name":"smile","scale":true}]'}, 422, "got True"),
-    "twice": ({"sliders": json.dumps(scales(age=1) * 2)}, 422, "age more than once"),
-    "no JSON": ({"sliders": "smile=1"}, 400, 'such as [{"name"'),
-    "deep JSON": ({"sliders": "[" * 100_000}, 400, "sliders: got no JSON"),
-    "seed": ({"seed": "1.5"}, 422, "seed: got 1.5"),
-    "format": ({"output_format": "webp"}, 422, "output_format: got 'webp'"),
-    "response format": ({"response_format": "url"}, 422, "response_format: got 'url'"),
-    "a foreign prompt": ({"prompt": "a cat"}, 422, "this server's own, 'person'"),
-    "unknown field": ({"strength": "1"}, 422, "strength: got an unknown field; expected image"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_FORMS)
-def test_wrong_forms_get_a_problem(client: TestClient, case: str) -> None:
-    fields, status, words = WRONG_FORMS[case]
-    form = {"image": photo(0), "sliders": "[]", **fields}
-    parts = [(name, (None, v) if isinstance(v, str) else ("p", v)) for name, v in form.items() if v]
-    reply = client.post("/v1/images/edits", files=parts, headers={"x-request-id": "r1"})
-    assert_problem(reply, status, words)
-    assert reply.json()["request_id"] == "r1"
-
-
-@pytest.mark.parametrize(
-    ("content", "media_type", "status", "words"),
-    [
-        (b"{", "application/json", 400, "body: got no JSON"),
-        (b"[]", "application/json", 422, "body: got list"),
-        (b'{"image": "%%"}', "application/json", 422, "base64"),
-        (b'{"image": "http://x/y.png"}', "application/json", 422, "got a URL"),
-        (b'{"image": []}', "application/json", 422, "at least 1"),
-        (b"x", "text/plain", 415, "got text/plain; expected multipart/form-data"),
-        (b"x", "multipart/form-data", 400, "boundary"),
-    ],
-)
-def test_wrong_bodies_get_a_problem(
-    client: TestClient, content: bytes, media_type: str, status: int, words: str
-) -> None:
-    headers = {"content-type": media_type}
-    assert_problem(client.post("/v1/images/edits", content=content, headers=headers), status, words)
-
-
-def assert_problem(reply: httpx.Response, status: int, words: str) -> None:
-    assert reply.status_code == status, reply.text
-    assert reply.headers["content-type"] == "application/problem+json"
-    body = reply.json()
-    assert {"type", "title", "status", "detail"} <= set(body) and body["status"] == status
-    assert words in body["detail"]
-    assert len(reply.content) < 1000  # never echoes what was sent
-
-
-def test_limits_on_size() -> None:
-    small = stub_client(max_bytes=20_000, max_pixels=32 * 32)
-    assert_problem(ask(small, photo(0), []), 413, "expected at most 1024 (max_pixels)")
-    assert_problem(ask(small, b"x" * 20_001, []), 413, "got 20001 bytes; expected at most 2")
-    assert_problem(ask(small, b"x" * 100_000, []), 413, "body: got 100")
-
-    def chunks() -> Iterator[bytes]:  # a body without an announced length
-        yield from (b'{"image": "' + b"A" * 30_000 for _ in range(5))
-
-    headers = {"content-type": "application/json"}
-    assert_problem(small.post("/v1/images/edits", content=chunks(), headers=headers), 413, "more")
-
-
-def test_busy_says_when_to_come_back() -> None:
-    busy = stub_client(error=Busy())
-    for reply in (ask(busy, photo(0), []), busy.get("/readyz")):
-        assert_problem(reply, 503, "try again")
-        assert int(reply.headers["retry-after"]) >= 1
-    assert busy.get("/healthz").status_code == 200
-
-
-def test_a_failure_tells_nothing_of_the_inside() -> None:
-    broken = stub_client(error=RuntimeError("secret path"))
-    reply = ask(broken, photo(0), [])
-    assert_problem(reply, 500, "its log has the cause")
-    assert "secret" not in reply.text
-
-
-def test_openapi_describes_the_request(client: TestClient) -> None:
-    document = client.get("/openapi.json").json()
-    content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
-    assert set(content) == {"multipart/form-data", "application/json"}
-    assert {"EditRequest", "SliderScale"} <= set(document["components"]["schemas"])
-    form, body = (
-        content["multipart/form-data"]["schema"],
-        document["components"]["schemas"]["EditRequest"],
-    )
-    assert set(form["properties"]) == set(body["properties"])
-
-
-# --- batching ---------------------------------------------------------------------------------
-def test_rows_that_wait_share_the_next_run() -> None:
-    free, sizes = threading.Event(), []
-
-    def run(rows: list[int]) -> list[int]:
-        sizes.append(len(rows))
-        free.wait(10)
-        return [row * row for row in rows]
-
-    async def main() -> list[tuple[int, int]]:
-        batcher: Batcher[int, int] = Batcher(run, max_rows=4, wait_s=0.0)
-        first = asyncio.create_task(batcher.submit(0))
-        await until(lambda: sizes == [1])
-        rest = [asyncio.create_task(batcher.submit(i)) for i in range(1, 7)]
-        await asyncio.sleep(0.01)  # the loop runs on while the thread is busy
-        rest[0].cancel()
-        free.set()
-        return [await first, *(await asyncio.gather(*rest[1:]))]
-
-    done = asyncio.run(main())
-    assert done == [(0, 1), (4, 3), (9, 3), (16, 3), (25, 2), (36, 2)] and sizes == [1, 3, 2]
-
-
-def test_a_failing_row_fails_alone() -> None:
-    def run(rows: list[int]) -> list[float]:
-        return [1 / row for row in rows]
-
-    async def main() -> tuple[list, int]:
-        batcher: Batcher[int, float] = Batcher(run, max_rows=8, wait_s=0.05)
-        results = await asyncio.gather(
-            *(batcher.submit(i) for i in (1, 2, 0)), return_exceptions=True
-        )
-        return results, batcher.failures_in_a_row
-
-    (one, half, failed), failures = asyncio.run(main())
-    assert (one, half) == ((1.0, 1), (0.5, 1)) and isinstance(failed, ZeroDivisionError)
-    assert failures == 1
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-# --- before anything starts -------------------------------------------------------------------
 @dataclass(frozen=True)
 class World:
     """A base with random weights, and a registry with sliders for it."""
 
     job: ServeJob
     editor: Editor
-    foreign: Slider
 
 
 @pytest.fixture(scope="module")
@@ -304,20 +48,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     registry = Registry(str(folder / "sliders"))
     sliders = [registry.publish(slider_for(model, n, i)) for i, n in enumerate(["smile", "age"])]
     card = sliders[0].card.model_copy(update={"name": "foreign", "base_id": "elsewhere"})
-    foreign = registry.publish(Slider(card, sliders[0].factors))
+    registry.publish(Slider(card, sliders[0].factors))
     job = shipped_job(
         "tiny/serve.yaml",
         [
             f"base={folder / 'base'}",
-            f"registry={folder / 'sliders'}",
+            f"registry={registry.store.uri}",
             f"port={free_port()}",
-            "batch_wait_ms=100",
+            f"outputs={folder / 'outputs'}",
+            "refresh_s=0.5",
             "editor.steps=4",
             "autoscaling.max_replicas=1",
         ],
     )
     assert isinstance(job, ServeJob)
-    return World(job, Editor(model, sliders, job.editor), foreign)
+    return World(job, Editor(model, sliders, job.editor))
 
 
 def slider_for(model: DiffusionModel, name: str, seed: int) -> Slider:
@@ -326,26 +71,19 @@ def slider_for(model: DiffusionModel, name: str, seed: int) -> Slider:
     return Slider(slider.card, {layer: (a, 20 * b) for layer, (a, b) in slider.factors.items()})
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
+# --- before anything starts -------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
         ({"sliders": ["smile", "beard"]}, SliderError, "expected one of age, foreign, smile"),
         ({"sliders": ["smile@7"]}, SliderError, "expected a version of smile among"),
         ({"sliders": ["smile", "foreign"]}, SliderError, "slider foreign@1: got base"),
-        ({"sliders": ["smile", "smile@1"]}, JobError, "smile more than once"),
+        ({"sliders": ["smile", "smile@1"]}, SliderError, "smile more than once"),
         ({"base": "no/such/base"}, BaseNotFound, "no/such/base"),
     ],
 )
 def test_refused_before_start(world: World, change: dict, error: type, words: str) -> None:
-    with (
-        pytest.raises(error, match=words),
-        running(world.job.model_copy(update=change)),
-    ):
+    with pytest.raises(error, match=words), running(world.job.model_copy(update=change)):
         pytest.fail("started")
 
 
@@ -365,10 +103,13 @@ def test_build_takes_what_a_ray_service_gives(world: World, tmp_path: Path) -> N
         build({"jobs": str(path)})
 
 
-# --- the real thing ---------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def served(ray_cluster: None, world: World) -> Iterator[httpx.Client]:
-    with running(world.job) as url, httpx.Client(base_url=url, timeout=60) as client:
+def served(world: World, ray_cluster: None) -> Iterator[httpx.Client]:
+    with (
+        running(world.job) as url,
+        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
+    ):
         yield client
 
 
@@ -387,9 +128,8 @@ def test_together_equals_one_by_one_equals_the_editor(served: httpx.Client, worl
     assert all(reply.json()["meta"]["batch_rows"] == 1 for reply in alone)
     for i, (a, b) in enumerate(zip(together, alone, strict=True)):
         assert far(edited_pixels(a), edited_pixels(b)) <= TOLERANCE
-        assert (
-            far(edited_pixels(b), edit_directly(world.editor, i, photos[i], mixes[i])) <= TOLERANCE
-        )
+        expected = edit_directly(world.editor, i, photos[i], mixes[i])
+        assert far(edited_pixels(b), expected) <= TOLERANCE
         assert far(edited_pixels(b), pixels_of(photos[i])) > 100 * TOLERANCE
 
 
@@ -398,9 +138,34 @@ def edit_directly(editor: Editor, seed: int, data: bytes, mix: dict[str, float])
     return outputs_of(editor.edit([edit])[0])[0].pixels
 
 
-def far(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest difference, as a share of full scale."""
-    return float(np.abs(a.astype(np.float32) - b).max()) / 255
+def test_batch_edit_one_and_serve_give_the_same(
+    served: httpx.Client, world: World, tmp_path: Path
+) -> None:
+    mix, seed = {"smile": 1.3, "age": -0.6}, 4
+    data = photo(11, 80, 60)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(data)
+    shared = {"base": world.job.base, "registry": world.job.registry, "editor": world.job.editor}
+    edit_batch(
+        EditJob(
+            name="same", input=str(tmp_path / "in"), output=str(tmp_path / "out"), sliders=mix,
+            seed=seed, **shared,
+        )
+    )  # fmt: skip
+    [edited] = (tmp_path / "out").rglob("a.png")
+    one = OnePhoto(
+        tmp_path / "in" / "a.png", mix, world.job.editor, base=world.job.base,
+        registry=world.job.registry, seed=seed,
+    )  # fmt: skip
+    (reply,) = files_of(ask(served, data, scales(**mix), seed=seed))
+    pictures = [pixels_of(reply), pixels_of(edited.read_bytes()), pixels_of(one.edit()[0])]
+    for picture in pictures[1:]:  # what lies within TOLERANCE may round to neighbours
+        apart = np.abs(picture.astype(int) - pictures[0])
+        assert apart.max() <= 1 and (apart > 0).mean() < 0.01, (apart.max(), (apart > 0).mean())
+    floats = edited_pixels(ask(served, data, scales(**mix), seed=seed, output_format="npy"))
+    asked = Edit(hashlib.sha256(data).hexdigest(), pixels_of(data), [mix], seed)
+    assert far(outputs_of(one.editor.edit([asked])[0])[0].pixels, floats) <= TOLERANCE
+    one.editor.close()
 
 
 @pytest.mark.parametrize("sliders", [[], scales(smile=0, age=0)])
@@ -415,8 +180,81 @@ def test_it_answers_over_http(served: httpx.Client) -> None:
     listed = served.get("/v1/sliders").json()["data"]
     assert [(s["name"], s["version"]) for s in listed] == [("smile", 1), ("age", 1)]
     reply = served.get("/v1/nothing", headers={"x-request-id": "r2"})
-    assert_problem(reply, 404, "Not Found")
+    assert reply.status_code == 404 and "Not Found" in reply.json()["detail"]
     assert reply.headers.get_list("x-request-id") == ["r2"] and reply.json()["request_id"] == "r2"
+    preview = served.get("/v1/sliders/age/preview")
+    assert preview.headers["content-type"] == "image/png", preview.text
+    body = {"prompt": "a man", "sliders": scales(age=1), "steps": 2}
+    drawn = served.post("/v1/images/generations", json=body)
+    assert pixels_of(files_of(drawn)[0]).shape == (64, 64, 3)
+    url = ask(served, photo(0), scales(age=1), response_format="url").json()["data"][0]["url"]
+    assert pixels_of(httpx.get(url, trust_env=False).content).shape == (64, 64, 3)
+
+
+def test_events_come_while_it_computes(served: httpx.Client) -> None:
+    form = {"sliders": json.dumps(scales(smile=1)), "stream": "true", "steps": "30"}
+    arrived = []
+    with served.stream("POST", "/v1/images/edits", files={"image": photo(0)}, data=form) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("event: "):
+                arrived.append((line.removeprefix("event: "), time.monotonic()))
+    names = [name for name, _ in arrived]
+    assert names == ["image_edit.progress"] * 29 + ["image_edit.completed"]
+    gaps = np.diff([at for _, at in arrived])
+    assert arrived[-1][1] - arrived[0][1] > 5 * float(np.median(gaps))  # not all at the end
+
+
+def test_a_client_that_leaves_frees_its_place(served: httpx.Client) -> None:
+    """A thousand steps would take a minute; after two seconds nobody shares the batch."""
+    with pytest.raises(httpx.ReadTimeout):
+        served.post(
+            "/v1/images/edits", files={"image": photo(0)}, timeout=1.5,
+            data={"sliders": json.dumps(scales(smile=1)), "steps": "1000"},
+        )  # fmt: skip
+    time.sleep(1.0)
+    assert ask(served, photo(1), scales(smile=1)).json()["meta"]["batch_rows"] == 1
+
+
+def test_what_cannot_be_in_time_is_refused_at_once(served: httpx.Client) -> None:
+    async def both() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=served.base_url, timeout=60) as client:
+            form = {"sliders": json.dumps(scales(smile=1)), "steps": "60"}
+
+            async def post(wait_s: float) -> httpx.Response:
+                await asyncio.sleep(wait_s)
+                headers = {"x-request-timeout": "0.3"} if wait_s else {}
+                return await client.post(
+                    "/v1/images/edits", files={"image": photo(0)}, data=form, headers=headers
+                )
+
+            return await asyncio.gather(post(0), post(0.3))
+
+    first, second = asyncio.run(both())
+    assert first.status_code == 200
+    assert second.status_code == 503 and int(second.headers["retry-after"]) >= 1
+    assert second.elapsed.total_seconds() < 0.3
+
+
+def test_a_new_version_is_served_without_a_restart(served: httpx.Client, world: World) -> None:
+    before = ask(served, photo(0), scales(age=1), output_format="npy")
+    Registry(world.job.registry).publish(slider_for(world.editor.model, "age", 9))
+    until(lambda: "age@2" in used(ask(served, photo(0), scales(age=1))), 10)
+    after = ask(served, photo(0), scales(age=1), output_format="npy")
+    assert far(edited_pixels(before), edited_pixels(after)) > 100 * TOLERANCE
+    old = ask(served, photo(0), [{"name": "age@1", "scale": 1}], output_format="npy")
+    assert used(old) == ["age@1"] and far(edited_pixels(old), edited_pixels(before)) <= TOLERANCE
+
+
+def used(reply: httpx.Response) -> list[str]:
+    assert reply.status_code == 200, reply.text
+    return list(reply.json()["meta"]["sliders"])
+
+
+def until(condition, seconds: float) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.2)
 
 
 def test_a_second_serve_is_refused(served: httpx.Client, world: World) -> None:
@@ -424,3 +262,28 @@ def test_a_second_serve_is_refused(served: httpx.Client, world: World) -> None:
     with pytest.raises(JobError, match="serves tiny already"), running(other):
         pytest.fail("started")
     assert served.get("/readyz").status_code == 200
+
+
+def test_without_its_registry_it_goes_on_with_what_it_has(
+    served: httpx.Client, world: World
+) -> None:
+    asked = scales(smile=1.0, age=0.5)
+    before = edited_pixels(ask(served, photo(3), asked, output_format="npy"))
+    there, elsewhere = Path(world.job.registry), Path(f"{world.job.registry}-away")
+    there.rename(elsewhere)
+    try:
+        for _ in range(3):
+            time.sleep(world.job.refresh_s)  # a look at the registry falls into this time
+            reply = ask(served, photo(3), asked, output_format="npy")
+            assert far(edited_pixels(reply), before) <= TOLERANCE
+        assert [s["version"] for s in served.get("/v1/sliders").json()["data"]] == [1, 2]
+    finally:
+        elsewhere.rename(there)
+
+
+def test_photos_of_millions_of_pixels(served: httpx.Client) -> None:
+    data = photo(0, 1500, 2000, form="JPEG")
+    began = time.monotonic()
+    (file,) = files_of(ask(served, data, scales(smile=1), output_format="jpeg"))
+    assert pixels_of(file).shape == (1500, 2000, 3) and time.monotonic() - began < 20
+    assert len(io.BytesIO(file).getvalue()) > 10_000

@@ -1,0 +1,67 @@
+"""Sliders by exact version: from the registry on first use, in memory as long as they are used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from bs_ray.sliders.artifact import Slider
+from bs_ray.sliders.registry import Registry
+
+if TYPE_CHECKING:
+    from bs_ray.serve.metrics import Origin
+
+
+class Shelf:
+    """The most recently used sliders of a registry. For one event loop."""
+
+    def __init__(
+        self, registry: Registry, most: int, base_id: str, loaded: Callable[[Origin], None],
+        first: Mapping[str, Slider],
+    ):  # fmt: skip
+        """most: sliders in memory. loaded: told where each came from, "memory" or "registry", or
+        "failed".
+
+        first: what is in memory already.
+        """
+        self._registry, self._most, self._base_id, self._loaded = registry, most, base_id, loaded
+        # References, least recently used first. A version never changes, so neither does its entry.
+        self._held: OrderedDict[str, Slider | asyncio.Future[Slider]] = OrderedDict(first)
+
+    async def take(self, references: Iterable[str]) -> dict[str, Slider]:
+        """Reference -> slider. Raises SliderError, and what the registry's store raises."""
+        references = list(references)
+        found = await asyncio.gather(*(self._get(reference) for reference in references))
+        return dict(zip(references, found, strict=True))
+
+    def held(self) -> list[str]:
+        """References in memory, least recently used first."""
+        return list(self._held)
+
+    async def _get(self, reference: str) -> Slider:
+        if reference in self._held:
+            self._held.move_to_end(reference)
+            self._loaded("memory")
+        else:
+            self._loaded("registry")
+            self._held[reference] = asyncio.ensure_future(asyncio.to_thread(self._read, reference))
+            while len(self._held) > self._most:
+                self._held.popitem(last=False)
+        reading = self._held[reference]
+        if isinstance(reading, Slider):
+            return reading
+        try:
+            # Others may wait for the same: one who leaves must not end it for them.
+            return await asyncio.shield(reading)
+        except Exception:
+            if self._held.get(reference) is reading:
+                del self._held[reference]
+                self._loaded("failed")
+            raise
+
+    def _read(self, reference: str) -> Slider:
+        slider = self._registry.resolve(reference)
+        slider.check_base(self._base_id)
+        return slider
