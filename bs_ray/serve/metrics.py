@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable
+from threading import Thread
 from typing import Literal
 
 import aiohttp
@@ -28,6 +31,8 @@ STEP_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.175, 0.25, 0.5, 0.75, 1, 1.5, 2
 QUEUE_SECONDS = [0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 60, 120, 300]
 REQUEST_SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 300]
 
+_GAUGES_EVERY_S = 5.0
+"""Ray forgets a gauge that was not set for two of its reports, 20 s."""
 _PREFIX = "ray_bs_ray_"
 _NODE_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
@@ -59,9 +64,9 @@ class EngineMetrics:
             ("from",),
         )
         self._resident = Gauge("bs_ray_sliders_resident", "Sliders held in memory.")
-        # From the start: an idle replica is seen to be there.
-        self.occupancy(running=0, waiting=0)
-        self.resident(0)
+        # From the start and again and again: an idle or a hung replica is seen to be there.
+        self._counts = {self._running: 0, self._waiting: 0, self._resident: 0}
+        Thread(target=_keep_gauges, args=[weakref.ref(self)], daemon=True).start()
 
     def stepped(self, rows: int, seconds: float) -> None:
         """One forward pass over `rows` edits is over."""
@@ -78,8 +83,8 @@ class EngineMetrics:
 
     def occupancy(self, running: int, waiting: int) -> None:
         """How many edits there are now."""
-        self._running.set(running)
-        self._waiting.set(waiting)
+        self._set(self._running, running)
+        self._set(self._waiting, waiting)
 
     def slider_used(self, reference: str) -> None:
         """An edit uses the slider `name@version`."""
@@ -91,7 +96,20 @@ class EngineMetrics:
 
     def resident(self, count: int) -> None:
         """How many sliders are in memory now."""
-        self._resident.set(count)
+        self._set(self._resident, count)
+
+    def _set(self, gauge: Gauge, count: int) -> None:
+        self._counts[gauge] = count
+        gauge.set(count)
+
+
+def _keep_gauges(of: weakref.ref[EngineMetrics]) -> None:
+    """Set the gauges to what they are, for as long as there is someone who counts."""
+    while (metrics := of()) is not None:
+        for gauge, count in metrics._counts.items():
+            gauge.set(count)
+        del metrics
+        time.sleep(_GAUGES_EVERY_S)
 
 
 class IngressMetrics:

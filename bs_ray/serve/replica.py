@@ -16,7 +16,7 @@ from bs_ray.serve.engine import Engine
 from bs_ray.serve.metrics import EngineMetrics
 from bs_ray.serve.shelf import Shelf
 from bs_ray.serve.tasks import Event, Result, Task
-from bs_ray.serve.tracing import setup, span
+from bs_ray.serve.tracing import setup, span, stop
 from bs_ray.sliders.artifact import Slider
 from bs_ray.sliders.registry import Registry
 
@@ -69,6 +69,10 @@ class EditorReplica:
     async def ready(self) -> None:
         """Answers once the base is loaded. Raises RuntimeError as `check_health`."""
         self._engine.check()
+
+    def __del__(self) -> None:
+        """Ray Serve calls it when a replica was drained; spans that wait are sent."""
+        stop()
 
     async def check_health(self) -> None:
         """Raises once every step fails, or one hangs: what a new process cures."""
