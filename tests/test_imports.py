@@ -51,7 +51,7 @@ DOORWAYS = {
     "wandb": ["train/tracking.py"],
     "s3fs": ["storage/"],
     "fsspec": ["storage/"],
-    "fastapi": ["serve/"],
+    "fastapi": ["serve/", "bench/locked.py"],
     "starlette": ["serve/"],
     "ray": [
         *["data/sources.py", "train/run.py", "train/cache.py", "batch/"],

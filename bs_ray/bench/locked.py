@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
+from fastapi import FastAPI, File, Form
+
 _STRENGTH = 0.6
 
 
@@ -21,7 +23,6 @@ def app(base: str, sliders: Path, steps: int) -> Any:
     """
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline
-    from fastapi import FastAPI, File, Form
     from PIL import Image
 
     torch.set_num_threads(1)

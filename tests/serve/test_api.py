@@ -16,6 +16,7 @@ from PIL import Image
 from bs_ray.data.encode import read_provenance
 from bs_ray.serve.keys import new_key
 from bs_ray.serve.tasks import Busy, EditTask
+from tests.data.poison import mutated, sound_photos
 from tests.serve.api import (
     SilentMetrics,
     StubBackend,
@@ -256,6 +257,16 @@ def test_wrong_bodies_get_a_problem(
 ) -> None:
     headers = {"content-type": media_type}
     assert_problem(client.post(EDITS, content=content, headers=headers), status, words)
+
+
+def test_hostile_photos_get_an_answer_within_a_second(client: TestClient) -> None:
+    statuses = set()
+    for key, data in mutated(sound_photos(), 120, seed=6):
+        reply = ask(client, data, scales(smile=1))
+        statuses.add(reply.status_code)
+        assert reply.status_code in (200, 400, 413), (key, reply.text)
+        assert reply.elapsed.total_seconds() < 1, key
+    assert statuses >= {200, 400}
 
 
 def test_limits_on_size() -> None:
