@@ -15,18 +15,15 @@ from bs_ray.batch.plan import Plan, digest
 from bs_ray.batch.shard import copied, edit_rows, gated
 from bs_ray.config import EditJob
 from bs_ray.data import is_quarantined
-from bs_ray.data.stages import FetchShard, pack, seconds_of, unpack, write_shard
+from bs_ray.data.stages import fetch_shard, pack, seconds_of, unpack, write_shard
 from bs_ray.editing.editor import Editor
 from bs_ray.models import load_base
 from bs_ray.sliders.artifact import SliderError
 from bs_ray.sliders.registry import Registry
 
-# Fetching waits for the store, and its decoders are processes of their own.
-_FETCH_CPUS = 0.25
-
 
 def fetchers(job: EditJob, pending: int) -> int:
-    """Fetching actors.
+    """Fetching tasks at once.
 
     Enough to keep the editors fed, no more: each holds a decoded shard. The size also keeps Ray
     from fusing the stage into the editors, which would then wait for their own decoding.
@@ -47,15 +44,12 @@ def pipeline(plan: Plan, pending: Sequence[int], editors: type | None = None) ->
     shards.context.enable_progress_bars = False
     shards.context.raise_original_map_exception = True  # ours say what to do
     photos = shards.map(
-        FetchShard,
-        fn_constructor_kwargs={
+        fetch_shard,
+        fn_kwargs={
             "job": job, "manifest": plan.manifest, "edits": plan.edits, "names": plan.names,
             "pending": pending,
         },
-        # Processes that stay, with their decoders: a task would go to a new one for every CPU that
-        # is free for a moment.
-        compute=ray.data.ActorPoolStrategy(size=at_once),
-        num_cpus=_FETCH_CPUS,
+        compute=ray.data.TaskPoolStrategy(at_once),
     )  # fmt: skip
     if plan.moves_nothing:
         photos = photos.map(copy_shard)

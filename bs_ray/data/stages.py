@@ -58,25 +58,22 @@ def seconds_of(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.endswith("_s")}
 
 
-class FetchShard:
+def fetch_shard(
+    row: dict[str, Any],
+    *,
+    job: EditJob,
+    manifest: Manifest,
+    edits: Edits,
+    names: Mapping[str, str],
+    pending: Sequence[int],
+) -> dict[str, Any]:
     """{id} -> {shard, rows, fetch_s, decode_s}: read and decode the photos of shard pending[id].
 
-    An actor, for its decoders.
+    edits: the job's, for photos without a plan; names: reference in the job -> slider.
     """
-
-    def __init__(
-        self, job: EditJob, manifest: Manifest, edits: Edits, names: Mapping[str, str],
-        pending: Sequence[int],
-    ):  # fmt: skip
-        """edits: the job's, for photos without a plan; names: reference in the job -> slider."""
-        self._job, self._manifest, self._edits, self._names = job, manifest, edits, names
-        self._pending = pending
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard = self._pending[row["id"]]
-        images = self._manifest.shard(shard)
-        rows, fetch_s, decode_s = load_photos(images, self._job, self._edits, self._names)
-        return pack(shard, rows, fetch_s=fetch_s, decode_s=decode_s)
+    shard = pending[row["id"]]
+    rows, fetch_s, decode_s = load_photos(manifest.shard(shard), job, edits, names)
+    return pack(shard, rows, fetch_s=fetch_s, decode_s=decode_s)
 
 
 def load_photos(

@@ -1,5 +1,6 @@
 """A job over hostile files: every one accounted for, and no worker dies of any."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -8,27 +9,19 @@ import pytest
 
 from bs_ray.batch import pipeline as module
 from bs_ray.data.ledger import read_lines
-from bs_ray.data.stages import FetchShard
+from bs_ray.data.stages import fetch_shard
 from bs_ray.storage import Store
 from tests.batch.conftest import MakeJob, run
 from tests.data.poison import mutated, sound_photos
 
 
-def noted(notes: str) -> type[FetchShard]:
-    """FetchShard that leaves a line when it begins and one when it has not died meanwhile."""
-
-    class Noted(FetchShard):
-        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            note("began", row["id"])
-            found = super().__call__(row)
-            note("ended", row["id"])
-            return found
-
-    def note(word: str, shard: int) -> None:
+def noted_fetch(row: dict[str, Any], *, notes: str, **options: Any) -> dict[str, Any]:
+    """fetch_shard that leaves a line when it begins and one when it has not died meanwhile."""
+    for word, work in (("began", None), ("ended", fetch_shard)):
+        found = work(row, **options) if work else row
         with open(notes, "a") as file:
-            file.write(f"{word} {shard} {os.getpid()}\n")
-
-    return Noted
+            file.write(f"{word} {row['id']} {os.getpid()}\n")
+    return found
 
 
 def test_no_worker_dies_of_hostile_photos(
@@ -40,7 +33,7 @@ def test_no_worker_dies_of_hostile_photos(
     for key, data in inputs.items():
         Store(tmp_path / "in").write(key, data)
     notes = str(tmp_path / "notes")
-    monkeypatch.setattr(module, "FetchShard", noted(notes))
+    monkeypatch.setattr(module, "fetch_shard", functools.partial(noted_fetch, notes=notes))
     editor = {"steps": 1, "working_px": 16}
     job = make_job(editor=editor, shard_images=50, batch_size=25, max_quarantined_share=1)
     summary, _ = run(job)
