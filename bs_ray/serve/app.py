@@ -70,7 +70,7 @@ def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
     console = console or Console()
     with running(job, console=console) as url:
         if not job.keys and job.host not in ("127.0.0.1", "localhost", "::1"):
-            console.print(f"[yellow]No keys:[/] everybody who reaches {job.host} may ask for edits.")
+            console.print(f"[yellow]No keys:[/] everybody who reaches {job.host} may ask.")
         console.print(_curl_example(url, job), highlight=False, soft_wrap=True)
         # What stops services sends SIGTERM, which Ray's own handler answers by aborting.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
