@@ -8,6 +8,7 @@ event loop; torch runs on one thread of its own.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -132,13 +133,18 @@ class Engine:
         if len(self._waiting) >= self._max_waiting:
             self._watcher.finished("refused")
             raise Busy(f"{len(self._waiting)} edits are waiting", self._pace.step_s(self._max_rows))
-        before = [t for t in self._waiting if not t.gone]
-        everyone = [*self._running, *before, ticket]
+        running = [t.load for t in self._running]
+        others = [t for t in self._waiting if not t.gone]
+        everyone = [*self._running, *others, ticket]
+        without = finish_times(running, [t.load for t in others], self._max_rows, self._pace)
         times = finish_times(
-            [t.load for t in self._running], [t.load for t in [*before, ticket]],
-            self._max_rows, self._pace,
-        )  # fmt: skip
-        late_s = max(now + found - t.deadline_s for found, t in zip(times, everyone, strict=True))
+            running, [t.load for t in [*others, ticket]], self._max_rows, self._pace
+        )
+        # Who is late anyway keeps nobody out. The newcomer itself has no time without it: -inf.
+        late_s = max(
+            now + found - t.deadline_s if now + alone <= t.deadline_s else 0.0
+            for found, alone, t in zip(times, [*without, -math.inf], everyone, strict=True)
+        )
         # An idle engine takes what comes, else a deadline too short would never be found out.
         if late_s > 0 and len(everyone) > 1:
             self._watcher.finished("refused")
@@ -156,7 +162,11 @@ class Engine:
                 await self._wake.wait()
                 continue
             self._step_began_s = self._clock()
-            outcomes = await loop.run_in_executor(self._thread, self._step, joining)
+            try:
+                outcomes = await loop.run_in_executor(self._thread, self._step, joining)
+            except Exception as error:  # of the step as a whole, which nobody should wait for
+                self._failures += 1
+                outcomes = [(ticket, error) for ticket in self._running]
             self._step_began_s = None
             for ticket, event in outcomes:
                 self._report(ticket, event)

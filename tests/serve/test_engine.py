@@ -287,6 +287,20 @@ def test_what_would_be_late_or_make_others_late_is_refused_at_once(editor, slide
     asyncio.run(main())
 
 
+def test_one_that_is_late_anyway_keeps_nobody_out(editor, sliders) -> None:
+    async def main() -> None:
+        engine = Engine(editor, Recorder(), max_rows=16, max_waiting=16)
+        engine._pace.learn(1, 1.0)
+        engine._pace.learn = lambda rows, seconds: None
+        hopeless = asyncio.create_task(result(engine, task(0, s0=1.0, within_s=0.5), sliders))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await result(engine, task(1, s1=1.0, within_s=60.0), sliders)
+        await hopeless
+
+    asyncio.run(main())
+
+
 def test_finish_times() -> None:
     pace = Pace()
     assert finish_times([Load(10, 1)], [], 8, pace) == [0.0]  # nothing is known yet
