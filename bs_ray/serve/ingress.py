@@ -67,7 +67,9 @@ def create_app(
     if job.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=job.cors_origins, allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+            allow_headers=[
+                "Authorization", "Content-Type", "Idempotency-Key", "X-Request-Timeout",
+            ],
         )  # fmt: skip
     app.add_middleware(Edge, max_bytes=_body_bytes(job), metrics=metrics)
     _describe_bodies(app)

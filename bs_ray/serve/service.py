@@ -22,10 +22,11 @@ from bs_ray.serve.schema import EditRequest, GenerateRequest, ImageReply, Images
 from bs_ray.serve.tasks import Busy, DrawTask, EditTask, Event, Result, Task
 from bs_ray.serve.tracing import carrier, span
 from bs_ray.sliders.artifact import SliderError
-from bs_ray.storage import Store
+from bs_ray.storage import StorageError, Store
 
 MOST_PICTURES = 64
 """Of one request."""
+_STORE_RETRY_S = 5.0
 
 
 class Backend(Protocol):
@@ -141,7 +142,10 @@ class Service:
             raise Problem(422, "too-many-sliders", detail)
         found: dict[str, Listed] = {}
         for name, values in scales.items():
-            listed = await self.catalogue.find(name)
+            try:
+                listed = await self.catalogue.find(name)
+            except StorageError as error:
+                raise as_problem(error) or error from error
             if listed is None or not key.allows(listed.card.name):
                 known = [n for n in await self.catalogue.listed() if key.allows(n)]
                 shown = f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}"
@@ -329,6 +333,8 @@ def as_problem(error: BaseException) -> Problem | None:
         # Ray sends errors of replicas as a class of its own around them.
         cause = getattr(error, "cause", error)
         return busy(cause.detail, cause.retry_after_s)
+    if isinstance(error, StorageError):
+        return busy("a slider cannot be fetched right now", _STORE_RETRY_S)
     if isinstance(error, SliderError | EditError):
         return Problem(422, "cannot-edit", str(getattr(error, "cause", error)))
     return None

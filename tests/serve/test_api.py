@@ -16,6 +16,7 @@ from PIL import Image
 from bs_ray.data.encode import read_provenance
 from bs_ray.serve.keys import new_key
 from bs_ray.serve.tasks import Busy, EditTask
+from bs_ray.storage import UnreachableError
 from tests.data.poison import mutated, sound_photos
 from tests.serve.api import (
     SilentMetrics,
@@ -294,6 +295,13 @@ def test_busy_says_when_to_come_back() -> None:
         assert int(reply.headers["retry-after"]) >= 1
     assert int(ask(busy, photo(0), []).headers["retry-after"]) == 3
     assert busy.get("/healthz").status_code == 200
+
+
+def test_a_store_that_is_down_is_worth_another_try() -> None:
+    down = stub_client(StubBackend(UnreachableError("s3://private: no answer")))
+    reply = ask(down, photo(0), scales(smile=1))
+    assert_problem(reply, 503, "cannot be fetched right now")
+    assert reply.headers["retry-after"] == "6" and "private" not in reply.text
 
 
 def test_a_failure_tells_nothing_of_the_inside() -> None:
