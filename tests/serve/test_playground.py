@@ -691,8 +691,15 @@ def test_everything_has_an_accessible_name(page: Any, page_url: str) -> None:
     assert ("slider", "hair length") in found
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1200),
+        ("dark", 360),
+        pytest.param("light", 360, marks=pytest.mark.slow),
+        pytest.param("dark", 1200, marks=pytest.mark.slow),
+    ],
+)
 def test_axe_finds_nothing(page: Any, page_url: str, scheme: str, width: int) -> None:
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright",

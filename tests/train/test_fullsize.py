@@ -21,7 +21,7 @@ def test_every_mode_takes_real_steps() -> None:
     assert any("discriminator" in line for line in said)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_deepspeed_takes_the_same_steps(stage: int) -> None:
     """In a process of its own: a process group is for its whole life."""
     code = (
