@@ -24,6 +24,7 @@ def train(world: World, base: Path, work: Path, steps: int) -> None:
     fit(stage, work, lambda *_: None, steps)
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_goes_on_exactly(world: World, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("bs_ray.tiny.loop._SAVE_EVERY", 3)
     train(world, tmp_path / "a", tmp_path / "whole", 6)
