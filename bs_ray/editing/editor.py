@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.methods import METHODS
-from bs_ray.editing.steps import Going, Steps, advance
+from bs_ray.editing.steps import Going, Steps, drive
 from bs_ray.editing.work import Work
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.pixels import images_of
@@ -79,15 +79,10 @@ class EditsGoing(Going):
         moving: Sequence[int], work: Work, steps: Steps,
     ):  # fmt: skip
         """moving: which of all the edits' outputs `work` has as rows; the others stay."""
-        super().__init__(steps)
-        self._model, self.edits, self.sliders = model, edits, sliders
+        super().__init__(steps, sliders)
+        self._model, self.edits = model, edits
         self._moving, self._work = moving, work
         self._before: Tensor | None = None
-
-    @property
-    def rows(self) -> int:
-        """Outputs that are computed."""
-        return len(self._moving)
 
     @torch.no_grad()
     def pixels(self, latents: Tensor) -> list[list[np.ndarray]]:
@@ -217,8 +212,7 @@ class Editor:
         for bucket in buckets.values():
             for indices in self._groups(edits, bucket):
                 going = self.begin([edits[i] for i in indices])
-                while going.query:
-                    advance([going], self.predict)
+                drive(going, self.predict)
                 outcomes |= dict(zip(indices, self.finish(going), strict=True))
         return [outcomes[index] for index in range(len(edits))]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bs_ray.editing.editor import Editor
-from bs_ray.editing.steps import Going, Query, Steps, advance
+from bs_ray.editing.steps import Going, Query, drive, euler
 from bs_ray.models.diffusion import batch_noise
 from bs_ray.sliders.artifact import Slider
 from bs_ray.sliders.bank import banded
@@ -16,14 +16,6 @@ from bs_ray.sliders.bank import banded
 LATE_ACTIVATION = 0.75
 """Sliders act from this share of the noise range on, so the layout stays the base's (Gandikota et
 al. 2023, section 4.1)."""
-
-
-class Drawing(Going):
-    """Pictures on their way from noise."""
-
-    def __init__(self, steps: Steps, sliders: Sequence[Slider], rows: int):
-        super().__init__(steps)
-        self.sliders, self.rows = sliders, rows
 
 
 @torch.no_grad()
@@ -38,7 +30,7 @@ def begin_drawing(
     guidance_scale: float,
     late: float = LATE_ACTIVATION,
     beside: Sequence[Slider] = (),
-) -> Drawing:
+) -> Going:
     """One picture for each prompt, mix, key and seed, before its first step.
 
     Raises SliderError as `Editor.strengths`, which also says what `beside` is.
@@ -50,22 +42,18 @@ def begin_drawing(
     bands = torch.tensor([[0, last]] * gates.shape[1], device=gates.device)
     noise = batch_noise(model.latent_shape, seeds, keys, 0).to(model.device)
 
-    def draw() -> Steps:
-        kind, x = model.prediction, noise
-        estimate = torch.zeros_like(x)
-        times = kind.timesteps(steps)
-        for now, then in zip(times, [*times[1:], None], strict=True):
-            t = torch.full((count,), now, device=x.device)
-            both = t.repeat(2)
-            acting = banded(gates, both, bands)
-            read = yield Query(x.repeat(2, 1, 1, 1), both, condition, acting, estimate)
-            told, untold = read.chunk(2)
-            predicted = model.guide(told, untold, guidance_scale)
-            estimate = kind.to_x0(x, predicted, t)
-            x = kind.step(x, predicted, t, None if then is None else torch.full_like(t, then))
-        return x
+    def ask(x: Tensor, now: int, estimate: Tensor | None) -> Query:
+        """Told and untold rows share a pass."""
+        t = torch.full((2 * count,), now, device=x.device)
+        return Query(x.repeat(2, 1, 1, 1), t, condition, banded(gates, t, bands), estimate)
 
-    return Drawing(draw(), list(editor.moved(mixes).values()), count)
+    def guided(prediction: Tensor) -> Tensor:
+        told, untold = prediction.chunk(2)
+        return model.guide(told, untold, guidance_scale)
+
+    times = model.prediction.timesteps(steps)
+    drawing = euler(model.prediction, noise, times, ask, guided)
+    return Going(drawing, list(editor.moved(mixes).values()))
 
 
 def pictures(editor: Editor, latents: Tensor) -> Tensor:
@@ -101,7 +89,5 @@ def generate(
         guidance_scale=guidance_scale,
         late=late,
     )
-    while going.query:
-        advance([going], editor.predict)
-    assert going.latents is not None
-    return pictures(editor, going.latents).unflatten(0, (len(prompts), count))
+    latents = drive(going, editor.predict)
+    return pictures(editor, latents).unflatten(0, (len(prompts), count))

@@ -19,3 +19,16 @@ METHODS: dict[str, Callable[[Work, EditorSettings], Steps]] = {
     "edit_friendly": edit_friendly,
     "null_text": null_text,
 }
+
+
+def queries(settings: EditorSettings) -> int:
+    """How many queries the settings' method asks of the denoiser, for forecasts and progress.
+
+    null_text also differentiates through it on its way, which counts for none.
+    """
+    a_step = {
+        "ddim_inversion": 2 + settings.fixed_point,
+        "edit_friendly": 2,
+        "null_text": 2,
+    }
+    return settings.steps * a_step.get(settings.method, 1)

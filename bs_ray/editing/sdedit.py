@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.steps import Steps
+from bs_ray.editing.steps import Steps, euler
 from bs_ray.editing.work import Work
 
 
@@ -25,11 +25,4 @@ def sdedit(work: Work, settings: EditorSettings) -> Steps:
 
 def denoise(work: Work, x_t: Tensor, times: list[int]) -> Steps:
     """x_t [S, C, h, w] at times[0] -> edited latents [T, C, h, w], with the sliders on (DDIM)."""
-    kind, x = work.prediction, x_t[work.source_of]
-    estimate = work.x0[work.source_of]
-    for now, then in zip(times, [*times[1:], None], strict=True):
-        read = yield work.edited(x, now, estimate)
-        t = work.at(now, len(x))
-        estimate = kind.to_x0(x, read, t)
-        x = kind.step(x, read, t, None if then is None else work.at(then, len(x)))
-    return x
+    return (yield from euler(work.prediction, x_t[work.source_of], times, work.edited))

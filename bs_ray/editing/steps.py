@@ -2,7 +2,7 @@
 
 A method is a generator: it yields a Query, is sent the prediction, and returns edited latents. So
 the same code runs alone in a loop (`drive`) or, in a server, among others that are at other steps,
-under other sliders and strengths (`advance`): rows of one forward pass do not know of each other.
+under other sliders and strengths (`answers`): rows of one forward pass do not know of each other.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from bs_ray.models.base import Condition
+from bs_ray.models.diffusion import Prediction
+from bs_ray.sliders.artifact import Slider
 
 Predict = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
 """predict(x_t [B], t [B], condition rows [B], strengths [B, N]) -> prediction [B]."""
@@ -42,8 +44,9 @@ Steps = Generator[Query, Tensor, Tensor]
 class Going:
     """A method between two of its queries."""
 
-    def __init__(self, steps: Steps):
-        self._steps = steps
+    def __init__(self, steps: Steps, sliders: Sequence[Slider] = ()):
+        """sliders: those whose slots in the bank its queries' strengths count on."""
+        self._steps, self.sliders = steps, sliders
         self.evaluated = 0
         """Queries that were answered."""
         self.query: Query | None = None
@@ -65,28 +68,41 @@ class Going:
 
 
 @torch.no_grad()
-def advance(goings: Sequence[Going], predict: Predict) -> None:
-    """One step of all, in one forward pass; they have queries with latents of one size.
-
-    Where the pass raises, all of them stand where they stood.
-    """
-    queries = [going.query for going in goings if going.query]
+def answers(queries: Sequence[Query], predict: Predict) -> list[Tensor]:
+    """The prediction for each query, in one forward pass; their latents have one size."""
     read = predict(
         torch.cat([query.x_t for query in queries]),
         torch.cat([query.t for query in queries]),
         Condition.cat([query.condition for query in queries]),
         torch.cat([query.strengths for query in queries]),
     )
-    parts = read.split([len(query.x_t) for query in queries])
-    for going, part in zip(goings, parts, strict=True):
-        going.take(part)
+    return list(read.split([len(query.x_t) for query in queries]))
 
 
 @torch.no_grad()
-def drive(steps: Steps, predict: Predict) -> Tensor:
+def drive(going: Going, predict: Predict) -> Tensor:
     """A method alone, to its end."""
-    going = Going(steps)
     while going.query:
-        advance([going], predict)
+        [prediction] = answers([going.query], predict)
+        going.take(prediction)
     assert going.latents is not None
     return going.latents
+
+
+def euler(
+    kind: Prediction, x: Tensor, times: Sequence[int],
+    ask: Callable[[Tensor, int, Tensor | None], Query],
+    read: Callable[[Tensor], Tensor] = lambda prediction: prediction,
+) -> Steps:  # fmt: skip
+    """Denoise x [T, C, h, w] from times[0] on by DDIM with eta 0: `euler_path` as queries.
+
+    ask(x, t, estimate) makes the query, with the last step's estimate of x0; read makes the
+    prediction for x of its answer, such as guidance.
+    """
+    estimate: Tensor | None = None
+    for now, then in zip(times, [*times[1:], None], strict=True):
+        t = torch.full((len(x),), now, device=x.device)
+        predicted = read((yield ask(x, now, estimate)))
+        estimate = kind.to_x0(x, predicted, t)
+        x = kind.step(x, predicted, t, None if then is None else torch.full_like(t, then))
+    return x

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from bs_ray.editing.editor import Edited, Editor, EditsGoing, to_uint8
-from bs_ray.editing.generate import Drawing, begin_drawing, pictures
-from bs_ray.editing.steps import advance
+from bs_ray.editing.generate import begin_drawing, pictures
+from bs_ray.editing.methods import queries
+from bs_ray.editing.steps import Going, Query, answers
 from bs_ray.serve.pace import Load, Pace, finish_times
 from bs_ray.serve.tasks import Busy, DrawTask, EditTask, Event, Partial, Result, Step, Task
 from bs_ray.sliders.artifact import Slider
@@ -54,7 +55,7 @@ class _Ticket:
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     gone: bool = False
     """Its asker has left: it leaves at the next step."""
-    going: EditsGoing | Drawing | None = None
+    going: Going | None = None
     began_s: float = 0.0
     company: int = 0
     """Edits that shared its steps so far, summed over steps."""
@@ -247,26 +248,37 @@ class Engine:
                 guidance_scale=task.guidance_scale, beside=beside,
             )  # fmt: skip
 
-    def _buckets(self) -> list[list[_Ticket]]:
+    def _buckets(self) -> list[list[tuple[_Ticket, Going, Query]]]:
         """Those with a query, by the size of their latents."""
-        found: dict[torch.Size, list[_Ticket]] = {}
+        found: dict[torch.Size, list[tuple[_Ticket, Going, Query]]] = {}
         for ticket in self._running:
-            if ticket.going and ticket.going.query:
-                found.setdefault(ticket.going.query.x_t.shape[1:], []).append(ticket)
+            going = ticket.going
+            if going and going.query:
+                size = going.query.x_t.shape[1:]
+                found.setdefault(size, []).append((ticket, going, going.query))
         return list(found.values())
 
-    def _advance(self, together: Sequence[_Ticket]) -> list[tuple[_Ticket, Exception]]:
+    def _advance(
+        self, together: Sequence[tuple[_Ticket, Going, Query]]
+    ) -> list[tuple[_Ticket, Exception]]:
         """One step of all; where it fails, of each alone, so that one's error is its own."""
-        goings = [ticket.going for ticket in together if ticket.going]
         try:
-            advance(goings, self.editor.predict)
+            read = answers([query for _, _, query in together], self.editor.predict)
         except Exception as error:
             if len(together) == 1:
                 self._failures += 1
-                return [(together[0], error)]
-            return [failed for ticket in together for failed in self._advance([ticket])]
+                return [(together[0][0], error)]
+            return [failed for one in together for failed in self._advance([one])]
         self._failures = 0
-        return []
+        failed: list[tuple[_Ticket, Exception]] = []
+        for (ticket, going, _), prediction in zip(together, read, strict=True):
+            try:
+                # Never twice: of one that has moved on, the others' trouble is no concern.
+                with torch.no_grad():
+                    going.take(prediction)
+            except Exception as error:
+                failed.append((ticket, error))
+        return failed
 
     def _progress(self, ticket: _Ticket) -> list[tuple[_Ticket, Event | Exception]]:
         going = ticket.going
@@ -298,7 +310,7 @@ class Engine:
             compute_s=self._clock() - ticket.began_s,
         )
 
-    def _pixels(self, going: EditsGoing | Drawing, latents: torch.Tensor) -> list:
+    def _pixels(self, going: Going, latents: torch.Tensor) -> list:
         """float32 [H, W, 3] in [0, 255] for each mix."""
         if isinstance(going, EditsGoing):
             return going.pixels(latents)[0]
@@ -309,11 +321,7 @@ class Engine:
 def _steps_of(task: Task, editor: Editor) -> int:
     if isinstance(task, DrawTask):
         return task.steps
-    settings = task.edit.settings or editor.settings
-    return {
-        "edit_friendly": 2 * settings.steps,
-        "ddim_inversion": (2 + settings.fixed_point) * settings.steps,
-    }.get(settings.method, settings.steps)
+    return queries(task.edit.settings or editor.settings)
 
 
 def _partial_at(ticket: _Ticket) -> int | None:

@@ -139,7 +139,7 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
         headers = {"idempotent-replayed": "true"} if replayed else {}
         return Response(body, media_type="application/json", headers=headers)
 
-    documented: Any = {200: _EVENTS, **_refusals(401, 429, 503)}
+    documented: Any = {200: _EVENTS, **_refusals(400, 401, 413, 415, 422, 429, 503)}
 
     @app.post("/v1/images/edits", response_model=ImagesReply, responses=documented)
     async def edit_images(
@@ -170,7 +170,7 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
 
             return await answer(planned, asked, asker, idempotency_key)
 
-    @app.get("/v1/files/{name}", response_class=Response, responses=_refusals(404))
+    @app.get("/v1/files/{name}", response_class=Response, responses=_refusals(404, 422))
     async def file(
         name: Annotated[str, Path(pattern=r"^[0-9a-f]{32}\.(png|jpeg|webp|npy)$")],
     ) -> Response:
@@ -197,7 +197,7 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     @app.get(
         "/v1/sliders/{name}/preview",
         response_class=Response,
-        responses={200: {"content": {"image/png": {}}}, **_refusals(401, 404, 503)},
+        responses={200: {"content": {"image/png": {}}}, **_refusals(401, 404, 422, 503)},
     )
     async def preview(
         request: Request, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -298,28 +298,24 @@ def _info(listed: Listed) -> SliderInfo:
     )
 
 
-_REFUSALS = {
-    401: "No key, or not a valid one.",
-    404: "Nothing under this name.",
-    429: "The key asks too often; Retry-After says when to come back.",
-    503: "Busy or starting; Retry-After says when to come back.",
-}
 _EVENT = {"type": "object", "properties": {"event": {"type": "string"}}}
 _EVENTS = {"content": {"text/event-stream": {"schema": _EVENT}}}
-_ALWAYS = {
+_REFUSALS = {
     400: "A body or photo that cannot be read.",
+    401: "No key, or not a valid one.",
+    404: "Nothing under this name.",
     413: "Too many bytes or pixels.",
     415: "Another content type.",
     422: "Values that are understood but wrong.",
+    429: "The key asks too often; Retry-After says when to come back.",
+    503: "Busy or starting; Retry-After says when to come back.",
 }
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Documentation of the problems that an operation may answer with."""
-    posts = {429, 503} <= set(statuses)
-    texts = {s: _REFUSALS[s] for s in statuses} | (_ALWAYS if posts else {422: _ALWAYS[422]})
     content = {MEDIA_TYPE: {"schema": {"$ref": f"{_SCHEMAS}ProblemBody"}}}
-    return {status: {"description": text, "content": content} for status, text in texts.items()}
+    return {s: {"description": _REFUSALS[s], "content": content} for s in statuses}
 
 
 _SCHEMAS = "#/components/schemas/"

@@ -46,20 +46,21 @@ class Shelf:
             self._loaded("memory")
         else:
             self._loaded("registry")
-            self._held[reference] = asyncio.ensure_future(asyncio.to_thread(self._read, reference))
+            reading = asyncio.ensure_future(asyncio.to_thread(self._read, reference))
+            # Whoever still waits then: a failure is told to those, and to nobody later.
+            reading.add_done_callback(lambda done: self._forget_failure(reference, done))
+            self._held[reference] = reading
             while len(self._held) > self._most:
                 self._held.popitem(last=False)
-        reading = self._held[reference]
-        if isinstance(reading, Slider):
-            return reading
-        try:
-            # Others may wait for the same: one who leaves must not end it for them.
-            return await asyncio.shield(reading)
-        except Exception:
+        held = self._held[reference]
+        # Others may wait for the same: one who leaves must not end it for them.
+        return held if isinstance(held, Slider) else await asyncio.shield(held)
+
+    def _forget_failure(self, reference: str, reading: asyncio.Future[Slider]) -> None:
+        if not reading.cancelled() and reading.exception():
+            self._loaded("failed")
             if self._held.get(reference) is reading:
                 del self._held[reference]
-                self._loaded("failed")
-            raise
 
     def _read(self, reference: str) -> Slider:
         slider = self._registry.resolve(reference)

@@ -94,7 +94,7 @@ async def _worded(
 
 
 def _partial(kind: str, planned: Planned, what: Partial) -> bytes:
-    """The first mix's picture, as a small JPEG would spare nothing at these sizes: a PNG."""
+    """The first mix's picture, as a PNG."""
     file = write_picture(what.pictures[0], "png", 0, None, {"partial": what.index})
     encoded = base64.b64encode(file).decode()
     return _event(kind, partial_image_index=what.index, b64_json=encoded)

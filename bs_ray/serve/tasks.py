@@ -18,7 +18,7 @@ class Busy(Exception):
         self.detail, self.retry_after_s = detail, retry_after_s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Task:
     sliders: Sequence[str] = ()
     """References name@version of all sliders that mixes name, which they do so."""
@@ -32,25 +32,25 @@ class _Task:
     """Where this belongs in a distributed trace."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EditTask(_Task):
     """One photo under one or several mixes."""
 
-    edit: Edit = None  # type: ignore[assignment]  # fields with defaults stand before it
+    edit: Edit
 
     @property
     def rows(self) -> int:
         return len(self.edit.mixes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawTask(_Task):
     """One prompt and seed under one or several mixes."""
 
-    prompt: str = ""
-    mixes: Sequence[Mapping[str, float]] = ({},)
+    prompt: str
+    mixes: Sequence[Mapping[str, float]]
     seed: int = 0
-    steps: int = 10
+    steps: int
     guidance_scale: float = 4.0
 
     @property

@@ -95,7 +95,7 @@ class Proxy:
         self._steps = 0
         self._seen: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "Proxy":
@@ -184,93 +184,91 @@ class _Stopped(_HangUp):
     """This request was the step."""
 
 
-def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        rbufsize = 1 << 16
+class _Handler(BaseHTTPRequestHandler):
+    """One client's connection. Subclasses say whose."""
 
-        def forward(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            # /bucket/key?query
-            key = unquote(urlsplit(self.path).path).partition("/")[2].partition("/")[2]
-            fault, rng = proxy.draw(self.command, key, len(body))
-            self.status, answer = 0, None
-            try:
-                answer = self.answer(body, key, fault, rng)
-            except (_HangUp, OSError, http.client.HTTPException) as end:  # or the store is down
-                fault = "stopped" if isinstance(end, _Stopped) else fault
-            if answer and fault in _NEEDS_DOWNLOAD and not _has_object(answer):
-                fault = ""
-            digest = hashlib.sha256(body).hexdigest()
-            # Before the answer, so that what a client does next comes later in the list.
-            proxy.events.append(Event(self.command, key, digest, fault, self.status))
-            if answer:
-                self.reply(*answer, short=fault in ("cut_reply", "reset_reply"))
-            if not answer or fault == "reset_reply":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                self.close_connection = True
+    proxy: Proxy
+    protocol_version = "HTTP/1.1"
+    rbufsize = 1 << 16
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
+    def forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        # /bucket/key?query
+        key = unquote(urlsplit(self.path).path).partition("/")[2].partition("/")[2]
+        fault, rng = self.proxy.draw(self.command, key, len(body))
+        self.status, answer = 0, None
+        try:
+            answer = self.answer(body, key, fault, rng)
+        except (_HangUp, OSError, http.client.HTTPException) as end:  # or the store is down
+            fault = "stopped" if isinstance(end, _Stopped) else fault
+        if answer and fault in _NEEDS_DOWNLOAD and not _has_object(answer):
+            fault = ""
+        digest = hashlib.sha256(body).hexdigest()
+        # Before the answer, so that what a client does next comes later in the list.
+        self.proxy.events.append(Event(self.command, key, digest, fault, self.status))
+        if answer:
+            self.reply(*answer, short=fault in ("cut_reply", "reset_reply"))
+        if not answer or fault == "reset_reply":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.close_connection = True
 
-        def answer(self, body: bytes, key: str, fault: str, rng: random.Random) -> Answer:
-            if proxy.stops("before", self.command, key):
-                raise _Stopped
-            if fault == "delay":
-                time.sleep(_DELAY_S)
-            elif fault == "hang":
-                proxy.closing.wait(proxy.hang_s)
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
+
+    def answer(self, body: bytes, key: str, fault: str, rng: random.Random) -> Answer:
+        if self.proxy.stops("before", self.command, key):
+            raise _Stopped
+        if fault == "delay":
+            time.sleep(_DELAY_S)
+        elif fault == "hang":
+            self.proxy.closing.wait(self.proxy.hang_s)
+            raise _HangUp
+        elif fault == "reset":
+            raise _HangUp
+        elif fault == "slow_down":
+            return 503, [("Content-Type", "application/xml")], _SLOW_DOWN
+        elif fault == "flip_request":
+            body = _flipped(body, rng)
+        status, headers, data = self.ask(body, cut=fault == "cut_request")
+        if self.proxy.stops("after", self.command, key):
+            raise _Stopped
+        if fault == "lose_reply":
+            raise _HangUp
+        answer = status, headers, data
+        if fault == "flip_reply" and _has_object(answer):
+            return status, headers, _flipped(data, rng)
+        return answer
+
+    def ask(self, body: bytes, cut: bool) -> Answer:
+        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
+        try:
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                upstream.putheader(name, value)
+            upstream.endheaders(body[: len(body) // 2] if cut else body)
+            if cut:
                 raise _HangUp
-            elif fault == "reset":
-                raise _HangUp
-            elif fault == "slow_down":
-                return 503, [("Content-Type", "application/xml")], _SLOW_DOWN
-            elif fault == "flip_request":
-                body = _flipped(body, rng)
-            status, headers, data = self.ask(body, cut=fault == "cut_request")
-            if proxy.stops("after", self.command, key):
-                raise _Stopped
-            if fault == "lose_reply":
-                raise _HangUp
-            answer = status, headers, data
-            if fault == "flip_reply" and _has_object(answer):
-                return status, headers, _flipped(data, rng)
-            return answer
+            reply = upstream.getresponse()
+            self.status = reply.status
+            return reply.status, reply.getheaders(), reply.read()
+        finally:
+            upstream.close()
 
-        def ask(self, body: bytes, cut: bool) -> Answer:
-            upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
-            try:
-                upstream.putrequest(
-                    self.command, self.path, skip_host=True, skip_accept_encoding=True
-                )
-                for name, value in self.headers.items():
-                    upstream.putheader(name, value)
-                upstream.endheaders(body[: len(body) // 2] if cut else body)
-                if cut:
-                    raise _HangUp
-                reply = upstream.getresponse()
-                self.status = reply.status
-                return reply.status, reply.getheaders(), reply.read()
-            finally:
-                upstream.close()
+    def reply(
+        self, status: int, headers: list[tuple[str, str]], data: bytes, short: bool = False
+    ) -> None:
+        """short: announce all of it, send half and end the connection."""
+        lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, '')}"]
+        hop = {"transfer-encoding", "connection"}
+        if self.command != "HEAD":  # whose length is that of a body which does not come
+            hop.add("content-length")
+            lines.append(f"Content-Length: {len(data)}")
+        lines += [f"{name}: {value}" for name, value in headers if name.lower() not in hop]
+        self.connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self.connection.sendall(data[: len(data) // 2] if short else data)
+        self.close_connection = self.close_connection or short
 
-        def reply(
-            self, status: int, headers: list[tuple[str, str]], data: bytes, short: bool = False
-        ) -> None:
-            """short: announce all of it, send half and end the connection."""
-            lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, '')}"]
-            hop = {"transfer-encoding", "connection"}
-            if self.command != "HEAD":  # whose length is that of a body which does not come
-                hop.add("content-length")
-                lines.append(f"Content-Length: {len(data)}")
-            lines += [f"{name}: {value}" for name, value in headers if name.lower() not in hop]
-            self.connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
-            self.connection.sendall(data[: len(data) // 2] if short else data)
-            self.close_connection = self.close_connection or short
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    return Handler
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def _flipped(data: bytes, rng: random.Random) -> bytes:

@@ -8,7 +8,7 @@ from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
 from bs_ray.editing.displacement import displacement
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
-from bs_ray.editing.steps import drive
+from bs_ray.editing.steps import Going, drive
 from bs_ray.editing.work import Work
 from bs_ray.models import load_base
 from bs_ray.sliders.artifact import Calibration, SliderError
@@ -56,7 +56,7 @@ def test_zero_strength_is_zero_without_the_shortcut_too(editor: Editor) -> None:
         empty=told, strengths=editor.strengths([{}, {"smile": 1.0}]),
         source_of=torch.tensor([0, 1]), seeds=[0, 0], keys=["a", "b"],
     )  # fmt: skip
-    d = drive(displacement(work, SETTINGS), editor.predict) - x0
+    d = drive(Going(displacement(work, SETTINGS)), editor.predict) - x0
     assert float(d[0].abs().max()) < 1e-5
     assert float(d[1].abs().max()) > 1e-3
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bs_ray.config import EditorSettings
 from bs_ray.editing.displacement import WEIGHT_RULES
 from bs_ray.editing.methods import METHODS
-from bs_ray.editing.steps import drive
+from bs_ray.editing.steps import Going, drive
 from bs_ray.editing.work import Work
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition
@@ -51,7 +51,8 @@ def world(kind: Prediction, strengths: list[list[float]], source_of: list[int]) 
 
 
 def moved(method: str, work: Work, **settings) -> Tensor:
-    found = drive(METHODS[method](work, EditorSettings(method=method, **settings)), work.predict)
+    steps = METHODS[method](work, EditorSettings(method=method, **settings))
+    found = drive(Going(steps), work.predict)
     return found - work.x0[work.source_of]
 
 

@@ -12,6 +12,7 @@ from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of
 from bs_ray.editing.generate import generate
+from bs_ray.editing.methods import METHODS
 from bs_ray.models import load_base
 from bs_ray.serve.engine import Engine
 from bs_ray.serve.pace import Load, Pace, finish_times
@@ -361,6 +362,31 @@ def test_a_forward_that_fails_together_is_tried_alone(editor, held, sliders) -> 
         return await asyncio.gather(*(result(engine, task(i, s0=1.0), sliders) for i in range(3)))
 
     assert len(asyncio.run(main())) == 3 and sorted(set(held.passes)) == [2, 6]
+
+
+def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
+    editor, sliders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The good one shares its passes, and still takes each step once."""
+
+    def broken(work, settings):
+        yield work.edited(work.x0[work.source_of], 100)
+        raise ValueError("a bug of the method")
+
+    monkeypatch.setitem(METHODS, "sdedit", broken)
+    settings = EditorSettings.model_validate({**SETTINGS.model_dump(), "method": "sdedit"})
+    bad = EditTask(edit=Edit("b", photo(1), [{"s1@1": 1.0}], settings=settings), sliders=["s1@1"])
+
+    async def main() -> list:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        good = result(engine, task(0, s0=1.0), sliders)
+        return await asyncio.gather(good, result(engine, bad, sliders), return_exceptions=True)
+
+    good, failed = asyncio.run(main())
+    assert isinstance(failed, ValueError) and isinstance(good, Result)
+    editor.sliders = dict(sliders)
+    [expected] = editor.edit([task(0, s0=1.0).edit])
+    assert far(outputs_of(expected)[0].pixels, good.outputs[0].pixels) < TOLERANCE
 
 
 def test_an_engine_that_fails_or_hangs_says_so(editor, held, sliders) -> None:

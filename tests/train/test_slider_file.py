@@ -7,7 +7,7 @@ import torch
 
 from bs_ray.config import EditorSettings, Prompts
 from bs_ray.editing.sdedit import sdedit
-from bs_ray.editing.steps import drive
+from bs_ray.editing.steps import Going, drive
 from bs_ray.editing.work import Work
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
@@ -66,7 +66,8 @@ def ours(model: DiffusionModel, slider: Slider, x0, strength: float) -> torch.Te
         predict=predict, prediction=model.prediction, x0=x0, condition=condition, empty=condition,
         strengths=torch.full((1, 1), strength), source_of=torch.tensor([0]), seeds=[1], keys=["k"],
     )  # fmt: skip
-    edited = drive(sdedit(work, EditorSettings(method="sdedit", steps=12, strength=0.6)), predict)
+    steps = sdedit(work, EditorSettings(method="sdedit", steps=12, strength=0.6))
+    edited = drive(Going(steps), predict)
     bank.detach()
     return model.decode(edited)
 
