@@ -182,6 +182,10 @@ def wait_for(expected: dict[tuple[str, str], float]) -> None:
 
 
 # --- one Ray, one Prometheus ------------------------------------------------------------------
+EVERY_S = 2
+"""Between scrapes, and between evaluations of rules."""
+
+
 @dataclass
 class World:
     replica: str
@@ -239,7 +243,10 @@ def world(recorder: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
             recorder.record.remote().result()
             wait_for(expected_samples(2))
             complete_s = time.time()
-            until("scrapes and rules", lambda: has_seen_all(world, complete_s))
+            until("scrapes", lambda: scraped(world) > complete_s)
+            kept_s = time.time()
+            # A rule looks at the data of up to an interval before it runs.
+            until("rules", lambda: evaluated(world) > kept_s + EVERY_S)
             world.at = f"{time.time():.3f}"
             yield world
         finally:
@@ -257,7 +264,7 @@ def start_prometheus(folder: Path, page: str) -> tuple[subprocess.Popen[bytes], 
         for name, target in targets.items()
     ]
     jobs[1]["metric_relabel_configs"] = [keep]
-    every = {"scrape_interval": "2s", "evaluation_interval": "2s"}
+    every = {"scrape_interval": f"{EVERY_S}s", "evaluation_interval": f"{EVERY_S}s"}
     rules = [str(FOLDER / "alerts.yaml")]
     config = {"global": every, "rule_files": rules, "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -268,12 +275,16 @@ def start_prometheus(folder: Path, page: str) -> tuple[subprocess.Popen[bytes], 
     return subprocess.Popen(command, cwd=folder), address
 
 
-def has_seen_all(world: World, since_s: float) -> bool:
-    """Both pages were scraped since, and the rules evaluated after that."""
-    scraped = world.query("min(timestamp(up)) and on () sum(up) == 2").get("", 0)
+def scraped(world: World) -> float:
+    """Since when both pages' data is there to be asked for, s since the epoch."""
+    return world.query("min(timestamp(up)) and on () sum(up) == 2").get("", 0)
+
+
+def evaluated(world: World) -> float:
+    """When the last of the groups of rules ran, s since the epoch."""
     groups = world.get("rules")["groups"]
-    evaluated = min(datetime.fromisoformat(group["lastEvaluation"][:19]) for group in groups)
-    return since_s < scraped < evaluated.replace(tzinfo=UTC).timestamp()
+    last = min(datetime.fromisoformat(group["lastEvaluation"][:19]) for group in groups)
+    return last.replace(tzinfo=UTC).timestamp()
 
 
 def answers(address: str) -> bool:
