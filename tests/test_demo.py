@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 
 def start(out: Path) -> subprocess.Popen:
@@ -22,10 +23,11 @@ def start(out: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.timeout(1200)
 def test_quick_demo(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(out)
-    text, _ = process.communicate(timeout=560)
+    text, _ = process.communicate(timeout=1100)
     assert process.returncode == 0, text[-3000:]
     for name in ("report.html", "contact-sheet.png"):
         assert (out / name).stat().st_size > 10_000

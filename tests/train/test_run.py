@@ -138,6 +138,7 @@ def _at(place: str, uri: str) -> dict:
     return {place: uri}
 
 
+@pytest.mark.slow
 def test_several_sliders_over_one_cache(ray_cluster, places, tmp_path: Path) -> None:
     ends = {"age": ("old", "young"), "smile": ("smiling", "frowning")}
     sliders = {
