@@ -17,7 +17,8 @@ from bs_ray.batch.plan import EditFailed, Plan, prepare
 from bs_ray.batch.report import LATEST_KEY, REPORT_KEY, sheet, write_report
 from bs_ray.config import EditJob
 from bs_ray.data.lease import Lease
-from bs_ray.data.ledger import SUMMARY_KEY, done_shards, write_reports
+from bs_ray.data.ledger import SUMMARY_KEY, done_shards, reopen, write_reports
+from bs_ray.data.lost import lost_shards
 from bs_ray.raysession import ray_session
 
 # Below this many photos a few bad ones say little about the rest.
@@ -81,6 +82,7 @@ def edit(
         done = done_shards(plan.output)  # the last driver may have gone on until just now
         pending = sorted(set(range(plan.manifest.shards)) - done)
         run = _run(plan, pending, sorted(done), console, lease, ray_address, metrics_port)
+        _look_for_lost(plan)
         reported = write_reports(plan.output, plan.manifest)
     write_report(plan.job, plan.manifest, reported)
     summary = _summarise(plan, run, skipped=len(done), started=started)
@@ -159,6 +161,18 @@ def _follow(plan: Plan, pending: list[int], board: Board, lease: Lease, run: _Ru
             f"{job.name}: stopped by {_cause(error)}. The shards that are done are "
             "committed: run the same command again to go on"
         ) from error
+
+
+def _look_for_lost(plan: Plan) -> None:
+    """Raise EditFailed where the store has lost outputs, whose shards are then open again."""
+    if lost := lost_shards(plan.output, plan.manifest.shards):
+        reopen(plan.output, lost)
+        raise EditFailed(
+            f"{plan.job.name}: got {len(lost)} shards with outputs that are no longer in "
+            f"{plan.job.output}, such as shard {lost[0]}; expected all that the store had "
+            "acknowledged. Look at its disk and its expiry rules; run the same command again to "
+            "make these shards again"
+        )
 
 
 def _draw_latest(plan: Plan, shards: list[int]) -> None:

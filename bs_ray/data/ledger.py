@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,26 @@ def done_shards(output: Store) -> set[int]:
     return {int(e.key.rpartition("/")[2].removesuffix(".json")) for e in entries}
 
 
+def reopen(output: Store, shards: Sequence[int]) -> None:
+    """Remove the lines of some shards: the next run makes them again."""
+    for shard in shards:
+        output.delete(_shard_key(shard))
+
+
 def read_lines(output: Store, shards: Sequence[int]) -> Iterator[Row]:
-    """All rows of some shards, in order; memory holds a few lines."""
+    """All rows of some shards, in order."""
+    return chain.from_iterable(read_shards(output, shards))
+
+
+def read_shards(output: Store, shards: Sequence[int]) -> Iterator[list[Row]]:
+    """The rows of each of some shards, in order; memory holds a few lines."""
 
     def rows(shard: int) -> list[Row]:
         return json.loads(output.read(_shard_key(shard)))["rows"]
 
     with ThreadPoolExecutor(_REQUESTS) as pool:
         for first in range(0, len(shards), _LINES):
-            for line in pool.map(rows, shards[first : first + _LINES]):
-                yield from line
+            yield from pool.map(rows, shards[first : first + _LINES])
 
 
 def _shard_key(shard: int) -> str:

@@ -26,6 +26,9 @@ from bs_ray.storage import Store
 _REQUESTS = 8  # in flight at once, per task: a shard is mostly waiting for the store
 _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
 
+FILES, PACKED = "images/", "shards/"
+"""Folders below the output prefix: of photos as files, and of packed ones."""
+
 PACKED_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -70,7 +73,7 @@ Sink = Callable[[Store, int, Sequence[Made]], list[OutputRow]]
 
 def _write_images(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
     def put(photo: Made) -> OutputRow:
-        key = f"images/{photo.name}"
+        key = f"{FILES}{photo.name}"
         output.write(key, photo.data)
         return photo.at(key)
 
@@ -79,7 +82,7 @@ def _write_images(output: Store, shard: int, made: Sequence[Made]) -> list[Outpu
 
 
 def _write_tar(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
-    key, file, rows = f"shards/{shard:05d}.tar", BytesIO(), []
+    key, file, rows = f"{PACKED}{shard:05d}.tar", BytesIO(), []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for photo in made:
             # A sample's name ends at its first dot, so that a name's own dots are spelt out.
@@ -100,7 +103,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _write_parquet(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
-    key, file = f"shards/{shard:05d}.parquet", BytesIO()
+    key, file = f"{PACKED}{shard:05d}.parquet", BytesIO()
     table = pa.Table.from_pylist(
         [
             {
@@ -129,7 +132,7 @@ SINKS: dict[str, Sink] = {
 def read_output(output: Store, place: str) -> bytes:
     """The edited photo at a place that a sink gave. Raises StorageError, KeyError."""
     key, packed, member = place.rpartition("#")
-    if not packed or not key.startswith("shards/"):
+    if not packed or not key.startswith(PACKED):
         return output.read(place)
     path = output.local_copy(key)
     if key.endswith(".tar"):

@@ -132,6 +132,22 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole: EditJob) -> None:
     assert files(output) == files(Store(whole.output))
 
 
+def test_what_the_store_has_lost_is_made_again(whole: EditJob) -> None:
+    """All shards are done, the reports are not, and a photo that was acknowledged is gone."""
+    output, undisturbed = Store("s3://bs-ray-tests/batch/lost"), files(Store(whole.output))
+    lost = next(key for key in undisturbed if key.startswith("images/"))
+    for key, data in undisturbed.items():
+        if key not in (lost, "summary.json"):
+            output.write(key, data)
+    job = whole.model_copy(update={"output": output.uri})
+    with pytest.raises(EditFailed, match="got 1 shards with outputs that are no longer in"):
+        run(job)
+    assert not output.exists("summary.json")
+    summary, _ = run(job)
+    assert (summary.skipped_shards, summary.outputs) == (5, 19)
+    assert files(output) == undisturbed
+
+
 def test_strength_zero_copies_every_file(
     ray_cluster: None, make_job: MakeJob, tmp_path: Path
 ) -> None:

@@ -16,7 +16,8 @@ from bs_ray.config import EditJob
 from bs_ray.data import EditedRow, OutputRow, is_quarantined, quarantined
 from bs_ray.data.decode import decode
 from bs_ray.data.inputs import list_photos
-from bs_ray.data.ledger import commit_shard, done_shards, read_lines, write_reports
+from bs_ray.data.ledger import commit_shard, done_shards, read_lines, reopen, write_reports
+from bs_ray.data.lost import lost_shards
 from bs_ray.data.manifest import Manifest, open_manifest
 from bs_ray.data.sinks import read_output
 from bs_ray.storage import Store
@@ -131,3 +132,32 @@ def test_foreign_lines_are_noticed(output: Store) -> None:
     with pytest.raises(RuntimeError, match=r"do not match the 1 inputs key by key, first at 'z"):
         write_reports(output, manifest)
     assert not output.exists("summary.json")
+
+
+def two_shards(output: Store, sink: str, photo: bytes) -> list[str]:
+    """Shards of two photos, and one; returns the files that hold them, in order."""
+    photos = [edited(key, photo) for key in ("a/x.png", "b.png", "c.png")]
+    refused = quarantined("d.png", "decode", "empty: no bytes")
+    commit_shard(output, sink, 0, [*photos[:2], refused], made)
+    commit_shard(output, sink, 1, photos[2:], made)
+    return [entry.key for entry in output.list() if not entry.key.startswith("_bs_ray/")]
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_what_the_store_has_lost_is_told_by_shard(sink: str, photo: bytes, output: Store) -> None:
+    *first, second = two_shards(output, sink, photo)
+    kept = output.read(second)
+    assert lost_shards(output, 2) == []
+    output.delete(second)
+    assert lost_shards(output, 2) == [1]
+    output.write(second, kept)
+    output.delete(first[-1])
+    assert lost_shards(output, 2) == [0]
+    reopen(output, [0])
+    assert done_shards(output) == {1}
+
+
+def test_a_photo_cut_short_is_lost_too(photo: bytes, output: Store) -> None:
+    place = two_shards(output, "images", photo)[-1]
+    output.write(place, output.read(place)[:-1])
+    assert lost_shards(output, 2) == [1]
