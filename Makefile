@@ -34,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## train a slider, edit photos and report, on the embedded base; minutes on two cores
 	$(BIN)/bs-ray demo --out $(OUT)
 
-test: setup  ## the fast tests, two at a time: the machine waits for Ray half of it
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup  ## the fast tests
+	$(BIN)/python -m pytest
 
 test-slow: setup  ## the long tests: end-to-end, chaos, parity
 	$(BIN)/python -m pytest -m slow

@@ -19,18 +19,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-# Longest first, so that workers who each take a file at a time end at about the same time.
-_LONGEST = (
-    "test_demo.py", "train/test_resume.py", "train/test_run.py", "chaos/test_chaos.py",
-    "batch/test_run.py", "batch/test_edits.py", "evaluate/test_run.py", "train/test_fullsize.py",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    rank = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path, len(rank)))
-
-
 @pytest.fixture(scope="session")
 def session_environment() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
