@@ -126,6 +126,9 @@ def _store_disk(play: Play) -> Iterator[None]:
     yield
     time.sleep(_OUTAGE_S)
     ballast.unlink()
+    # As its operator would: what it keeps its metadata in refuses writes until it is started again.
+    play.store.crash()
+    play.store.restart()
 
 
 @contextmanager
