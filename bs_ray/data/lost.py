@@ -13,7 +13,7 @@ import numpy as np
 
 from bs_ray.data import is_quarantined
 from bs_ray.data.ledger import Row, read_shards
-from bs_ray.data.sinks import FILES, PACKED
+from bs_ray.data.sinks import FILES, PACKED, split_place
 from bs_ray.storage import Store
 
 
@@ -37,11 +37,9 @@ def _files(output: Store) -> Iterator[str]:
 
 def _places(rows: list[Row]) -> Iterator[str]:
     for row in rows:
-        if is_quarantined(row):
-            continue
-        place = row["output"]
-        packed = place.startswith(PACKED)
-        yield place.rpartition("#")[0] if packed else f"{place} {row['bytes']}"
+        if not is_quarantined(row):
+            key, member = split_place(row["output"])
+            yield key if member else f"{key} {row['bytes']}"
 
 
 def _mark(text: str) -> int:

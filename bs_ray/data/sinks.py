@@ -129,11 +129,19 @@ SINKS: dict[str, Sink] = {
 """By a job's `sink`: write a shard, return its rows of the manifest in order."""
 
 
+def split_place(place: str) -> tuple[str, str]:
+    """(key of the file, member within it) of a place that a sink gave; no member is all of it."""
+    if not place.startswith(PACKED):
+        return place, ""  # a photo's own name may have a #
+    key, _, member = place.rpartition("#")
+    return key, member
+
+
 def read_output(output: Store, place: str) -> bytes:
     """The edited photo at a place that a sink gave. Raises StorageError, KeyError."""
-    key, packed, member = place.rpartition("#")
-    if not packed or not key.startswith(PACKED):
-        return output.read(place)
+    key, member = split_place(place)
+    if not member:
+        return output.read(key)
     path = output.local_copy(key)
     if key.endswith(".tar"):
         with tarfile.open(path, "r:") as archive:
