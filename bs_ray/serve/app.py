@@ -40,7 +40,7 @@ _INGRESS_REQUESTS = 64
 # Room in the ingress beyond the edits that the replicas can hold: health checks, error replies.
 _SPARE_REQUESTS = 256
 # A replica that is gone is found out and replaced within seconds.
-_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 2.0, 10.0
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 1.0, 10.0
 
 
 def build(args: Mapping[str, str] | ServeJob) -> Application:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from bs_ray.sliders.artifact import Slider
 from bs_ray.sliders.registry import Registry
 
 _log = logging.getLogger(__name__)
+_READERS = 8
 
 
 class EditorReplica:
@@ -81,15 +83,19 @@ class EditorReplica:
 
 def _read(registry: Registry, references: Sequence[str], base_id: str) -> dict[str, Slider]:
     """What can be had now: a registry that is down must not keep a replica from starting."""
-    found: dict[str, Slider] = {}
-    for reference in references:
+
+    def read(reference: str) -> Slider | None:
         try:
             slider = registry.resolve(reference)
             slider.check_base(base_id)
-            found[reference] = slider
         except Exception as error:  # a store's errors are of many kinds
             _log.warning("slider %s is left for its first use: %s", reference, error)
-    return found
+            return None
+        return slider
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = zip(references, pool.map(read, references), strict=True)
+        return {reference: slider for reference, slider in found if slider is not None}
 
 
 def warm_up(editor: Editor, sliders: dict[str, Slider]) -> None:

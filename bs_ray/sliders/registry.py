@@ -6,13 +6,15 @@ A version is never overwritten: publishing is a conditional put of the next numb
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from bs_ray.config import check_name
 from bs_ray.sliders.artifact import Slider, SliderError
-from bs_ray.storage import Store, split_uri
+from bs_ray.storage import MissingKeyError, Store, split_uri
 
 _FILE = re.compile(r"([a-z0-9][a-z0-9_-]*)/(\d{4})\.safetensors")
+_VERSION = re.compile(r"[0-9]{1,4}")
 
 
 class Registry:
@@ -29,13 +31,18 @@ class Registry:
                 found.setdefault(match[1], []).append(int(match[2]))
         return {name: sorted(versions) for name, versions in sorted(found.items())}
 
+    def versions(self, name: str) -> Sequence[int]:
+        """One slider's versions, ascending, without listing the others. Raises ValueError."""
+        found = [_FILE.fullmatch(e.key) for e in self.store.list(f"{check_name(name)}/")]
+        return sorted(int(match[2]) for match in found if match)
+
     def publish(self, slider: Slider) -> Slider:
         """Store the slider under the next free version and return it with that version.
 
         A slider whose bytes already stand as the newest version is not published twice.
         """
-        name = check_name(slider.card.name)
-        newest = max(self.list().get(name, [0]))
+        name = slider.card.name
+        newest = max(self.versions(name), default=0)
         if newest:
             present = slider_with_version(slider, newest)
             if self.store.read(_key(name, newest)) == present.to_bytes():
@@ -50,25 +57,34 @@ class Registry:
     def resolve(self, reference: str) -> Slider:
         """`name`, `name@version`, or the path or URI of a .safetensors file.
 
-        Raises SliderError for a slider that is not there, naming those that are.
+        A version that is named is read at once, however many sliders there are. Raises
+        SliderError for a slider that is not there, naming those that are.
         """
         if reference.endswith(".safetensors"):
             return _read_file(reference)
-        name, _, version = reference.partition("@")
+        name, at, version = reference.partition("@")
         check_name(name)
-        known = self.list()
-        if name not in known:
-            raise SliderError(
-                f"slider: got {name!r}; expected one of {', '.join(known) or '(none published)'} "
-                f"in {self.store.uri}. Train it first: bs-ray train JOB.yaml"
+        if not at:
+            version = str(max(self.versions(name), default=""))
+        if not _VERSION.fullmatch(version):
+            raise self._missing(reference)
+        key = _key(name, int(version))
+        try:
+            data = self.store.local_copy(key).read_bytes()
+        except MissingKeyError:
+            raise self._missing(reference) from None
+        return Slider.from_bytes(data, f"{self.store.uri}/{key}")
+
+    def _missing(self, reference: str) -> SliderError:
+        name = reference.partition("@")[0]
+        if versions := self.versions(name):
+            return SliderError(
+                f"slider: got {reference!r}; expected a version of {name} among {versions}"
             )
-        wanted = int(version) if version.isdigit() else known[name][-1]
-        if wanted not in known[name] or (version and not version.isdigit()):
-            raise SliderError(
-                f"slider: got {reference!r}; expected a version of {name} among {known[name]}"
-            )
-        key = _key(name, wanted)
-        return Slider.from_bytes(self.store.local_copy(key).read_bytes(), f"{self.store.uri}/{key}")
+        return SliderError(
+            f"slider: got {name!r}; expected one of {', '.join(self.list()) or '(none published)'} "
+            f"in {self.store.uri}. Train it first: bs-ray train JOB.yaml"
+        )
 
 
 def slider_with_version(slider: Slider, version: int) -> Slider:

@@ -149,9 +149,8 @@ def _check(job: TrainJob) -> DiffusionModel:
 def _published(job: TrainJob, run_name: str) -> dict[str, Slider]:
     """The sliders that this very run has published, by name."""
     registry, found = Registry(job.registry), {}
-    versions = registry.list()
     for name in job.slider_names:
-        for number in reversed(versions.get(name, [])):
+        for number in reversed(registry.versions(name)):
             slider = registry.resolve(f"{name}@{number}")
             if slider.card.training.get("run") == run_name:
                 found[name] = slider

@@ -143,17 +143,36 @@ def test_registry_numbers_versions_and_overwrites_none(tmp_path) -> None:
     first = registry.publish(make("smile", seed=1))
     assert registry.publish(make("smile", seed=1)).reference == first.reference == "smile@1"
     assert registry.publish(make("smile", seed=2)).reference == "smile@2"
-    assert registry.list() == {"smile": [1, 2]}
+    registry.publish(make("smile2"))
+    assert registry.list() == {"smile": [1, 2], "smile2": [1]}
+    assert registry.versions("smile") == [1, 2] and registry.versions("age") == []
     assert registry.resolve("smile").reference == "smile@2"
     assert registry.resolve("smile@1").to_bytes() == first.to_bytes()
+
+
+def test_a_version_is_read_without_a_listing(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(str(tmp_path))
+    published = registry.publish(make("smile"))
+
+    def listed(prefix: str = "") -> None:
+        raise AssertionError(f"listed {prefix!r}")
+
+    monkeypatch.setattr(registry.store, "list", listed)
+    assert registry.resolve("smile@1").to_bytes() == published.to_bytes()
+    with pytest.raises(AssertionError, match="listed 'smile/'"):
+        registry.resolve("smile")
 
 
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
         ("age", "got 'age'; expected one of smile"),
+        ("age@1", "got 'age'; expected one of smile"),
         ("smile@9", r"expected a version of smile among \[1\]"),
         ("smile@x", "expected a version"),
+        ("smile@", "expected a version"),
+        ("smile@\u00b2", "expected a version"),
+        ("smile@" + "1" * 5000, "expected a version"),
         ("../smile", "1-64 of a-z"),
         ("no/such.safetensors", "not a file"),
     ],
