@@ -9,6 +9,13 @@ import torch
 from bs_ray.bench.fullsize import MODES, fullsize, random_base
 
 
+def test_a_mode_takes_real_steps() -> None:
+    figures = fullsize(print, base="tiny", px=64, modes=("cached",))
+    assert figures["forward_equivalents_per_sample"] == {"cached": 3}
+    assert figures["seconds_per_sample"]["cached"] > 0 < figures["cache_seconds_per_sample"]
+
+
+@pytest.mark.slow
 def test_every_mode_takes_real_steps() -> None:
     said: list[str] = []
     figures = fullsize(said.append, base="tiny", px=64)
@@ -21,7 +28,8 @@ def test_every_mode_takes_real_steps() -> None:
     assert any("discriminator" in line for line in said)
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_takes_the_same_steps(stage: int) -> None:
     """In a process of its own: a process group is for its whole life."""
     code = (
