@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +24,16 @@ def app(base: str, sliders: Path, steps: int) -> Any:
     """
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline
+    from diffusers.utils import logging as diffusers_logging
     from PIL import Image
+    from transformers.utils import logging as transformers_logging
 
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()  # sliders have no keys of the text encoders
+    warnings.filterwarnings("ignore", "Already found a `peft_config`")
     torch.set_num_threads(1)
-    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     for file in sorted(sliders.glob("*.safetensors")):
         pipe.load_lora_weights(sliders, weight_name=file.name, adapter_name=file.stem)

@@ -19,7 +19,7 @@ def plain_loop(base: Path, slider: Slider, source: Store, output: Store, steps: 
     from diffusers import StableDiffusionXLImg2ImgPipeline
     from PIL import Image
 
-    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "slider.safetensors").write_bytes(slider.to_bytes())

@@ -59,7 +59,7 @@ def read_part(part_class: Any, folder: Path, dtype: torch.dtype, device: str | t
     if torch.device(device).type == "meta":
         shapes = nn.Module.to(_shapes(part_class, folder), dtype)  # diffusers' own `to` warns
         return shapes.eval().requires_grad_(False)
-    network = part_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    network = part_class.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return network.to(device).eval().requires_grad_(False)
 
 

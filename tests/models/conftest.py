@@ -89,7 +89,7 @@ class Family:
 
 def open_pipe(folder: Path, name: str) -> Any:
     """The folder in plain diffusers, with a scheduler that takes the timesteps it is given."""
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     if name.startswith("sdxl"):
         pipe.scheduler = diffusers.DDIMScheduler.from_config(

@@ -68,7 +68,7 @@ def test_diffusers_loads_it(model, slider, random_base, tmp_path, form: str) -> 
     from diffusers import StableDiffusionXLPipeline
 
     file = written(slider, form, tmp_path)
-    pipe = StableDiffusionXLPipeline.from_pretrained(random_base, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(random_base, dtype=torch.float32)
     pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="smile")
     pipe.set_adapters("smile", STRENGTH)
     expected = ours(model, slider)
@@ -140,7 +140,7 @@ def test_a_transformer_slider_goes_through_diffusers(tmp_path) -> None:
     file = written(slider, "kohya", tmp_path)  # ComfyUI reads diffusers' own layout here
     assert all(key.startswith("transformer.") for key in load_file(file))
     pipe = StableDiffusion3Pipeline.from_pretrained(
-        EMBEDDED["tiny-flow"], text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+        EMBEDDED["tiny-flow"], text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="smile")
     pipe.set_adapters("smile", STRENGTH)

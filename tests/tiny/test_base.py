@@ -33,7 +33,7 @@ def test_it_is_small_and_holds_no_pickle() -> None:
 def test_diffusers_loads_and_generates() -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(TINY, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(TINY, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     image = pipe(
         "a photo of a woman, smiling, long hair",

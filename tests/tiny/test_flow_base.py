@@ -28,7 +28,7 @@ def test_diffusers_loads_and_generates(world) -> None:
 
     # Without a T5, which is how diffusers documents running SD3 on less memory.
     pipe = StableDiffusion3Pipeline.from_pretrained(
-        FLOW, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+        FLOW, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipe.set_progress_bar_config(disable=True)
     image = pipe(

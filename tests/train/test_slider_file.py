@@ -39,7 +39,7 @@ def pipe(base: Path, slider: Slider, tmp_path_factory: pytest.TempPathFactory):
 
     folder = tmp_path_factory.mktemp("slider")
     (folder / "smile.safetensors").write_bytes(slider.to_bytes())
-    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, dtype=torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config,
         timestep_spacing="trailing",
