@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -43,9 +45,12 @@ def vae_figures(model: DiffusionModel, reader: AttributeReader, count: int) -> d
 @torch.no_grad()
 def caption_figures(
     model: DiffusionModel, reader: AttributeReader, count: int, seed: int = 0, steps: int = 20,
-    guidance_scale: float = 7.5,
+    guidance_scale: float = 7.5, drawn: Callable[[int], None] = lambda pictures: None,
 ) -> dict:  # fmt: skip
-    """`class_accuracy` by attribute: generate from captions, read which side each comes out on."""
+    """`class_accuracy` by attribute: generate from captions, read which side each comes out on.
+
+    drawn: told of pictures as they come.
+    """
     rng = np.random.default_rng(seed)
     wanted = rng.integers(0, 2, (count, len(CLASSES)))
     hits = []
@@ -59,6 +64,7 @@ def caption_figures(
         read = reader.read(model.decode(latents).clamp(-1, 1)).numpy()
         own = read[:, [reader.names.index(name) for name in CLASSES]]
         hits.append((own > 0.5) == rows.astype(bool))
+        drawn(len(rows))
     share = np.concatenate(hits).mean(0)
     return {"class_accuracy": dict(zip(CLASSES, share.round(4).tolist(), strict=True))}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
         "interference": interference(job, table, names),
     }
     if job.base_images:
-        with console.status("Measuring the base: round trips and captions"):
-            figures["base"] = base_figures(job)
+        figures["base"] = base_figures(job, console)
     table.to_parquet(output / "metrics.parquet")
     (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_report(job, figures, table, output / "report.html")
@@ -78,14 +78,16 @@ def check(job: EvalJob) -> list[str]:
     return list(reader.names)
 
 
-def base_figures(job: EvalJob) -> dict:
+def base_figures(job: EvalJob, console: Console) -> dict:
     """How good the base is (see evaluate/base.py), from `job.base_images` pictures."""
     model, judges = load_base(job.base), Judges.load(base_folder(job.base))
-    return {
-        "images": job.base_images,
-        **vae_figures(model, judges.reader, job.base_images),
-        **caption_figures(model, judges.reader, job.base_images),
-    }
+    count = job.base_images
+    with _bar(console, "Measuring the base", count, "captions") as drawn:
+        return {
+            "images": count,
+            **vae_figures(model, judges.reader, count),
+            **caption_figures(model, judges.reader, count, drawn=drawn),
+        }
 
 
 class _Measurer:
@@ -115,18 +117,20 @@ def measured(
         compute=ray.data.ActorPoolStrategy(size=job.workers),
         num_cpus=1,
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("faces"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        shown = bar.add_task("Evaluating", total=sum(item.count for item in items))
+    with _bar(console, "Evaluating", sum(item.count for item in items), "faces") as advance:
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             rows = batch.to_pandas()
-            bar.advance(shown, rows["face"].nunique())
+            advance(rows["face"].nunique())
             yield rows
+
+
+@contextmanager
+def _bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar with ETA on the console; what it gives moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TextColumn(unit), TimeRemainingColumn(), console=console) as bar:
+        shown = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(shown, count)
 
 
 def summarise(job: EvalJob, table: pd.DataFrame, names: list[str]) -> dict:

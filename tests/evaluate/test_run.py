@@ -41,7 +41,9 @@ def make_job(random_base: Path, registry: str, output: Path, **changes) -> EvalJ
 
 def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: Path) -> None:
     job = make_job(random_base, registry, tmp_path / "out", base_images=4)
-    figures = evaluate(job)
+    screen = io.StringIO()
+    figures = evaluate(job, console=Console(file=screen, width=120))
+    assert "5/5 faces" in screen.getvalue() and "4/4 captions" in screen.getvalue()
     table = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
     assert len(table) == (3 + 2) * len(job.strengths)
     assert not table.duplicated(["setting", "slider", "face", "strength"]).any()
