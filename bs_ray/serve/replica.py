@@ -23,6 +23,7 @@ from bs_ray.sliders.registry import Registry
 
 _log = logging.getLogger(__name__)
 _READERS = 8
+"""Sliders that a starting replica reads at once."""
 
 
 class EditorReplica:

@@ -23,18 +23,20 @@ class Registry:
     def __init__(self, uri: str):
         self.store = Store(uri)
 
-    def list(self) -> dict[str, list[int]]:
+    def list(self) -> dict[str, Sequence[int]]:
         """Every slider's versions, ascending."""
-        found: dict[str, list[int]] = {}
-        for entry in self.store.list():
-            if match := _FILE.fullmatch(entry.key):
-                found.setdefault(match[1], []).append(int(match[2]))
-        return {name: sorted(versions) for name, versions in sorted(found.items())}
+        return self._listed("")
 
     def versions(self, name: str) -> Sequence[int]:
         """One slider's versions, ascending, without listing the others. Raises ValueError."""
-        found = [_FILE.fullmatch(e.key) for e in self.store.list(f"{check_name(name)}/")]
-        return sorted(int(match[2]) for match in found if match)
+        return self._listed(f"{check_name(name)}/").get(name, [])
+
+    def _listed(self, prefix: str) -> dict[str, Sequence[int]]:
+        found: dict[str, list[int]] = {}
+        for entry in self.store.list(prefix):
+            if match := _FILE.fullmatch(entry.key):
+                found.setdefault(match[1], []).append(int(match[2]))
+        return {name: sorted(versions) for name, versions in sorted(found.items())}
 
     def publish(self, slider: Slider) -> Slider:
         """Store the slider under the next free version and return it with that version.
@@ -64,8 +66,8 @@ class Registry:
             return _read_file(reference)
         name, at, version = reference.partition("@")
         check_name(name)
-        if not at:
-            version = str(max(self.versions(name), default=""))
+        if not at and (versions := self.versions(name)):
+            version = str(versions[-1])
         if not _VERSION.fullmatch(version):
             raise self._missing(reference)
         key = _key(name, int(version))
