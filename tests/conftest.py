@@ -2,15 +2,19 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from bs_ray.seaweed import LocalObjectStore, available
 from bs_ray.storage import Store
+from bs_ray.storage.seaweed import LocalObjectStore, available
 
 # Before anything imports Ray or torch, and inherited by every worker.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -110,3 +114,22 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     write_untrained_base(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gradient() -> np.ndarray:
+    """uint8 [24, 36, 3], smooth enough for JPEG to keep."""
+    y, x = np.mgrid[0:24, 0:36]
+    return np.stack([40 + 5 * x, 30 + 8 * y, 200 - 2 * x - 2 * y], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def saved() -> Callable[..., bytes]:
+    """saved(image, "PNG", **options) -> the file's bytes."""
+
+    def save(image: Image.Image, kind: str, **options: Any) -> bytes:
+        file = BytesIO()
+        image.save(file, kind, **options)
+        return file.getvalue()
+
+    return save

@@ -10,14 +10,3 @@ run.py       the verb: resume, run, reconcile
 report.py    report.html and contact sheets
 estimate.py  what a job would cost, before it is run
 """
-
-from bs_ray.batch.estimate import Estimate, estimate, estimate_table
-from bs_ray.batch.plan import EditFailed
-from bs_ray.batch.report import contact_sheet
-from bs_ray.batch.run import EditSummary, edit
-from bs_ray.batch.shard import edit_rows
-
-__all__ = [
-    "EditFailed", "EditSummary", "Estimate", "contact_sheet", "edit", "edit_rows", "estimate",
-    "estimate_table",
-]  # fmt: skip

@@ -15,9 +15,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bs_ray.batch.plan import Plan
-from bs_ray.data import is_quarantined
-from bs_ray.data.ledger import read_lines
+from bs_ray.batch.ledger import read_lines
+from bs_ray.batch.prepare import Plan
+from bs_ray.images.rows import is_quarantined
 
 STAGES = ("fetch", "decode", "edit", "write")
 _LINES = 10  # of progress, on a console that is no terminal

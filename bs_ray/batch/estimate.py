@@ -11,17 +11,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bs_ray.batch.plan import listed, resolve
-from bs_ray.batch.shard import batches, edit_rows, gated
+from bs_ray.batch.edit import batches, edit_rows, gated
+from bs_ray.batch.fetch import load_photos
+from bs_ray.batch.input_list import read_manifest
+from bs_ray.batch.ledger import done_shards
+from bs_ray.batch.prepare import listed, resolve
+from bs_ray.batch.rows import PlannedRow
 from bs_ray.config import EditJob
-from bs_ray.data import PlannedRow, is_quarantined
-from bs_ray.data.ledger import done_shards
-from bs_ray.data.manifest import read_manifest
-from bs_ray.data.stages import load_photos
 from bs_ray.editing.editor import Editor
+from bs_ray.images.rows import is_quarantined
 from bs_ray.models import load_base
-from bs_ray.sliders.artifact import Slider
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 
 _TIMED = 2  # batches, after one that warms up

@@ -11,15 +11,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bs_ray.batch.plan import Plan, digest
-from bs_ray.batch.shard import copied, edit_rows, gated
+from bs_ray.batch.edit import copied, edit_rows, gated
+from bs_ray.batch.fetch import fetch_shard
+from bs_ray.batch.prepare import Plan, digest
+from bs_ray.batch.rows import pack, seconds_of, unpack
+from bs_ray.batch.write import write_shard
 from bs_ray.config import EditJob
-from bs_ray.data import is_quarantined
-from bs_ray.data.stages import fetch_shard, pack, seconds_of, unpack, write_shard
 from bs_ray.editing.editor import Editor
+from bs_ray.images.rows import is_quarantined
 from bs_ray.models import load_base
-from bs_ray.sliders.artifact import SliderError
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import SliderError
 
 
 def fetchers(job: EditJob, pending: int) -> int:

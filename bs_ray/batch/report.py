@@ -13,15 +13,16 @@ from jinja2 import Environment, PackageLoader
 
 from bs_ray import __version__
 from bs_ray.batch.board import STAGES
-from bs_ray.batch.plan import EditFailed
+from bs_ray.batch.input_list import Manifest, read_manifest
+from bs_ray.batch.lease import earlier_runs
+from bs_ray.batch.ledger import QUARANTINE_KEY, SUMMARY_KEY, read_lines
+from bs_ray.batch.prepare import EditFailed
+from bs_ray.batch.readers import fetch_all
+from bs_ray.batch.rows import ImageRow, OutputRow
+from bs_ray.batch.sinks import read_output
 from bs_ray.config import EditJob
-from bs_ray.data import ImageRow, OutputRow, QuarantinedRow, is_quarantined
-from bs_ray.data.contact import draw_pairs
-from bs_ray.data.inputs import fetch_all
-from bs_ray.data.lease import earlier_runs
-from bs_ray.data.ledger import QUARANTINE_KEY, SUMMARY_KEY, read_lines
-from bs_ray.data.manifest import Manifest, read_manifest
-from bs_ray.data.sinks import read_output
+from bs_ray.images.rows import QuarantinedRow, is_quarantined
+from bs_ray.images.sheets import draw_pairs
 from bs_ray.storage import Store
 
 REPORT_KEY, LATEST_KEY = "report.html", "_bs_ray/latest.png"

@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from bs_ray.batch.board import Board, Metrics
+from bs_ray.batch.lease import Lease
+from bs_ray.batch.ledger import SUMMARY_KEY, done_shards, reopen, write_reports
 from bs_ray.batch.pipeline import pipeline
-from bs_ray.batch.plan import EditFailed, Plan, prepare
+from bs_ray.batch.prepare import EditFailed, Plan, prepare
 from bs_ray.batch.report import LATEST_KEY, REPORT_KEY, sheet, write_report
+from bs_ray.batch.verify import lost_shards
 from bs_ray.config import EditJob
-from bs_ray.data.lease import Lease
-from bs_ray.data.ledger import SUMMARY_KEY, done_shards, reopen, write_reports
-from bs_ray.data.lost import lost_shards
-from bs_ray.raysession import ray_session
+from bs_ray.ray_session import ray_session
 
 # Below this many photos a few bad ones say little about the rest.
 _INPUTS_BEFORE_GUARD = 50

@@ -26,8 +26,8 @@ from bs_ray.config import Prompts
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise
-from bs_ray.sliders.artifact import Card, Slider
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.slider import Card, Slider
 
 RESIDENT = (1, 4, 16, 64)
 HEADLINE = 16

@@ -17,22 +17,23 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bs_ray.batch import edit
+from bs_ray.batch.edit import copied, edit_rows
+from bs_ray.batch.fetch import load_photos
 from bs_ray.batch.pipeline import pipeline
-from bs_ray.batch.plan import prepare
-from bs_ray.batch.shard import copied, edit_rows
+from bs_ray.batch.prepare import prepare
+from bs_ray.batch.rows import PlannedRow, pack, seconds_of, unpack
+from bs_ray.batch.run import edit
 from bs_ray.bench.bank import random_slider
 from bs_ray.bench.plain import plain_loop
 from bs_ray.config import EditJob
-from bs_ray.data import PlannedRow, is_quarantined
-from bs_ray.data.stages import load_photos, pack, seconds_of, unpack
 from bs_ray.editing.editor import Editor
+from bs_ray.images.rows import is_quarantined
 from bs_ray.models import base_folder, load_base
-from bs_ray.raysession import WORKER_ENV, ray_session
-from bs_ray.seaweed import LocalObjectStore
-from bs_ray.sliders.artifact import Slider
+from bs_ray.ray_session import WORKER_ENV, ray_session
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
+from bs_ray.storage.seaweed import LocalObjectStore
 from bs_ray.tiny.photos import write_wild
 
 Say = Callable[[str], None]

@@ -23,19 +23,20 @@ import torch.distributed as dist
 from torch import nn
 
 from bs_ray.config import TrainJob
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.train.dryrun import RowCount
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import untrained_features
 from bs_ray.train.loop import MakeEngine, assemble
 from bs_ray.train.losses import Features
-from bs_ray.train.photos import PhotoPool
-from bs_ray.train.plan import architecture_folder, base_networks, bytes_of, plan
-from bs_ray.train.reference import reference_step
-from bs_ray.train.samples import SampleMaker
+from bs_ray.train.planning.dry_run import RowCount
+from bs_ray.train.planning.memory import base_networks, bytes_of
+from bs_ray.train.planning.plan import architecture_folder, plan
 from bs_ray.train.step import Parts, train_step
-from bs_ray.train.teacher import Teacher
+from bs_ray.train.targets.concept_sliders import reference_step
+from bs_ray.train.targets.samples import SampleMaker
+from bs_ray.train.targets.teacher import Teacher
 
 DENOISED = 25
 """Steps of the reference's partial denoising: the mean of what it draws."""

@@ -6,7 +6,7 @@ import io
 import tempfile
 from pathlib import Path
 
-from bs_ray.sliders.artifact import Slider
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 
 

@@ -29,11 +29,11 @@ from bs_ray.bench.load import Answers, Request, arrivals, clients, percentile
 from bs_ray.config import ServeJob
 from bs_ray.editing.editor import Edit, Editor
 from bs_ray.models import base_folder, load_base
-from bs_ray.raysession import WORKER_ENV
-from bs_ray.seaweed import LocalObjectStore
-from bs_ray.serve.app import build, running
-from bs_ray.sliders.artifact import Slider
+from bs_ray.ray_session import WORKER_ENV
+from bs_ray.serve.deploy import build, running
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider
+from bs_ray.storage.seaweed import LocalObjectStore
 
 Say = Callable[[str], None]
 _SLIDERS, _PROMPT = 32, "a photo of a person"

@@ -18,21 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from bs_ray.config import EditorSettings, TrainJob
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.editing.editor import Edit, Editor, outputs_of
+from bs_ray.images.pixels import pixels_of
+from bs_ray.judges.load import Judges
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.models.judges import Judges
-from bs_ray.models.pixels import pixels_of
-from bs_ray.sliders.artifact import Card, Slider
+from bs_ray.sliders.slider import Card, Slider
 from bs_ray.tiny import faces
 from bs_ray.tiny.captions import PHRASES
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, one_step
-from bs_ray.train.photos import PhotoPool
-from bs_ray.train.samples import SampleMaker
 from bs_ray.train.step import Parts
-from bs_ray.train.teacher import Teacher
+from bs_ray.train.targets.samples import SampleMaker
+from bs_ray.train.targets.teacher import Teacher
 
 HELD_OUT_SEED = 3_000_000
 _FACES, _PHOTOS = 48, 96

@@ -12,7 +12,7 @@ from typing import Any
 from bs_ray.bench.overhead import overhead
 from bs_ray.bench.train import World, bench_job, prompts_of
 from bs_ray.config import TrainJob
-from bs_ray.raysession import ray_session
+from bs_ray.ray_session import ray_session
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny.photos import ingest_tiny_world
 from bs_ray.train.run import train

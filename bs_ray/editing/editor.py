@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
+from bs_ray.editing.context import Work
 from bs_ray.editing.methods import METHODS
-from bs_ray.editing.steps import Going, Steps, drive
-from bs_ray.editing.work import Work
+from bs_ray.editing.run import Going, Steps, drive
+from bs_ray.images.pixels import images_of
 from bs_ray.models.base import Condition, DiffusionModel
-from bs_ray.models.pixels import images_of
-from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.resident import Resident
+from bs_ray.sliders.slider import Slider, SliderError
 
 
 class EditError(ValueError):
@@ -179,7 +179,7 @@ class Editor:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise EditError(
                 f"photo {edit.key}: got {pixels.dtype} {list(pixels.shape)}; expected uint8 RGB "
-                "[height, width, 3]. Decode it with bs_ray.data.decode"
+                "[height, width, 3]. Decode it with bs_ray.images.decode"
             )
         if edit.mask is not None and edit.mask.shape != pixels.shape[:2]:
             raise EditError(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bs_ray.editing.editor import Editor
-from bs_ray.editing.steps import Going, Query, drive, euler
+from bs_ray.editing.run import Going, Query, drive, euler
 from bs_ray.models.diffusion import batch_noise
-from bs_ray.sliders.artifact import Slider
 from bs_ray.sliders.bank import banded
+from bs_ray.sliders.slider import Slider
 
 LATE_ACTIVATION = 0.75
 """Sliders act from this share of the noise range on, so the layout stays the base's (Gandikota et

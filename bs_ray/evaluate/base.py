@@ -9,9 +9,9 @@ import torch
 
 from bs_ray.evaluate.metrics import psnr_db, row_correlation
 from bs_ray.evaluate.sweep import HELD_OUT_SEED
+from bs_ray.judges.attributes import AttributeReader
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import sample_euler
-from bs_ray.models.judges import AttributeReader
 from bs_ray.tiny import captions, faces
 
 CLASSES = ("smile", "age", "chubby", "glasses", "hair_length")

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from bs_ray.config import EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.evaluate.sweep import HELD_OUT_SEED, STRIPS
+from bs_ray.images.pixels import images_of, pixels_of
+from bs_ray.judges.load import Judges
 from bs_ray.models import base_folder, load_base
-from bs_ray.models.judges import Judges
-from bs_ray.models.pixels import images_of, pixels_of
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import faces
 

@@ -19,7 +19,7 @@ from bs_ray.evaluate.compare import SHARES, Comparer, Part, match, matching_part
 from bs_ray.evaluate.metrics import drift_of_others, monotone_share
 from bs_ray.evaluate.report import write_methods_report
 from bs_ray.evaluate.run import check, measured, with_places
-from bs_ray.raysession import ray_session
+from bs_ray.ray_session import ray_session
 from bs_ray.sliders.registry import Registry
 
 SHOWN = {

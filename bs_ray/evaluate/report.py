@@ -14,8 +14,8 @@ from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EvalJob
-from bs_ray.data.contact import draw_strip
 from bs_ray.evaluate.compare import SHARES
+from bs_ray.images.sheets import draw_strip
 
 SETTINGS = {
     "faces": "Held-out faces, edited",

@@ -19,10 +19,10 @@ from bs_ray.evaluate.base import caption_figures, vae_figures
 from bs_ray.evaluate.metrics import slider_figures
 from bs_ray.evaluate.report import write_report
 from bs_ray.evaluate.sweep import Sweeper, tasks
+from bs_ray.judges.load import Judges
 from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import BaseNotFound
-from bs_ray.models.judges import Judges
-from bs_ray.raysession import ray_session
+from bs_ray.ray_session import ray_session
 from bs_ray.sliders.registry import Registry
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bs_ray.sliders.artifact import Card, Slider, SliderError
 from bs_ray.sliders.lowrank import Gates, low_rank_update
+from bs_ray.sliders.slider import Card, Slider, SliderError
 
 _GATHERED = (4, 8)
 """Sliders a row that the gathered form comes in: few, since each is a graph of its own where the

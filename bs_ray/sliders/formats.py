@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bs_ray.models.base import DiffusionModel
-from bs_ray.sliders.artifact import Card, Slider, SliderError
+from bs_ray.sliders.slider import Card, Slider, SliderError
 
 FORMATS = ("diffusers", "peft", "kohya")
 

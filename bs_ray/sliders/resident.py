@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from bs_ray.models.base import DiffusionModel
-from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.slider import Slider, SliderError
 
 
 class Resident:

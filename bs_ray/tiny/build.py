@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from bs_ray.progress import Board, progress
-from bs_ray.raysession import ray_session
+from bs_ray.ray_session import ray_session
 from bs_ray.tiny.loop import finished, fit, mark_finished
 from bs_ray.tiny.recipe import STAGES, World, build_stage
 

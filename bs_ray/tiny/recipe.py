@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bs_ray.models.judges import AttributeReader, JudgeNet
+from bs_ray.judges.attributes import AttributeReader
+from bs_ray.judges.network import JudgeNet
 from bs_ray.tiny import captions, faces, nets
 
 STAGES = ("reader", "text", "vae", "unet", "clip", "perceptual", "identity", "flow")

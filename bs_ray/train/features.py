@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bs_ray.judges.network import JudgeNet
+from bs_ray.judges.perceptual import Perceptual
 from bs_ray.models.base import BaseNotFound
-from bs_ray.models.judges import JudgeNet, Perceptual
 from bs_ray.train.losses import Features
 
 VGG16_FILE = "vgg16-397923af.pth"

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from bs_ray.config import TrainJob
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.train import checkpoint
+from bs_ray.train.batches import Lessons, LiveLessons, PairLessons
 from bs_ray.train.checkpoint import Progress
 from bs_ray.train.discriminator import Discriminator
 from bs_ray.train.engines import Engine
-from bs_ray.train.lessons import Lessons, LiveLessons, PairLessons
 from bs_ray.train.losses import Features
-from bs_ray.train.photos import PhotoPool
-from bs_ray.train.reference import reference_step
-from bs_ray.train.samples import CachedLessons
 from bs_ray.train.step import Parts, Student, TrainingDiverged, train_step
-from bs_ray.train.teacher import Teacher
-from bs_ray.train.watch import Watch
+from bs_ray.train.targets.concept_sliders import reference_step
+from bs_ray.train.targets.samples import CachedLessons
+from bs_ray.train.targets.teacher import Teacher
+from bs_ray.train.watching.watch import Watch
 
 MakeEngine = Callable[[nn.Module, float, tuple[float, float]], Engine]
 """(network, learning rate, Adam's betas) -> its engine."""

@@ -26,28 +26,29 @@ from rich.console import Console
 
 from bs_ray import __version__
 from bs_ray.config import TrainJob, job_hash
-from bs_ray.data.sources import pair_keys, read_pairs, read_photos
+from bs_ray.datasets.pool import PhotoPool, PhotosError
+from bs_ray.datasets.sources import pair_keys, read_pairs, read_photos
+from bs_ray.judges.load import find_judges
 from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.models.judges import find_judges
 from bs_ray.progress import Board, progress
-from bs_ray.raysession import WORKER_ENV, ray_session
-from bs_ray.sliders.artifact import Calibration, Card, Slider
+from bs_ray.ray_session import WORKER_ENV, ray_session
+from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Card, Slider
 from bs_ray.storage import Store
 from bs_ray.train import checkpoint
-from bs_ray.train.cache import ensure_cache, load_photos, read_cache
+from bs_ray.train.batches import pair_sets
 from bs_ray.train.checkpoint import CheckpointError, IncompleteCheckpoint, Progress
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import load_features
-from bs_ray.train.lessons import pair_sets
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
-from bs_ray.train.photos import PhotoPool, PhotosError
-from bs_ray.train.preview import notice
 from bs_ray.train.step import Parts, TrainingDiverged
-from bs_ray.train.teacher import PromptsDoNotSeparate
-from bs_ray.train.tracking import check_tracking, open_trackers
-from bs_ray.train.watch import Watch
+from bs_ray.train.targets.cache import ensure_cache, load_photos, read_cache
+from bs_ray.train.targets.teacher import PromptsDoNotSeparate
+from bs_ray.train.watching.preview import notice
+from bs_ray.train.watching.tracking import check_tracking, open_trackers
+from bs_ray.train.watching.watch import Watch
 
 _KEPT_CHECKPOINTS = 2
 _NOTED = ("deepspeed", "ray", "torch")

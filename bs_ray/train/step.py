@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bs_ray.config import TrainJob
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.train.batches import Lesson, Lessons
 from bs_ray.train.discriminator import Discriminator
 from bs_ray.train.engines import Engine, mean_over_workers
-from bs_ray.train.lessons import Lesson, Lessons
 from bs_ray.train.losses import (
     Features,
     Scales,
@@ -27,8 +28,7 @@ from bs_ray.train.losses import (
     triplet_loss,
     weights_at,
 )
-from bs_ray.train.photos import PhotoPool
-from bs_ray.train.teacher import Teacher
+from bs_ray.train.targets.teacher import Teacher
 
 
 class TrainingDiverged(ArithmeticError):

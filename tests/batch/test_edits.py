@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bs_ray.batch.shard import batches
+from bs_ray.batch.edit import batches
+from bs_ray.batch.rows import PlannedRow
+from bs_ray.batch.sinks import read_output
 from bs_ray.config import EditJob, JobError, job_of
-from bs_ray.data import PlannedRow
-from bs_ray.data.decode import decode
-from bs_ray.data.encode import read_provenance
-from bs_ray.data.sinks import read_output
+from bs_ray.images.decode import decode
+from bs_ray.images.encode import read_provenance
 from bs_ray.storage import Store
 from bs_ray.tiny.photos import write_wild
 from tests.batch.conftest import MakeJob, files, run

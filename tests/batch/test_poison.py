@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bs_ray.batch import pipeline as module
-from bs_ray.data.ledger import read_lines
-from bs_ray.data.stages import fetch_shard
+from bs_ray.batch.fetch import fetch_shard
+from bs_ray.batch.ledger import read_lines
 from bs_ray.storage import Store
 from tests.batch.conftest import MakeJob, run
-from tests.data.poison import mutated, sound_photos
+from tests.images.poison import mutated, sound_photos
 
 
 def noted_fetch(row: dict[str, Any], *, notes: str, **options: Any) -> dict[str, Any]:

@@ -16,18 +16,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bs_ray.batch import EditFailed, contact_sheet, edit, edit_rows
+from bs_ray.batch.edit import edit_rows
+from bs_ray.batch.input_list import JobChangedError
+from bs_ray.batch.prepare import EditFailed
+from bs_ray.batch.report import contact_sheet
+from bs_ray.batch.run import edit
 from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditJob, EditorSettings
-from bs_ray.data import EmptyInputError, is_quarantined
-from bs_ray.data.decode import decode
-from bs_ray.data.encode import read_provenance
-from bs_ray.data.manifest import JobChangedError
 from bs_ray.editing.editor import Edit, Edited
+from bs_ray.images.decode import decode
+from bs_ray.images.encode import read_provenance
+from bs_ray.images.rows import EmptyInputError, is_quarantined
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
-from bs_ray.sliders.artifact import Slider, SliderError
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider, SliderError
 from bs_ray.storage import AccessError, MissingBucketError, StorageError, Store, UnreachableError
 from bs_ray.tiny.photos import wild_jpeg, write_wild
 from tests.batch.conftest import MakeJob, files, run
@@ -104,7 +107,7 @@ def check_rows(source: Store, output: Store) -> None:
 
 KILLED = """
 import sys
-from bs_ray.batch import edit
+from bs_ray.batch.run import edit
 from bs_ray.config import EditJob
 edit(EditJob.model_validate_json(sys.argv[1]))
 """

@@ -14,11 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from bs_ray.batch import board as board_module
-from bs_ray.batch import edit, estimate
 from bs_ray.batch.board import Board, Metrics
-from bs_ray.batch.plan import prepare
+from bs_ray.batch.estimate import estimate
+from bs_ray.batch.lease import JobTakenError, Lease, earlier_runs
+from bs_ray.batch.prepare import prepare
+from bs_ray.batch.run import edit
 from bs_ray.cli import main
-from bs_ray.data.lease import JobTakenError, Lease, earlier_runs
 from bs_ray.storage import Store
 from bs_ray.tiny.photos import write_wild
 from tests.batch.conftest import MakeJob, run
@@ -142,8 +143,8 @@ def test_a_plan_is_a_table(
 def test_a_superseded_driver_stops(
     ray_cluster: None, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bs_ray.batch import EditFailed
-    from bs_ray.data import lease
+    from bs_ray.batch import lease
+    from bs_ray.batch.prepare import EditFailed
 
     monkeypatch.setattr(lease, "_BEAT_S", 0.1)
     write_wild(Store(tmp_path / "in"), photos=40, broken=0, seed=0)

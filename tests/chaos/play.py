@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bs_ray.seaweed import LocalObjectStore
+from bs_ray.storage.seaweed import LocalObjectStore
 from tests.chaos.cluster import Nodes
 from tests.chaos.command import Command, session
 from tests.chaos.invariant import check_flips

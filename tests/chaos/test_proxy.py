@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bs_ray.seaweed import LocalObjectStore
 from bs_ray.storage import Store
+from bs_ray.storage.seaweed import LocalObjectStore
 from tests.chaos.proxy import FAULTS, Proxy, Step
 
 _DATA = bytes(range(256)) * 8

@@ -6,12 +6,13 @@ import torch
 
 from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
-from bs_ray.editing.displacement import displacement
+from bs_ray.editing.context import Work
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
-from bs_ray.editing.steps import Going, drive
-from bs_ray.editing.work import Work
+from bs_ray.editing.methods.displacement import displacement
+from bs_ray.editing.run import Going, drive
 from bs_ray.models import load_base
-from bs_ray.sliders.artifact import Calibration, SliderError
+from bs_ray.sliders.calibration import Calibration
+from bs_ray.sliders.slider import SliderError
 
 SETTINGS = EditorSettings(steps=4)
 FULL_SCALE = 255.0

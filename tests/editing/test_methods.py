@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.displacement import WEIGHT_RULES
+from bs_ray.editing.context import Work
 from bs_ray.editing.methods import METHODS
-from bs_ray.editing.steps import Going, drive
-from bs_ray.editing.work import Work
+from bs_ray.editing.methods.displacement import WEIGHT_RULES
+from bs_ray.editing.run import Going, drive
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import EpsPrediction, FlowMatching, Prediction, VPrediction
@@ -152,7 +152,7 @@ def test_null_text_gives_the_photo_back_under_guidance() -> None:
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         fitted = float(moved("null_text", work, steps=8).square().mean())
-        patch.setattr("bs_ray.editing.inversion._INNER_STEPS", 0)
+        patch.setattr("bs_ray.editing.methods.inversion._INNER_STEPS", 0)
         left = float(moved("null_text", work, steps=8).square().mean())
     print(f"squared error {left:.4f} without the fit, {fitted:.4f} with it")
     assert fitted < left / 3

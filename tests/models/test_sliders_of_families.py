@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import Prompts, TrainJob
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import sample_euler
-from bs_ray.sliders.artifact import Card, Slider
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.slider import Card, Slider
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.loop import assemble, run
-from bs_ray.train.photos import PhotoPool
 from tests.models.conftest import KEYS, PROMPTS, STEPS, Family, open_pipe
 from tests.models.test_families import close
 from tests.train.conftest import make_job, photo_rows

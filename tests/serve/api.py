@@ -18,11 +18,12 @@ from PIL import Image
 
 from bs_ray.config import Prompts, ServeJob
 from bs_ray.editing.editor import Edited
-from bs_ray.serve.catalogue import Catalogue, Listed
-from bs_ray.serve.ingress import create_app
-from bs_ray.serve.tasks import DrawTask, EditTask, Event, Partial, Result, Step, Task
-from bs_ray.sliders.artifact import Calibration, Card
+from bs_ray.serve.engine.tasks import DrawTask, EditTask, Event, Partial, Result, Step, Task
+from bs_ray.serve.http.catalogue import Catalogue, Listed
+from bs_ray.serve.http.ingress import create_app
+from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Card
 
 
 def free_port() -> int:

@@ -26,8 +26,8 @@ from PIL import Image
 
 import bs_ray.serve
 from bs_ray.config import Prompts
-from bs_ray.serve.problems import Problem, handle_problems
-from bs_ray.serve.schema import (
+from bs_ray.serve.http.problems import Problem, handle_problems
+from bs_ray.serve.http.schema import (
     EditRequest,
     ImageReply,
     ImagesReply,

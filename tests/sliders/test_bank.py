@@ -19,9 +19,9 @@ from bs_ray.bench.bank import load_adapter, random_slider
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import batch_noise
-from bs_ray.sliders.artifact import Card, Slider, SliderError
 from bs_ray.sliders.bank import SliderBank, banded
 from bs_ray.sliders.resident import Resident
+from bs_ray.sliders.slider import Card, Slider, SliderError
 from tests.models.random_bases import WRITERS
 
 ROWS = 4

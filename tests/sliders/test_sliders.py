@@ -8,9 +8,9 @@ from safetensors.torch import save
 from torch import nn
 
 from bs_ray.config import Prompts
-from bs_ray.sliders.artifact import Card, Slider, SliderError
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Card, Slider, SliderError
 
 LAYERS = {"line": (6, 5), "conv": (4, 3)}
 

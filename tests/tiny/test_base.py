@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bs_ray.evaluate.base import CLASSES, caption_figures, vae_figures
+from bs_ray.judges.load import Judges
 from bs_ray.models import EMBEDDED, load_base
-from bs_ray.models.judges import Judges
 from bs_ray.tiny import faces
 
 TINY = EMBEDDED["tiny"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bs_ray.judges.load import Judges
 from bs_ray.models import load_base
-from bs_ray.models.judges import Judges
 from bs_ray.tiny.loop import fit
 from bs_ray.tiny.recipe import World, build_stage
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bs_ray.data import is_quarantined
-from bs_ray.data.decode import decode
+from bs_ray.images.decode import decode
+from bs_ray.images.rows import is_quarantined
 from bs_ray.storage import Store
 from bs_ray.tiny.photos import ingest_tiny_world, person_name
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from bs_ray.config import TrainJob
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.tiny.recipe import write_untrained_base
-from bs_ray.train.photos import PhotoPool
 
 PROMPTS = {
     "target": "a photo of a person",

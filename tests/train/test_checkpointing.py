@@ -2,10 +2,10 @@
 
 import torch
 
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models import load_base
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.loop import assemble, one_step
-from bs_ray.train.photos import PhotoPool
 from tests.train.conftest import make_job, photo_rows
 
 

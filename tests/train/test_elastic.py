@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from bs_ray.config import TrainJob
-from bs_ray.data import PHOTO_SCHEMA
+from bs_ray.datasets.pool import PhotoPool
+from bs_ray.datasets.shards import PHOTO_SCHEMA
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, run
-from bs_ray.train.photos import PhotoPool
 from tests.train.conftest import make_job, photo_rows
 
 _PATIENCE_S = 250

@@ -15,12 +15,13 @@ from rich.console import Console
 
 from bs_ray import cli
 from bs_ray.config import TrainJob, load
-from bs_ray.data import PHOTO_SCHEMA, EmptyInputError
+from bs_ray.datasets.shards import PHOTO_SCHEMA
+from bs_ray.images.rows import EmptyInputError
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
-from bs_ray.seaweed import LocalObjectStore
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import StorageError, Store
+from bs_ray.storage.seaweed import LocalObjectStore
 from bs_ray.train import run as train_run
 from bs_ray.train.run import JobRefused, train
 from tests.train.conftest import PROMPTS, jpeg, make_job, photo_rows

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from bs_ray.config import EditorSettings, Prompts
-from bs_ray.editing.sdedit import sdedit
-from bs_ray.editing.steps import Going, drive
-from bs_ray.editing.work import Work
+from bs_ray.editing.context import Work
+from bs_ray.editing.methods.sdedit import sdedit
+from bs_ray.editing.run import Going, drive
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import batch_noise
-from bs_ray.sliders.artifact import Card, Slider
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.slider import Card, Slider
 from tests.train.conftest import PROMPTS
 
 PROMPT = PROMPTS["target"]

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, check_rows
-from bs_ray.train.photos import PhotoPool
 from bs_ray.train.step import Parts, TrainingDiverged, train_step
 from tests.train.conftest import make_job
 

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from bs_ray.datasets.pool import PhotoPool
+from bs_ray.judges.network import JudgeNet
+from bs_ray.judges.perceptual import Perceptual
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.models.judges import JudgeNet, Perceptual
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.loop import MakeEngine, assemble
 from bs_ray.train.losses import Features
-from bs_ray.train.photos import PhotoPool
 from bs_ray.train.step import Parts, train_step
 from tests.train.conftest import make_job, photo_rows
 

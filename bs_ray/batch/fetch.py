@@ -1,0 +1,108 @@
+"""The pipeline's two light stages: what comes before and after the model.
+
+Apart from the editor for their import's sake: a worker that only decodes should not load torch.
+A row between stages is a whole shard, {shard, rows, <stage>_s...}; see `pack`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from bs_ray.batch.input_list import Manifest
+from bs_ray.batch.readers import fetch_all
+from bs_ray.batch.rows import Edits, ImageRow, PlannedRow, pack
+from bs_ray.config import EditJob
+from bs_ray.images.decode_pool import guard_of
+from bs_ray.images.rows import DecodedRow, QuarantinedRow, is_quarantined, quarantined
+from bs_ray.storage import Store
+
+_EDIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+_MOST_EDITS = 100  # of one photo
+
+
+def fetch_shard(
+    row: dict[str, Any],
+    *,
+    job: EditJob,
+    manifest: Manifest,
+    edits: Edits,
+    names: Mapping[str, str],
+    pending: Sequence[int],
+) -> dict[str, Any]:
+    """{id} -> {shard, rows, fetch_s, decode_s}: read and decode the photos of shard pending[id].
+
+    edits: the job's, for photos without a plan; names: reference in the job -> slider.
+    """
+    shard = pending[row["id"]]
+    rows, fetch_s, decode_s = load_photos(manifest.shard(shard), job, edits, names)
+    return pack(shard, rows, fetch_s=fetch_s, decode_s=decode_s)
+
+
+def load_photos(
+    images: Sequence[ImageRow], job: EditJob, edits: Edits, names: Mapping[str, str]
+) -> tuple[list[PlannedRow | QuarantinedRow], float, float]:
+    """Fetch and decode some photos: their rows, in order, and the seconds that each took."""
+    started = time.monotonic()
+    planned: dict[str, Any] = {
+        image["key"]: edits_of(image, edits, names) if job.plan else edits for image in images
+    }
+    wanted = [image for image in images if not is_quarantined(planned[image["key"]])]
+    found = dict(
+        zip((i["key"] for i in wanted), fetch_all(Store(job.input), wanted, job), strict=True)
+    )
+    fetched = time.monotonic()
+    files = [(key, data) for key, data in found.items() if isinstance(data, bytes)]
+    guard = guard_of(job.decode_s, job.decode_mb)
+    decoded = guard.decode(files, max_pixels=job.max_pixels)
+    rows: dict[str, Any] = planned | found
+    for (key, data), photo in zip(files, decoded, strict=True):
+        if is_quarantined(photo):
+            rows[key] = photo
+        else:
+            rows[key] = _planned(photo, planned[key], data, job)
+    decode_s = time.monotonic() - fetched
+    return [rows[image["key"]] for image in images], fetched - started, decode_s
+
+
+def _planned(photo: DecodedRow, edits: Edits, data: bytes, job: EditJob) -> PlannedRow:
+    """The file is carried along where any of the edits is the photo itself."""
+    keeps = job.editor.method == "displacement"
+    copied = keeps and any(not any(mix.values()) for mix in edits.values())
+    return PlannedRow(**{**photo, "source": data if copied else None, "edits": edits})
+
+
+_PLAN: TypeAdapter[Edits] = TypeAdapter(dict[str, dict[str, float]])
+
+
+def edits_of(image: ImageRow, otherwise: Edits, names: Mapping[str, str]) -> Edits | QuarantinedRow:
+    """What a photo's own plan asks for; `otherwise` where it has none."""
+    if not image["plan"]:
+        return otherwise
+    try:
+        edits = _PLAN.validate_json(image["plan"], strict=True)
+    except ValidationError:
+        return _refused(image, f"got {image['plan'][:80]!r}; expected {{edit: {{slider: number}}}}")
+    if not 0 < len(edits) <= _MOST_EDITS:
+        return _refused(image, f"got {len(edits)} edits; expected 1 to {_MOST_EDITS}")
+    for name, mix in edits.items():
+        if not _EDIT_NAME.fullmatch(name):
+            return _refused(image, f"got edit {name[:80]!r}; expected letters, digits, _ . + -")
+        for slider, strength in mix.items():
+            if slider not in names and slider not in names.values():
+                return _refused(image, f"got {slider!r}; expected one of {', '.join(names)}")
+            if not math.isfinite(strength):
+                return _refused(image, f"got strength {strength} of {slider}; expected a number")
+    return {
+        name: {names.get(slider, slider): strength for slider, strength in mix.items()}
+        for name, mix in edits.items()
+    }
+
+
+def _refused(image: ImageRow, reason: str) -> QuarantinedRow:
+    return quarantined(image["key"], "plan", f"wrong: {reason}")

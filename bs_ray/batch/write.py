@@ -1,0 +1,42 @@
+"""The pipeline's two light stages: what comes before and after the model.
+
+Apart from the editor for their import's sake: a worker that only decodes should not load torch.
+A row between stages is a whole shard, {shard, rows, <stage>_s...}; see `pack`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from bs_ray.batch.ledger import commit_shard
+from bs_ray.batch.rows import EditedRow, seconds_of, unpack
+from bs_ray.config import EditJob
+from bs_ray.images.rows import is_quarantined
+from bs_ray.storage import Store
+
+
+def write_shard(
+    row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any], references: Mapping[str, str]
+) -> dict[str, Any]:
+    """{shard, rows} -> {shard, inputs, quarantined, outputs, <stage>_s}: write, then commit.
+
+    stamp: what every output says of its making; references: slider -> name@version.
+    """
+    started = time.monotonic()
+
+    def provenance(photo: EditedRow) -> dict[str, Any]:
+        sliders = {references[name]: strength for name, strength in photo["mix"].items()}
+        return {**stamp, "sliders": sliders, "source_sha256": photo["sha256"]}
+
+    done = commit_shard(Store(job.output), job.sink, row["shard"], unpack(row), provenance)
+    bad = sum(map(is_quarantined, done))
+    return {
+        "shard": row["shard"],
+        "inputs": len({r["key"] for r in done}),
+        "quarantined": bad,
+        "outputs": len(done) - bad,
+        **seconds_of(row),
+        "write_s": time.monotonic() - started,
+    }

@@ -1,0 +1,142 @@
+"""`bs-ray bench`: the published figures, a command each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bs_ray.cli.shared import JsonFile, console, report, write_json
+
+app = typer.Typer(no_args_is_help=True, help="Measure ratios, side by side in one run.")
+
+
+@app.command("bank", epilog="Example: bs-ray bench bank --json bank.json")
+def bench_bank(
+    base: Annotated[str, typer.Option(help="`tiny` or a diffusers folder.")] = "tiny",
+    rows: Annotated[int, typer.Option(help="Rows per batch.", min=2)] = 32,
+    repeats: Annotated[int, typer.Option(help="Timings of each.", min=1)] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """A batch of mixed sliders against a uniform one, the base alone, and PEFT one by one."""
+    from bs_ray.bench.bank import bank
+
+    _show_bench(bank(base, rows, repeats, report), json_file)
+
+
+@app.command("edit", epilog="Example: bs-ray bench edit --json edit.json")
+def bench_edit(
+    photos: Annotated[int, typer.Option(help="Photos of each run.", min=96)] = 480,
+    repeats: Annotated[int, typer.Option(help="Runs in turn with the bare loop.", min=1)] = 3,
+    large: Annotated[
+        str, typer.Option(help="Comma list of how many tiny photos to compare memory over.")
+    ] = "1000,10000",
+    json_file: JsonFile = None,
+) -> None:
+    """The batch pipeline over the bare editor, over a slow model and a plain loop; its growth."""
+    from bs_ray.bench.edit import bench_edit as run
+
+    sizes = [int(size) for size in large.split(",")]
+    _show_bench(run(photos, repeats, sizes, report), json_file)
+
+
+@app.command("serve", epilog="Example: bs-ray bench serve --json serve.json")
+def bench_serve(
+    loads: Annotated[
+        str, typer.Option(help="Comma list of how many clients ask at once.")
+    ] = "1,4,16,32",
+    seconds: Annotated[float, typer.Option(help="Seconds of each load.", min=1)] = 20,
+    overload: Annotated[float, typer.Option(help="Seconds at twice saturation.", min=1)] = 120,
+    json_file: JsonFile = None,
+) -> None:
+    """The endpoint under load: one slider, 32 mixes, a server under a lock; overload and faults."""
+    from bs_ray.bench.serve import bench_serve as run
+
+    counts = [int(count) for count in loads.split(",")]
+    _show_bench(run(counts, seconds, overload, report), json_file)
+
+
+@app.command("train", epilog="Example: bs-ray bench train --seeds 1 --json race.json")
+def bench_train(
+    attributes: Annotated[
+        str, typer.Option(help="Comma list of sliders of the tiny world to race with.")
+    ] = "chubby,age",
+    seeds: Annotated[int, typer.Option(help="Seeds per slider.", min=1)] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Time to the same effect: live and cached teacher against Concept Sliders' procedure."""
+    from bs_ray.bench.overhead import overhead
+    from bs_ray.bench.train import train
+
+    figures = train(attributes.split(","), seeds, report)
+    _show_bench(figures | {"overhead_share": overhead(report)}, json_file)
+
+
+@app.command("ablation", epilog="Example: bs-ray bench ablation --json ablation.json")
+def bench_ablation(
+    seeds: Annotated[int, typer.Option(help="Seeds per arm.", min=1)] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """The paper's Table II on the tiny base: which loss does what, mean and spread over seeds."""
+    from bs_ray.bench.ablation import ablation
+
+    figures = ablation(seeds, report)
+    table = Table("arm", *(next(iter(figures["arms"].values()))))
+    for arm, measures in figures["arms"].items():
+        table.add_row(arm, *(f"{m['mean']:.4f} ± {m['sd']:.4f}" for m in measures.values()))
+    console.print(table)
+    write_json(json_file, figures)
+
+
+@app.command("workers", epilog="Example: bs-ray bench workers --json workers.json")
+def bench_workers(
+    repeats: Annotated[int, typer.Option(help="Runs of each.", min=1)] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Two Ray Train workers against one, and how much of a step is not the networks."""
+    from bs_ray.bench.workers import workers
+
+    _show_bench(workers(repeats, report), json_file)
+
+
+@app.command("together", epilog="Example: bs-ray bench together --json together.json")
+def bench_together(json_file: JsonFile = None) -> None:
+    """Four sliders trained in one run over one cache, against four runs."""
+    from bs_ray.bench.workers import together
+
+    _show_bench(together(report), json_file)
+
+
+@app.command("full-size", epilog="Example: bs-ray bench full-size --json full-size.json")
+def bench_full_size(
+    base: Annotated[
+        str, typer.Option(help="A published architecture, or a diffusers folder for its sizes.")
+    ] = "sdxl-base-1.0",
+    px: Annotated[int, typer.Option(help="Side of the pictures.", min=64)] = 256,
+    device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
+    zero_stage: Annotated[
+        int | None, typer.Option(help="DeepSpeed at this ZeRO stage; plain torch otherwise.", max=3)
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Full-size steps of every mode with random weights: seconds a sample, memory against plan."""
+    from bs_ray.bench.fullsize import fullsize
+
+    _show_bench(fullsize(report, base, px, device, zero_stage), json_file)
+
+
+def _show_bench(figures: dict, json_file: Path | None) -> None:
+    for key, value in figures.items():
+        console.print(f"{key}: [bold]{_figure(value)}[/]", soft_wrap=True)
+    write_json(json_file, figures)
+
+
+def _figure(value: Any) -> str:
+    """A figure to three or four digits, whatever it is nested in."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figure(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return " .. ".join(map(_figure, value))
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,102 @@
+"""`bs-ray edit` and `bs-ray edit-one`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bs_ray.cli.shared import JobFile, JsonFile, Overrides, console, load_job, report, write_json
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: bs-ray edit jobs/tiny/edit-wild.yaml input=s3://photos/2024 --plan")
+def edit(
+    job: JobFile,
+    overrides: Overrides = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Say what there is to do and how long it takes; write nothing."
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take the first so many photos (the job's `limit`).")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Take so many photos at random (its `sample`).")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics while it runs.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Edit a bucket or folder of photos. The same command resumes a stopped job."""
+    from dataclasses import asdict
+
+    taken = {"limit": limit, "sample": sample}
+    given = [f"{name}={count}" for name, count in taken.items() if count is not None]
+    loaded = load_job(job, [*(overrides or []), *given], "edit")
+    from bs_ray.batch.estimate import estimate, estimate_table
+    from bs_ray.batch.lease import JobTakenError
+    from bs_ray.batch.run import edit as run
+
+    if plan:
+        found = estimate(loaded, console)
+        console.print(estimate_table(found))
+        write_json(json_file, asdict(found))
+        return
+    try:
+        done = run(loaded, console=console, metrics_port=metrics_port)
+    except JobTakenError as taken_by:
+        console.print(f"{loaded.name}: {taken_by}", soft_wrap=True)
+        return
+    write_json(json_file, asdict(done))
+
+
+@app.command(
+    "edit-one",
+    epilog="Example: bs-ray edit-one photo.jpg --slider chubby=1 --slider smile=1.5 --sweep",
+)
+def edit_one(
+    photo: Annotated[Path, typer.Argument(help="A photo: JPEG, PNG, WebP, BMP or TIFF.")],
+    slider: Annotated[
+        list[str],
+        typer.Option(help="NAME=STRENGTH; name, name@version or a file. Repeat to combine."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; beside the photo where left out.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option(help="Write a strip instead: each slider from - to + its strength.")
+    ] = False,
+    compose: Annotated[
+        bool, typer.Option(help="Write a strip instead: one slider more in every picture.")
+    ] = False,
+    registry: Annotated[str, typer.Option(help="Where sliders are looked up.")] = "sliders",
+    base: Annotated[str, typer.Option(help="`tiny`, or a diffusers folder.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="fast, balanced or high.")] = "fast",
+    method: Annotated[str, typer.Option(help="How to edit, as editor.method.")] = "displacement",
+    seed: Annotated[int, typer.Option(help="Fixes the noise, with the photo's content.")] = 0,
+) -> None:
+    """Edit one photo here, without a cluster: the photo again, or a strip of it as PNG."""
+    from bs_ray.config import editor_settings
+    from bs_ray.editing.single_photo import OnePhoto, strengths_of
+
+    if sweep and compose:
+        raise ValueError("got --sweep and --compose; expected one of them")
+    settings = editor_settings({"preset": preset, "method": method})
+    one = OnePhoto(photo, strengths_of(slider), settings, base=base, registry=registry, seed=seed)
+    if sweep or compose:
+        kind = "sweep" if sweep else "compose"
+        out = out or photo.with_name(f"{photo.stem}-{kind}.png")
+        (one.sweep() if sweep else one.compose()).save(out)
+    else:
+        out = out or photo.with_name(f"{photo.stem}-edited{photo.suffix}")
+        data, notes = one.edit()
+        out.write_bytes(data)
+        for note in notes:
+            report(note)
+    report(f"wrote {out}")

@@ -1,0 +1,81 @@
+"""`bs-ray sliders`: what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from bs_ray.cli.shared import console
+
+app = typer.Typer(no_args_is_help=True, help="Published sliders.")
+
+
+@app.command("list")
+def sliders_list(
+    registry: Annotated[str, typer.Argument(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """The published sliders and their versions."""
+    from bs_ray.sliders.registry import Registry
+
+    table = Table("slider", "versions", "base", "prompts")
+    catalogue = Registry(registry)
+    for slider, versions in catalogue.list().items():
+        card = catalogue.resolve(slider).card
+        moves = (
+            f"{card.prompts.negative} → {card.prompts.positive}" if card.prompts else card.target
+        )
+        table.add_row(slider, ", ".join(map(str, versions)), card.base, moves)
+    console.print(table)
+
+
+@app.command("show")
+def sliders_show(
+    slider: Annotated[str, typer.Argument(help="name, name@version or a .safetensors file.")],
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """A slider's card."""
+    from bs_ray.sliders.registry import Registry
+
+    console.print_json(Registry(registry).resolve(slider).card.model_dump_json())
+
+
+@app.command("export", epilog="Example: bs-ray sliders export smile@1 --to kohya --out .")
+def sliders_export(
+    slider: Annotated[str, typer.Argument(help="name, name@version or a .safetensors file.")],
+    to: Annotated[
+        str, typer.Option(help="diffusers, peft (a folder), or kohya (also for ComfyUI, A1111).")
+    ] = "kohya",
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("."),
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """Write a slider as another tool's LoRA file; its scale 1.0 is our strength 1.0."""
+    from bs_ray.sliders.formats import FORMATS, export
+    from bs_ray.sliders.registry import Registry
+
+    if to not in FORMATS:
+        raise ValueError(f"--to: got {to!r}; expected one of {', '.join(FORMATS)}")
+    files = export(Registry(registry).resolve(slider), to)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (out / name).write_bytes(data)
+        console.print(f"wrote [bold]{out / name}[/]", soft_wrap=True)
+
+
+@app.command("import", epilog="Example: bs-ray sliders import age.pt --name age --base tiny")
+def sliders_import(
+    file: Annotated[Path, typer.Argument(help=".safetensors, Concept Sliders' .pt, PEFT folder.")],
+    name: Annotated[str, typer.Option(help="Name to publish it under.")],
+    base: Annotated[str, typer.Option(help="The base it was trained on, as in a job file.")],
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """Publish another tool's LoRA as a slider, checked against its base. No pickle is run."""
+    from bs_ray.models import load_base
+    from bs_ray.sliders.formats import import_slider
+    from bs_ray.sliders.registry import Registry
+
+    model = load_base(base, device="meta")  # its layers' shapes are enough
+    slider = Registry(registry).publish(import_slider(file, name, base, model))
+    console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)

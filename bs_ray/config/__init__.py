@@ -1,0 +1,55 @@
+"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
+
+No torch and no Ray in this room: `bs-ray train job.yaml` answers a typing error at once.
+"""
+
+from bs_ray.config.base import JobError, Prompts, check_name
+from bs_ray.config.edit import EditJob
+from bs_ray.config.editor import PRESETS, EditorSettings, QualityGate
+from bs_ray.config.evaluate import EvalJob
+from bs_ray.config.load import (
+    Job,
+    apply_override,
+    editor_settings,
+    job_hash,
+    job_of,
+    load,
+    shipped_job,
+)
+from bs_ray.config.serve import Autoscaling, ServeJob
+from bs_ray.config.train import (
+    CachedTeacher,
+    EarlyStop,
+    LiveTeacher,
+    Losses,
+    Pairs,
+    Tracking,
+    TrainJob,
+)
+
+__all__ = [
+    "PRESETS",
+    "Autoscaling",
+    "CachedTeacher",
+    "EarlyStop",
+    "EditJob",
+    "EditorSettings",
+    "EvalJob",
+    "Job",
+    "JobError",
+    "LiveTeacher",
+    "Losses",
+    "Pairs",
+    "Prompts",
+    "QualityGate",
+    "ServeJob",
+    "Tracking",
+    "TrainJob",
+    "apply_override",
+    "check_name",
+    "editor_settings",
+    "job_hash",
+    "job_of",
+    "load",
+    "shipped_job",
+]

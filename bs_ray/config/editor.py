@@ -1,0 +1,79 @@
+"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
+
+No torch and no Ray in this module: `bs-ray train job.yaml` answers a typing error at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from bs_ray.config.base import Settings
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"steps": 10, "strength": 0.6},
+    "balanced": {"steps": 16, "strength": 0.7},
+    "high": {"steps": 28, "strength": 0.7, "soft_mask": 0.5},
+}
+"""Quality against time, by `editor.preset`; what a job sets itself wins."""
+
+
+class EditorSettings(Settings):
+    """How a photo is edited (METHOD 4)."""
+
+    preset: Literal["fast", "balanced", "high"] = "fast"
+    """Sets what is left out below: 20, 32 or 58 evaluations a photo."""
+    method: Literal["displacement", "sdedit", "ddim_inversion", "edit_friendly", "null_text"] = (
+        "displacement"
+    )
+    """`displacement` moves the photo by what the slider changes; the others are baselines."""
+    steps: int = Field(10, ge=1, le=1000)
+    """Denoising steps."""
+    strength: float = Field(0.6, gt=0, le=1)
+    """Where in the noise range editing starts, as a share of the timesteps."""
+    weights: Literal["flowedit", "infedit", "dds"] = "flowedit"
+    """What a step of `displacement` counts for."""
+    steer: float = Field(1.0, ge=0)
+    """`displacement`: scales what moves the photo, not what holds it; other than 1 it costs a third
+    evaluation a step."""
+    soft_mask: float = Field(0.0, ge=0, le=1)
+    """`displacement`: keep the edit, to this degree, where the sliders act most."""
+    fixed_point: int = Field(0, ge=0, le=10)
+    """`ddim_inversion`: fixed-point iterations in each step of the inversion."""
+    guidance_scale: float = Field(7.5, gt=0)
+    """`null_text`: classifier-free guidance."""
+    calibrated: bool = True
+    """A strength counts units of effect, where the slider's card has measured them; else, and for
+    sliders without calibration, it is the LoRA's own scale."""
+    resident_sliders: int = Field(64, ge=1)
+    """Sliders that stand in the bank at once; the least recently used makes room for others."""
+    prompt: str | None = None
+    """Text condition of both branches; the first slider's target prompt where left out."""
+    working_px: int | None = Field(None, ge=16)
+    """Side of the square whose area edits are computed at; the base's own size by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            named = given.get("preset", "fast")
+            return next((PRESETS[name] for name in PRESETS if name == named), {}) | given
+        return given
+
+
+class QualityGate(Settings):
+    """What an edit must keep; one that does not is made again, weaker."""
+
+    identity: float = Field(0.8, ge=-1, le=1)
+    """Least cosine similarity of the identity judge with the photo."""
+    effect: float = Field(0.0, ge=0)
+    """Least change of the sliders' CLIP scores (positive minus negative prompt, each towards its
+    strength's sign, mean over sliders); below it the row is marked. 0 asks for none."""
+    backoff: float = Field(0.7, gt=0, lt=1)
+    """What strengths are multiplied by before each retry."""
+    retries: int = Field(3, ge=0, le=10)
+    """Most retries; after the last the weakest is kept, and marked."""

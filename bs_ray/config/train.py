@@ -1,0 +1,295 @@
+"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
+
+No torch and no Ray in this module: `bs-ray train job.yaml` answers a typing error at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from bs_ray.config.base import Prompts, Settings, check_name
+
+
+class Pairs(Settings):
+    """Pictures of the same thing at several strengths: an image-pair ("visual") slider."""
+
+    images: str
+    """Prefix with one folder per strength, named by it ("-1", "1", "2"); pictures of one name
+    belong together. Local or s3://."""
+    target: str = ""
+    """c_t: what all of them show, such as "a face"."""
+    jitter: float = Field(0.1, ge=0, lt=1)
+    """Each step moves a strength by up to this share of itself, so that the range between is
+    learned too."""
+
+
+class Losses(Settings):
+    """The paper's loss and its weights (Eq 5-11); a weight of 0 switches an ingredient off."""
+
+    triplet: float = Field(1.0, ge=0)
+    """l_tri: weight of the guidance loss (Eq 5, 6)."""
+    triplet_form: Literal["guidance", "margin"] = "guidance"
+    """`guidance`: squared distance to T(s); `margin`: relu(margin + d(e, T(s)) - d(e, T(-s)))."""
+    margin: float = Field(1.0, gt=0)
+    """Margin of the margin form as a share of d(T(s), T(-s)): at 1 the loss vanishes exactly where
+    the slider does as told."""
+    perceptual: float = Field(1.0, ge=0)
+    """l_perp: weight of the perceptual loss (Eq 7)."""
+    adversarial: float = Field(0.1, ge=0)
+    """l_adv: weight of the adversarial loss (hinge)."""
+    discriminator: Literal["pixel", "latent"] = "pixel"
+    """What the discriminator looks at: decoded pictures, or latents (the cheap mode)."""
+    eta: float = Field(2.0, gt=0)
+    """Guidance of the target: T(s) = e(c_n) + s * eta * (e(c+) - e(c-))."""
+    soft_mask: float = Field(0.0, ge=0, le=1)
+    """Multiply the target's difference by a smooth mask of its own magnitude, to this degree: the
+    slider then acts where the prompts disagree (METHOD 3, 7). 0 is the paper."""
+    max_strength: float = Field(2.0, gt=0)
+    """S: every row draws its signed strength s from U(-S, S)."""
+    image_timestep_max: int = Field(400, ge=1, le=1000)
+    """Perceptual and adversarial terms act on timesteps up to this, where x0 is no blur."""
+    perceptual_reference: Literal["real", "frozen"] = "frozen"
+    """What Eq 7 compares with: the real photo (always for pairs), or the frozen base's own x0
+    estimate."""
+    schedule_start: float = Field(0.4, ge=0, le=1)
+    """t0 of Eq 9-10 as a share of the steps."""
+    schedule_rate: float = Field(10.0, gt=0)
+    """k of Eq 9-10, per run: k = schedule_rate / steps."""
+    perceptual_floor: float = Field(0.2, ge=0, le=1)
+    """Least perceptual share of the schedule (0 is the paper)."""
+    adversarial_after: float = Field(0.3, ge=0, le=1)
+    """Share of the steps after which the adversarial term comes in."""
+    r1: float = Field(0.5, ge=0)
+    """Weight of the discriminator's gradient penalty on real images (Mescheder et al. 2018)."""
+
+    @property
+    def image_terms(self) -> bool:
+        """Whether any loss looks at pictures, for which x0 estimates must be decoded."""
+        pixels = self.adversarial > 0 and self.discriminator == "pixel"
+        return self.perceptual > 0 or pixels
+
+
+class LiveTeacher(Settings):
+    """The frozen base's predictions are computed at every step: 6 forwards a sample."""
+
+    mode: Literal["live"] = "live"
+
+
+class CachedTeacher(Settings):
+    """They are computed once, stored, and shared by runs: 3 forwards a sample (METHOD 3)."""
+
+    mode: Literal["cached"] = "cached"
+    samples: int = Field(1024, ge=2)
+    """Stored noisy latents with the base's predictions; every run step takes batch_size of them."""
+    cache: str = "teacher-cache"
+    """Where caches live, local or s3://; found again by the hash of what they were made from."""
+    trajectory_share: float = Field(0.0, ge=0, le=1)
+    """Share of the samples taken from the frozen base's own denoising runs, rather than from noised
+    photos."""
+    trajectory_guidance: float = Field(3.0, ge=0)
+    """Classifier-free guidance of these runs."""
+    on_policy_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of every batch taken from runs with the slider on, refreshed at each checkpoint."""
+    workers: int = Field(1, ge=1)
+    """Ray Data actors that build the cache, each with its own copy of the base."""
+
+
+class Tracking(Settings):
+    """Where a run's curves and previews go besides the screen."""
+
+    tensorboard: bool = True
+    """Event files under <runs>/<run>/tensorboard."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server, or a folder (pip install mlflow)."""
+    wandb: str | None = None
+    """Weights & Biases project (pip install wandb; its key comes from the environment)."""
+
+
+class EarlyStop(Settings):
+    """Stop when previews no longer show the slider moving its attribute further."""
+
+    patience: int = Field(3, ge=1)
+    """Previews in a row without progress after which the run ends."""
+    min_gain: float = Field(0.02, gt=0)
+    """Rise of the effect that counts as progress, as a share of the effect so far."""
+
+
+class TrainJob(Settings):
+    """Train one slider, or several together: `bs-ray train JOB.yaml`."""
+
+    kind: Literal["train"] = "train"
+    name: str
+    """Name of the run, and of the slider it publishes."""
+    base: str = "tiny"
+    """`tiny`, `tiny-flow`, or a diffusers folder: SDXL, SD3.5, Flux.1, Flux.2 Klein, Z-Image or
+    Qwen-Image. To plan a run, the name of a published one will do, such as `sdxl-base-1.0`."""
+    algorithm: Literal["beyond_sliders", "concept_sliders"] = "beyond_sliders"
+    """`concept_sliders` is the reference procedure that we compare with, one polarity and all."""
+    prompts: Prompts | None = None
+    """A text slider. Exactly one of prompts, sliders and pairs is given."""
+    sliders: dict[str, Prompts] = {}
+    """Several text sliders by name, trained together over one frozen pass."""
+    pairs: Pairs | None = None
+    """An image-pair slider."""
+    photos: str | None = None
+    """Prefix with Parquet shards of real photos (`bs-ray ingest`), local or s3://. Left out, noisy
+    latents come from the base alone, which the losses on pictures do not allow."""
+    registry: str = "sliders"
+    """Where sliders are published, local or s3://."""
+    runs: str = "runs"
+    """Where checkpoints, previews and events live, local or s3://."""
+    losses: Losses = Losses()
+    teacher: Annotated[LiveTeacher | CachedTeacher, Field(discriminator="mode")] = LiveTeacher()
+    max_broken_share: float = Field(0.1, ge=0, le=1)
+    """Pictures that do not decode are listed and left out; the job stops beyond this share."""
+    resolution: int | None = Field(None, ge=16)
+    """Side of the training pictures in pixels; the base's native size where left out."""
+    steps: int = Field(200, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(16, ge=1)
+    """Rows a step for each slider, over all workers."""
+    rank: int = Field(4, ge=1)
+    """r of the low-rank update (Eq 3)."""
+    alpha: float = Field(4.0, gt=0)
+    """Scale of the update: W = W0 + s * alpha / r * B A (Eq 4)."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of the slider (AdamW)."""
+    discriminator_lr: float = Field(1e-3, gt=0)
+    """Learning rate of the discriminator (AdamW)."""
+    gradient_checkpointing: bool = False
+    """Recompute the denoiser's activations in the backward pass: less memory, a third more time."""
+    workers: int | tuple[int, int] = 2
+    """Ray Train workers, each taking batch_size / workers rows; [least, most] is elastic."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage of both engines; 3 shards the frozen base as well."""
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """`torch` trains without DeepSpeed: plain data parallelism."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    checkpoint_every: int = Field(50, ge=1)
+    """Steps between checkpoints."""
+    preview_every: int = Field(0, ge=0)
+    """Steps between previews (pictures at several strengths, effect and drift so far); 0: only at
+    the end."""
+    early_stop: EarlyStop | None = None
+    tracking: Tracking = Tracking()
+    calibrate: bool = True
+    """Measure the finished slider over a range of strengths; its card then says what they do."""
+    max_failures: int = Field(2, ge=0)
+    """Worker failures after which the run gives up."""
+    seed: int = 0
+
+    _name = field_validator("name")(check_name)
+
+    @property
+    def concepts(self) -> dict[str, Prompts]:
+        """Slider name -> its prompts, in the order of the bank; empty for image pairs."""
+        if self.prompts:
+            return {self.name: self.prompts}
+        return dict(self.sliders)
+
+    @property
+    def slider_names(self) -> list[str]:
+        """The sliders that the run publishes."""
+        return list(self.concepts) or [self.name]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @field_validator("sliders")
+    @classmethod
+    def _names(cls, sliders: dict[str, Prompts]) -> dict[str, Prompts]:
+        for name in sliders:
+            check_name(name)
+        return sliders
+
+    @model_validator(mode="after")
+    def _one_mode(self) -> Self:
+        given = [key for key in ("prompts", "sliders", "pairs") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(
+                f"got {' and '.join(given) or 'neither prompts, sliders nor pairs'}; expected "
+                "exactly one of prompts (a text slider), sliders (several) and pairs (pictures)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _even_batches(self) -> Self:
+        if not 1 <= self.least_workers <= self.most_workers:
+            raise ValueError(f"got workers {self.workers}; expected 1 or more, and least <= most")
+        for count in range(self.least_workers, self.most_workers + 1):
+            if self.batch_size % count:
+                raise ValueError(
+                    f"got batch_size {self.batch_size} for {count} workers; expected a multiple of "
+                    "workers"
+                )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_picture_is_its_own_reference(cls, given: Any) -> Any:
+        if (
+            isinstance(given, dict)
+            and given.get("pairs")
+            and isinstance(given.get("losses", {}), dict)
+        ):
+            losses = {"perceptual_reference": "real"} | given.get("losses", {})
+            return given | {"losses": losses}
+        return given
+
+    @model_validator(mode="after")
+    def _settings_that_fit(self) -> Self:
+        losses, cached = self.losses, isinstance(self.teacher, CachedTeacher)
+        if not self.photos and not self.pairs and (losses.perceptual or losses.adversarial):
+            raise ValueError(
+                "got no photos, but losses.perceptual and losses.adversarial compare with real "
+                "ones; expected photos, or both weights 0"
+            )
+        if self.pairs and cached:
+            raise ValueError(
+                "got teacher.mode cached for pairs, which need no teacher; expected live"
+            )
+        if self.pairs and losses.perceptual and losses.perceptual_reference == "frozen":
+            raise ValueError(
+                "got losses.perceptual_reference frozen for pairs, whose reference is the picture "
+                "itself; expected real"
+            )
+        if self.pairs and losses.triplet_form == "margin":
+            raise ValueError(
+                "got losses.triplet_form margin for pairs, which have no opposite target; expected "
+                "guidance"
+            )
+        if self.pairs and self.batch_size % (2 * self.most_workers):
+            raise ValueError(
+                f"got batch_size {self.batch_size} for pairs on {self.most_workers} workers; "
+                "expected a multiple of 2 x workers, for both pictures of a pair share a step"
+            )
+        drawn = cached and getattr(self.teacher, "trajectory_share", 0) > 0
+        if drawn and losses.perceptual and losses.perceptual_reference == "real":
+            raise ValueError(
+                "got losses.perceptual_reference real with teacher.trajectory_share, but latents "
+                "of the base's own runs have no real photo; expected frozen, or a share of 0"
+            )
+        if self.algorithm == "concept_sliders" and (not self.prompts or cached):
+            raise ValueError(
+                "got algorithm concept_sliders with sliders, pairs or a cached teacher; expected "
+                "prompts and a live teacher: the reference procedure knows nothing else"
+            )
+        if self.algorithm == "concept_sliders" and (losses.perceptual or losses.adversarial):
+            raise ValueError(
+                "got algorithm concept_sliders with losses.perceptual or losses.adversarial; "
+                "expected both 0: the reference procedure has one loss"
+            )
+        return self

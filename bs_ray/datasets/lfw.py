@@ -1,0 +1,164 @@
+"""Labeled Faces in the Wild, from its archive or folder, as shards for training.
+
+Other photos of people fit as well where they are laid out like LFW: Name_Name/Name_Name_0001.jpg.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from bs_ray.datasets.shards import FORMATS, Row, ShardFormat, format_of, shard_keys
+from bs_ray.images.decode import decode
+from bs_ray.images.rows import EmptyInputError, QuarantinedRow, is_quarantined
+from bs_ray.storage import Store, split_uri
+
+_PHOTO = re.compile(r"(?:.*/)?(([^/]+)/\2_\d{4,}\.jpe?g)")
+_MAX_PIXELS = 64_000_000
+
+Photo = tuple[str, Callable[[], bytes]]
+"""A key (Name_Name/Name_Name_0001.jpg) and how to read it."""
+
+
+class DamagedArchiveError(ValueError):
+    """The archive ends early or is none."""
+
+
+class ShardsChangedError(ValueError):
+    """The destination holds shards that were cut otherwise."""
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What a destination holds."""
+
+    photos: int
+    identities: int
+    shards: int
+    skipped: list[QuarantinedRow]
+    """Broken files, with reasons; they are in no shard."""
+
+    def __str__(self) -> str:
+        text = f"{self.photos} photos of {self.identities} people in {self.shards} shards"
+        broken = [f"  {row['key']}: {row['reason']}" for row in self.skipped]
+        return "\n".join([f"{text}; {len(broken)} broken files skipped", *broken])
+
+
+def ingest_lfw(
+    source: str, destination: str, shard_images: int = 1000, format: str = "parquet"
+) -> IngestSummary:
+    """Pack LFW into shards below `destination`, see `write_shards`. Resumes.
+
+    source: the extracted folder (local or s3://), or the archive (.tgz, .tar.gz or .tar), which
+    is read as a stream. Raises ValueError for an unknown format, EmptyInputError for a source
+    without LFW's file names, DamagedArchiveError, ShardsChangedError and StorageError.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format: got {format!r}; expected one of {', '.join(FORMATS)}")
+    Store(destination).check(write=True)
+    archive = source.endswith((".tgz", ".tar.gz", ".tar"))
+    photos = _archive_photos(source) if archive else _folder_photos(source)
+    try:
+        summary = write_shards(Store(destination), photos, shard_images, format)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DamagedArchiveError(
+            f"{source}: got a damaged archive ({error}); expected a whole one. Fetch it again; the "
+            "shards written so far are kept"
+        ) from error
+    if not summary.shards:
+        raise EmptyInputError(
+            f"{source}: got no file named like Name_Name/Name_Name_0001.jpg; expected LFW's "
+            "layout. Give the extracted folder or the archive"
+        )
+    return summary
+
+
+def write_shards(
+    store: Store, photos: Iterator[Photo], shard_images: int, format: str = "parquet"
+) -> IngestSummary:
+    """Write photos as shards of `shard_images` files each; shards that are there are kept.
+
+    format: of FORMATS, "parquet" (rows of PHOTO_SCHEMA) or "webdataset" (tars of `<key>.jpg` and
+    `<key>.json`). `photos` must come in the same order each time. Raises ShardsChangedError where
+    the destination's shards were cut to another size or have another format.
+    """
+    kind = FORMATS[format]
+    _check_cut(store, shard_images, kind)
+    present = set(shard_keys(store))
+    shard, count = 0, 0
+    rows: list[Row] = []
+    skipped: list[QuarantinedRow] = []
+
+    def write() -> None:
+        meta = {"shard_images": shard_images, "skipped": skipped}
+        store.write_if_absent(kind.key(shard), kind.write(rows, meta))
+
+    for count, (key, read) in enumerate(photos, start=1):
+        if kind.key(shard) not in present:
+            _take(key, read(), rows, skipped)
+        if count % shard_images == 0:
+            write()
+            shard, rows, skipped = shard + 1, [], []
+    if count % shard_images:
+        write()
+    return read_summary(store)
+
+
+def read_summary(store: Store) -> IngestSummary:
+    """What the shards below a prefix hold, from the shards themselves."""
+    photos, identities, skipped = 0, set(), []
+    keys = shard_keys(store)
+    for key in keys:
+        kind, data = format_of(key), store.local_copy(key).read_bytes()
+        for batch in kind.batches(data):
+            photos += len(batch)
+            identities |= set(batch["identity"].to_pylist())
+        skipped += kind.meta(data)["skipped"]
+    return IngestSummary(photos, len(identities), len(keys), skipped)
+
+
+def _take(key: str, data: bytes, rows: list[Row], skipped: list[QuarantinedRow]) -> None:
+    """Sort one file into rows or skipped."""
+    found = decode(key, data, max_pixels=_MAX_PIXELS)
+    if is_quarantined(found):
+        skipped.append(found)
+    else:
+        rows.append({"key": key, "identity": key.rpartition("/")[0], "bytes": data})
+
+
+def _check_cut(store: Store, shard_images: int, kind: ShardFormat) -> None:
+    for key in shard_keys(store)[:1]:
+        cut = format_of(key).meta(store.local_copy(key).read_bytes())["shard_images"]
+        got, expected = (shard_images, kind.suffix), (cut, format_of(key).suffix)
+        if got != expected:
+            raise ShardsChangedError(
+                f"{store.uri}: got shard_images {got[0]} as {got[1]}; expected {expected[0]} as "
+                f"{expected[1]}, as its shards are. Keep that, or choose another destination"
+            )
+
+
+def _folder_photos(source: str) -> Iterator[Photo]:
+    store = Store(source)
+    store.check()
+    for entry in store.list():
+        if match := _PHOTO.fullmatch(entry.key):
+            yield match[1], partial(store.read, entry.key)
+
+
+def _archive_photos(source: str) -> Iterator[Photo]:
+    store, key = split_uri(source)
+    with tarfile.open(store.local_copy(key), "r|*") as archive:
+        for member in archive:
+            match = _PHOTO.fullmatch(member.name)
+            if match and member.isfile():
+                yield match[1], partial(_read_member, archive, member)
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None  # a regular file has content
+    return file.read()

@@ -1,0 +1,136 @@
+"""The real photos of a run: decoded once, encoded when first drawn, addressed by number.
+
+The same photos give the same pool on every worker and after every restart, whatever order they
+arrive in: what is kept and how it is numbered depends on the keys alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from bs_ray.images.decode import decode
+from bs_ray.images.rows import is_quarantined
+from bs_ray.models.base import DiffusionModel
+from bs_ray.models.diffusion import sample_euler
+
+MAX_PHOTOS = 2000
+MAX_BYTES = 1 << 30
+"""A pool holds at most this many photos and decoded bytes: 2,000 at 64 px, 341 at 1024 px."""
+_MAX_PIXELS = 64_000_000
+_DRAWN, _DRAWN_STEPS, _DRAWN_GUIDANCE = 32, 20, 4.0
+_LISTED = 5
+
+
+class PhotosError(ValueError):
+    """The photos cannot be trained on; the message says got, expected and what to do."""
+
+
+class PhotoPool:
+    """Square photos of one size, uint8 [N, 3, px, px], sorted by key."""
+
+    def __init__(
+        self, keys: Sequence[str], pixels: Tensor, model: DiffusionModel,
+        broken: Sequence[str] = (),
+    ):  # fmt: skip
+        """broken: keys of the photos that were left out."""
+        self.keys, self.pixels, self.model, self.broken = list(keys), pixels, model, list(broken)
+        self._latents: dict[int, Tensor] = {}
+
+    @classmethod
+    def load(
+        cls, rows: Iterable[Mapping[str, Any]], model: DiffusionModel, px: int | None = None,
+        max_broken_share: float = 0.5,
+    ) -> PhotoPool:  # fmt: skip
+        """Rows with `key` and `bytes` (an encoded image) -> a pool of px x px photos.
+
+        Photos that do not decode are listed in `broken` and left out. Raises PhotosError for no
+        photos, or when more than that share of them is broken.
+        """
+        px = px or model.native_px
+        kept = _sample(rows, min(MAX_PHOTOS, MAX_BYTES // (3 * px * px)))
+        decoded = {key: _decode(key, data, px) for key, data in kept}
+        broken = [key for key, photo in decoded.items() if photo is None]
+        good = {key: photo for key, photo in decoded.items() if photo is not None}
+        if not good or len(broken) > max_broken_share * len(kept):
+            listed = ", ".join(broken[:_LISTED]) + (", ..." if len(broken) > _LISTED else "")
+            raise PhotosError(
+                f"photos: got {len(kept)}, of which {len(broken)} do not decode"
+                f"{f' ({listed})' if broken else ''}; expected JPEG or PNG images, at most "
+                f"{max_broken_share:.0%} of them broken. Mend these and ingest them again (bs-ray "
+                "ingest), or raise max_broken_share"
+            )
+        return cls(list(good), torch.stack(list(good.values())), model, broken)
+
+    @classmethod
+    def drawn(cls, model: DiffusionModel, prompts: Sequence[str], seed: int) -> PhotoPool:
+        """A pool that the base draws itself, from `prompts` in turn, where a job has no photos."""
+        texts = [prompts[i % len(prompts)] for i in range(_DRAWN)]
+        keys = [f"drawn-{i:03d}" for i in range(_DRAWN)]
+        parts = [
+            sample_euler(
+                model, [text], [key], seed=seed, steps=_DRAWN_STEPS, guidance_scale=_DRAWN_GUIDANCE
+            )
+            for text, key in zip(texts, keys, strict=True)
+        ]
+        with torch.no_grad():
+            images = torch.cat([model.decode(part).clamp(-1, 1).cpu() for part in parts])
+        return cls(keys, ((images + 1) * 127.5).round().to(torch.uint8), model)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def px(self) -> int:
+        """Side of the photos."""
+        return int(self.pixels.shape[-1])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a photo's latents."""
+        channels, height, width = self.model.latent_shape
+        native = self.model.native_px
+        return channels, height * self.px // native, width * self.px // native
+
+    def images(self, numbers: list[int]) -> Tensor:
+        """Photos as float32 [B, 3, px, px] in [-1, 1]."""
+        return self.pixels[numbers].to(self.model.device).float() / 127.5 - 1
+
+    @torch.no_grad()
+    def latents(self, numbers: list[int]) -> Tensor:
+        """Their latents [B, C, h, w]."""
+        for number in numbers:
+            if number not in self._latents:
+                # One at a time: a photo's latents must not depend on whom it was encoded with.
+                self._latents[number] = self.model.encode(self.images([number]))[0]
+        return torch.stack([self._latents[number] for number in numbers])
+
+
+def _sample(rows: Iterable[Mapping[str, Any]], limit: int) -> list[tuple[str, bytes]]:
+    """(key, bytes) of at most `limit` rows, by key; which ones stay, a hash of the key decides."""
+    kept: list[tuple[str, str, bytes]] = []
+    for row in rows:
+        digest = hashlib.sha256(row["key"].encode()).hexdigest()
+        kept.append((digest, row["key"], row["bytes"]))
+        if len(kept) >= 2 * limit:
+            kept = _first(kept, limit)
+    return sorted((key, data) for _, key, data in _first(kept, limit))
+
+
+def _first(rows: list[tuple[str, str, bytes]], limit: int) -> list[tuple[str, str, bytes]]:
+    return sorted(rows, key=lambda row: row[:2])[:limit]
+
+
+def _decode(key: str, data: bytes | None, px: int) -> Tensor | None:
+    """uint8 [3, px, px], the middle square of the photo; None where the bytes are no photo."""
+    row: Any = decode(key, data or b"", max_pixels=_MAX_PIXELS)
+    if is_quarantined(row):
+        return None
+    square = ImageOps.fit(Image.fromarray(row["pixels"]), (px, px), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()

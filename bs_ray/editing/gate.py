@@ -1,0 +1,118 @@
+"""The quality gate: measure an edit against its photo; make one that fails again, weaker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bs_ray.config import QualityGate
+from bs_ray.editing.editor import Edit, Edited, Editor, Outcome, to_uint8
+from bs_ray.images.pixels import images_of
+from bs_ray.judges.load import Judging
+from bs_ray.models.base import BaseNotFound
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One output on its way through the gate."""
+
+    edit: int
+    place: int
+    mix: dict[str, float]
+    backed_off: int = 0
+
+
+def check_gate(judging: Judging, gate: QualityGate) -> None:
+    """Raises BaseNotFound where a judge that the gate needs is not at hand."""
+    needed = ["identity", *(["clip"] if gate.effect else [])]
+    if missing := [name for name in needed if name in judging.absent]:
+        raise BaseNotFound(
+            f"gate: got no {' and no '.join(missing)} judge beside the base; expected it in "
+            "<base>/judges. Put it there, or leave `gate` out"
+        )
+
+
+class GatedEditor:
+    """An Editor whose outputs were measured: the same face as `Editor.edit`."""
+
+    def __init__(self, editor: Editor, judging: Judging, gate: QualityGate):
+        """Raises BaseNotFound as `check_gate`."""
+        check_gate(judging, gate)
+        self.editor, self.judging, self.gate = editor, judging, gate
+
+    def edit(self, edits: Sequence[Edit]) -> list[Outcome]:
+        """Every edit's outputs, each the strongest of its trials that passes.
+
+        `measured` holds what was found; a note says by how much strengths were lowered, or that
+        even the last trial fails.
+        """
+        outcomes = self.editor.edit(edits)
+        trials = [
+            _Trial(i, k, mix)
+            for i, outcome in enumerate(outcomes)
+            if isinstance(outcome, list)
+            for k, mix in enumerate(edits[i].mixes)
+            if any(mix.values())
+        ]
+        while trials:
+            failing = []
+            for trial, seen in zip(trials, self._measure(edits, outcomes, trials), strict=True):
+                output = self._marked(trial, _output(outcomes, trial), seen)
+                outcomes[trial.edit][trial.place] = output  # type: ignore[index]
+                if seen["identity"] < self.gate.identity and trial.backed_off < self.gate.retries:
+                    failing.append(trial)
+            trials = [self._weaker(trial) for trial in failing]
+            again = [replace(edits[trial.edit], mixes=[trial.mix]) for trial in trials]
+            for trial, outcome in zip(trials, self.editor.edit(again), strict=True):
+                outcomes[trial.edit][trial.place] = outcome[0]  # type: ignore[index]
+        return outcomes
+
+    def _weaker(self, trial: _Trial) -> _Trial:
+        mix = {name: strength * self.gate.backoff for name, strength in trial.mix.items()}
+        return replace(trial, mix=mix, backed_off=trial.backed_off + 1)
+
+    def _marked(self, trial: _Trial, output: Edited, seen: dict[str, float]) -> Edited:
+        notes = list(output.notes)
+        if trial.backed_off:
+            share = self.gate.backoff**trial.backed_off
+            notes.append(f"strengths x{share:.2g} to keep the identity")
+        for name, least in (("identity", self.gate.identity), ("effect", self.gate.effect)):
+            if least and seen[name] < least:
+                notes.append(f"{name} {seen[name]:.2f} is below {least:g}")
+        return replace(output, notes=tuple(notes), measured=seen)
+
+    @torch.no_grad()
+    def _measure(
+        self, edits: Sequence[Edit], outcomes: list[Outcome], trials: list[_Trial]
+    ) -> list[dict[str, float]]:
+        """`identity`, and `effect` where the gate asks for it, of every trial."""
+        found = []
+        for trial in trials:
+            photo = images_of(edits[trial.edit].pixels)[None]
+            picture = images_of(to_uint8(_output(outcomes, trial).pixels))[None]
+            assert self.judging.identity
+            seen = {"identity": float(self.judging.identity.similarity(picture, photo)[0])}
+            if self.gate.effect:
+                seen["effect"] = self._effect(picture, photo, trial.mix)
+            found.append(seen)
+        return found
+
+    def _effect(self, picture: Tensor, photo: Tensor, mix: dict[str, float]) -> float:
+        clip, both, moves = self.judging.clip, torch.cat([picture, photo]), []
+        assert clip
+        for name, strength in mix.items():
+            prompts = self.editor.sliders[name].card.prompts
+            if prompts and strength:
+                score = clip.score(both, prompts.positive) - clip.score(both, prompts.negative)
+                moves.append(float(score[0] - score[1]) * float(np.sign(strength)))
+        return float(np.mean(moves)) if moves else 0.0
+
+
+def _output(outcomes: list[Outcome], trial: _Trial) -> Edited:
+    outcome = outcomes[trial.edit]
+    assert isinstance(outcome, list)
+    return outcome[trial.place]

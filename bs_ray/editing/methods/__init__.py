@@ -1,0 +1,34 @@
+"""The edit methods by name, all with one face: (Work, EditorSettings) -> Steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bs_ray.config import EditorSettings
+from bs_ray.editing.context import Work
+from bs_ray.editing.methods.displacement import displacement
+from bs_ray.editing.methods.edit_friendly import edit_friendly
+from bs_ray.editing.methods.inversion import ddim_inversion, null_text
+from bs_ray.editing.methods.sdedit import sdedit
+from bs_ray.editing.run import Steps
+
+METHODS: dict[str, Callable[[Work, EditorSettings], Steps]] = {
+    "displacement": displacement,
+    "sdedit": sdedit,
+    "ddim_inversion": ddim_inversion,
+    "edit_friendly": edit_friendly,
+    "null_text": null_text,
+}
+
+
+def queries(settings: EditorSettings) -> int:
+    """How many queries the settings' method asks of the denoiser, for forecasts and progress.
+
+    null_text also differentiates through it on its way, which counts for none.
+    """
+    a_step = {
+        "ddim_inversion": 2 + settings.fixed_point,
+        "edit_friendly": 2,
+        "null_text": 2,
+    }
+    return settings.steps * a_step.get(settings.method, 1)

@@ -1,0 +1,141 @@
+"""Editing by DDIM inversion: find the noise that draws the photo, draw it again with sliders on.
+
+Song et al. 2021 (DDIM), with AIDI's fixed-point iterations (Pan et al. 2023), and null-text
+inversion (Mokady et al. 2023), which Concept Sliders' own demo uses. Baselines: rows of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bs_ray.config import EditorSettings
+from bs_ray.editing.context import Work
+from bs_ray.editing.methods.sdedit import denoise
+from bs_ray.editing.run import Query, Steps
+from bs_ray.models.base import Condition
+from bs_ray.models.diffusion import classifier_free
+
+_INNER_RATE = 1e-2
+_INNER_STEPS = 10
+"""Null-text: Adam's rate at the noisiest step, and its most steps for each timestep."""
+_ENOUGH = 1e-5
+"""Null-text: a row whose squared error is below this (rising towards clean data) is done."""
+
+
+def ddim_inversion(work: Work, settings: EditorSettings) -> Steps:
+    """Edited latents [T, C, h, w]. `fixed_point` more evaluations in each step of the inversion.
+
+    Costs S (1 + fixed_point) + T evaluations a step.
+    """
+    times = work.prediction.timesteps(settings.steps, settings.strength)
+    path = yield from trajectory(work, times, settings.fixed_point)
+    return (yield from denoise(work, path[0], times))
+
+
+def trajectory(
+    work: Work, times: list[int], fixed_point: int = 0
+) -> Generator[Query, Tensor, list[Tensor]]:
+    """x_t [S, C, h, w] at every one of `times` (descending) that DDIM leads back to x0, and x0.
+
+    From x at the cleaner timestep s: x_t / a_t = x_s / a_s + (lambda_t - lambda_s) eps(x_t, t),
+    where eps is read at x_s first, as diffusers' DDIMInverseScheduler does, then at the x_t found.
+    """
+    kind, x = work.prediction, work.x0
+    a_s, b_s = torch.ones(1, 1, 1, 1, device=x.device), torch.zeros(1, 1, 1, 1, device=x.device)
+    found = [x]
+    for now in reversed(times):
+        t = work.at(now, len(x))
+        a, b = kind.coefficients(t[:1])
+        x_t = x
+        for _ in range(1 + fixed_point):
+            noise = kind.to_noise(x_t, (yield work.base(x_t, now)), t)
+            x_t = a / a_s * x + (b - a * b_s / a_s) * noise
+        x, a_s, b_s = x_t, a, b
+        found.append(x)
+    return found[::-1]
+
+
+def null_text(work: Work, settings: EditorSettings) -> Steps:
+    """Edited latents [T, C, h, w] at `guidance_scale`, with an empty prompt fitted at every step.
+
+    Inverts without guidance over the whole noise range, then fits the empty prompt's embedding so
+    that guided DDIM follows that trajectory. Sliders act below `strength` of the noise range, as
+    in Concept Sliders' demo. Costs at most S (3 + 3 * 10) + 2 T evaluations a step, of which one
+    that is differentiated counts as three.
+    """
+    kind = work.prediction
+    times = kind.timesteps(settings.steps)
+    path = yield from trajectory(work, times)
+    fitted = _fit(work, path, times, settings.guidance_scale)
+    start = settings.strength * kind.num_train_timesteps
+    off = replace(work, strengths=torch.zeros_like(work.strengths))
+    x = path[0][work.source_of]
+    for now, then, empty in zip(times, [*times[1:], None], fitted, strict=True):
+        gates = (work if now < start else off).strengths.repeat(2, 1)
+        both = work.condition.cat([work.condition, empty])
+        rows = torch.cat([work.source_of, work.source_of + len(work.x0)])
+        t = work.at(now, len(rows))
+        read = yield Query(x.repeat(2, 1, 1, 1), t, both.rows(rows), gates)
+        told, untold = read.chunk(2)
+        x = _step(work, x, classifier_free(told, untold, settings.guidance_scale), now, then)
+    return x
+
+
+@torch.enable_grad()
+def _fit(work: Work, path: list[Tensor], times: list[int], scale: float) -> list[Condition]:
+    """The empty prompt, S rows, as it must be at every step for guided DDIM to stay on `path`.
+
+    Its tokens are fitted, and its pooled embedding in families that have one.
+    """
+    found: list[Condition] = []
+    x, empty = path[0], work.empty
+    for index, (now, then) in enumerate(zip(times, [*times[1:], None], strict=True)):
+        with torch.no_grad():
+            told = work.answer(work.base(x, now))
+        fitted = [part.detach().clone().requires_grad_() for part in _embeddings(empty)]
+        adam = torch.optim.Adam(fitted, lr=_INNER_RATE * (1 - index / len(times) / 2))
+        for _ in range(_INNER_STEPS):
+            x_then = _guided(work, x, told, _with(empty, fitted), now, then, scale)
+            errors = (x_then - path[index + 1]).square().mean((1, 2, 3))
+            missing = errors > _ENOUGH * (1 + 2 * index)
+            if not missing.any():
+                break
+            for part, gradient in zip(
+                fitted, torch.autograd.grad(errors.sum(), fitted), strict=True
+            ):
+                part.grad = gradient
+            before = [part.detach().clone() for part in fitted]
+            adam.step()
+            # A row that is done stays where it is, whatever its companions still need.
+            with torch.no_grad():
+                for part, old in zip(fitted, before, strict=True):
+                    part[~missing] = old[~missing]
+        empty = _with(empty, [part.detach() for part in fitted])
+        found.append(empty)
+        with torch.no_grad():
+            x = _guided(work, x, told, empty, now, then, scale)
+    return found
+
+
+def _embeddings(condition: Condition) -> list[Tensor]:
+    return [part for part in (condition.tokens, condition.pooled) if part is not None]
+
+
+def _with(condition: Condition, embeddings: list[Tensor]) -> Condition:
+    return replace(condition, tokens=embeddings[0], pooled=[*embeddings, None][1])
+
+
+def _guided(
+    work: Work, x: Tensor, told: Tensor, empty: Condition, now: int, then: int | None, scale: float
+) -> Tensor:
+    untold = work.answer(work.base(x, now, empty))
+    return _step(work, x, classifier_free(told, untold, scale), now, then)
+
+
+def _step(work: Work, x: Tensor, predicted: Tensor, now: int, then: int | None) -> Tensor:
+    after = None if then is None else work.at(then, len(x))
+    return work.prediction.step(x, predicted, work.at(now, len(x)), after)

@@ -1,0 +1,186 @@
+"""Decoding behind a wall: in processes of their own, with limits on time and memory.
+
+A picture can make a decoder loop, ask for all memory, or crash the process. Here that costs the
+picture a line in quarantine, and a small process its life; the worker goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from bs_ray.images.decode_worker import TOO_LARGE, TOO_SLOW, receive, send
+from bs_ray.images.rows import DecodedRow, QuarantinedRow, quarantined
+
+_PROCESSES = 2
+# Small photos share a trip to a decoder and back, large ones travel alone.
+_TRIP_PHOTOS = 16
+_TRIP_BYTES = 1 << 20
+
+_ENVIRONMENT = {
+    # numpy's threads of a large machine would take much of the address space.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # Left alone, glibc gives the memory of each photo of some megapixels back to the kernel, and
+    # a decoder spends more time on getting it again than on decoding.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
+
+Photo = tuple[str, bytes]
+"""Key and file."""
+Decoded = list[DecodedRow | QuarantinedRow]
+
+
+class Guard:
+    """Decodes lists of photos; what breaks the decoder is quarantined by name.
+
+    Start one for each process and keep it: `guard_of`.
+    """
+
+    def __init__(self, seconds: float, memory_mb: int):
+        """seconds, memory_mb: what one photo may take.
+
+        One that takes more time costs it twice: among others, then alone to know which it was.
+        """
+        self._threads = ThreadPoolExecutor(_PROCESSES, "guard")
+        self._decoders = [_Decoder(seconds, memory_mb) for _ in range(_PROCESSES)]
+        self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        for decoder in self._decoders:
+            self._idle.put(decoder)
+
+    def close(self) -> None:
+        """Stop the processes."""
+        self._threads.shutdown(cancel_futures=True)
+        for decoder in self._decoders:
+            decoder.stop()
+
+    def decode(self, photos: Sequence[Photo], **options: Any) -> Decoded:
+        """(key, file) of every photo -> its row, in order; `options` as `decode` takes them.
+
+        Raises DecoderError where no decoder can be started.
+        """
+
+        def travel(trip: Sequence[Photo]) -> Decoded:
+            decoder = self._idle.get()
+            try:
+                return decoder.decode(trip, options)
+            finally:
+                self._idle.put(decoder)
+
+        return [row for rows in self._threads.map(travel, _trips(photos)) for row in rows]
+
+
+@lru_cache(maxsize=1)
+def guard_of(seconds: float, memory_mb: int) -> Guard:
+    """This process' Guard, started on first use."""
+    return Guard(seconds, memory_mb)
+
+
+class DecoderError(RuntimeError):
+    """A decoder does not start: nothing that a photo could do."""
+
+
+def _trips(photos: Sequence[Photo]) -> Iterator[list[Photo]]:
+    trip: list[Photo] = []
+    size = 0
+    for photo in photos:
+        if trip and (len(trip) == _TRIP_PHOTOS or size + len(photo[1]) > _TRIP_BYTES):
+            yield trip
+            trip, size = [], 0
+        trip.append(photo)
+        size += len(photo[1])
+    if trip:
+        yield trip
+
+
+class _Decoder:
+    """One decoder process, started when it is needed and again after each end."""
+
+    def __init__(self, seconds: float, memory_mb: int):
+        self._seconds, self._memory_mb = seconds, memory_mb
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: BinaryIO
+        self._replies: BinaryIO
+
+    def decode(self, photos: Sequence[Photo], options: dict[str, Any]) -> Decoded:
+        """The row of each photo, in order."""
+        rows = self._ask(photos, options)
+        if isinstance(rows, int):  # it ended over one of them: which?
+            return [self._alone(photo, options) for photo in photos]
+        return rows
+
+    def _alone(self, photo: Photo, options: dict[str, Any]) -> DecodedRow | QuarantinedRow:
+        while True:
+            fresh = self._process is None
+            answer = self._ask([photo], options)
+            if not isinstance(answer, int):
+                return answer[0]
+            # An old decoder may crash of an earlier photo, or be short of memory for its age:
+            # that is held against a photo only where it happens in a new one.
+            if fresh or answer == TOO_SLOW:
+                return quarantined(photo[0], "decode", self._reason(answer))
+
+    def _ask(self, photos: Sequence[Photo], options: dict[str, Any]) -> Decoded | int:
+        """Their rows, or its exit code where it ended over them."""
+        if not self._process:
+            self._start()
+        try:
+            send(self._requests, (photos, options))
+            self._requests.flush()
+            return [receive(self._replies) for _ in photos]
+        except (EOFError, ConnectionError):
+            return self._wait()
+        except BaseException:
+            self.stop()  # with a reply under way, which is not to the next request
+            raise
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "bs_ray.images.decode_worker"]
+        paths = os.pathsep.join(filter(None, sys.path))  # a Ray worker's may be its own
+        env = os.environ | _ENVIRONMENT | {"PYTHONPATH": paths}
+        with ours, theirs:
+            self._process = subprocess.Popen(
+                [*command, str(self._seconds), str(self._memory_mb)], stdin=theirs.fileno(), env=env
+            )
+            self._requests, self._replies = ours.makefile("wb"), ours.makefile("rb")
+        try:
+            receive(self._replies)
+        except (EOFError, ConnectionError):
+            raise DecoderError(
+                f"{' '.join(command)}: got exit code {self._wait()}; expected a decoder. Its own "
+                "words are above, on stderr"
+            ) from None
+
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        if self._process:
+            self._process.kill()
+            self._wait()
+
+    def _wait(self) -> int:
+        assert self._process
+        code = self._process.wait()
+        self._process = None
+        self._replies.close()
+        with suppress(ConnectionError):  # of a request that nobody took
+            self._requests.close()
+        return code
+
+    def _reason(self, code: int) -> str:
+        if code == TOO_SLOW:
+            return f"too slow: it did not decode in {self._seconds:g} s (decode_s)"
+        if code == TOO_LARGE:
+            return f"too large: it needs more than {self._memory_mb} MB to decode (decode_mb)"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"fatal: it crashed the decoder ({how})"

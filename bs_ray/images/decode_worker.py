@@ -1,0 +1,95 @@
+"""The process behind a guard: photos in on a socket, rows out.
+
+It bears its limits itself: the kernel ends it when a photo takes too long, whatever it is doing
+and whether or not the guard still lives, and it leaves when a photo wants too much memory.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import sys
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from bs_ray.images.decode import decode
+
+TOO_SLOW = -signal.SIGALRM
+"""Exit code of a decoder that ran out of time, as `subprocess` gives it."""
+TOO_LARGE = 77
+"""Exit code of a decoder that ran out of memory."""
+
+# Replies about small photos go together, those about large ones at once: a process that keeps
+# pixels instead of handing them on asks for new memory all the time, and that costs more.
+_BUFFER_BYTES = 128 << 10
+
+
+def send(stream: BinaryIO, thing: Any) -> None:
+    """Pickle to a stream, which is the caller's to flush; arrays go as they are, after the rest."""
+    arrays: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(thing, protocol=5, buffer_callback=arrays.append)
+    parts = [memoryview(body), *(array.raw() for array in arrays)]
+    stream.write(struct.pack(f"<I{len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
+    for part in parts:
+        stream.write(part)
+
+
+def receive(stream: BinaryIO) -> Any:
+    """What `send` sent. Raises EOFError where the other side went away."""
+    (count,) = struct.unpack("<I", _exactly(stream, 4))
+    sizes = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
+    body, *arrays = [_exactly(stream, size) for size in sizes]
+    return pickle.loads(body, buffers=arrays)
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytearray:
+    data = bytearray(size)
+    if stream.readinto(data) != size:  # type: ignore[attr-defined]
+        raise EOFError
+    return data
+
+
+def main(seconds: float, memory_mb: int) -> None:
+    """Answer (photos, options of `decode`) with their rows, until the guard hangs up."""
+    with socket.socket(fileno=0) as line:
+        requests = line.makefile("rb")
+        replies = BufferedWriter(line.makefile("wb", buffering=0), _BUFFER_BYTES)
+        _limit(memory_mb)
+        send(replies, "ready")
+        while True:
+            replies.flush()
+            try:
+                photos, options = receive(requests)
+            except EOFError:
+                return
+            for key, data in photos:
+                signal.setitimer(signal.ITIMER_REAL, seconds)  # nobody handles it: it kills
+                row = decode(key, data, **options)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                send(replies, row)
+
+
+def _limit(memory_mb: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the guard's to answer
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    Image.init()  # loads its decoders, which would count as the first photo's
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (memory_mb << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What libtiff prints about damage names no photo; the rows do.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+if __name__ == "__main__":
+    try:
+        main(float(sys.argv[1]), int(sys.argv[2]))
+    except MemoryError:
+        sys.exit(TOO_LARGE)

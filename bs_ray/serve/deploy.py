@@ -1,0 +1,246 @@
+"""Starting and stopping: a job becomes a Ray Serve application.
+
+`build` is what `serve run` and KubeRay's RayService import; `serve_job` is the command line's.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from rich.console import Console
+
+from bs_ray.config import JobError, ServeJob, load
+from bs_ray.models import identify_base
+from bs_ray.ray_session import ray_session
+from bs_ray.serve.engine.replica import EditorReplica
+from bs_ray.serve.engine.tasks import Busy, Event, Result, Task
+from bs_ray.serve.http.catalogue import Catalogue, Listed
+from bs_ray.serve.http.fetch import HostRule
+from bs_ray.serve.http.ingress import create_app
+from bs_ray.serve.http.keys import KeyRing
+from bs_ray.serve.metrics import IngressMetrics, exposition
+from bs_ray.serve.tracing import setup
+from bs_ray.sliders.registry import Registry
+
+_INGRESS_CPUS = 0.1
+# One such process decodes and encodes for so many requests at once, before another is started.
+_INGRESS_REQUESTS = 64
+# Room in the ingress beyond the edits that the replicas can hold: health checks, error replies.
+_SPARE_REQUESTS = 256
+# A replica that is gone is found out and replaced within seconds.
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 1.0, 10.0
+
+
+def build(args: Mapping[str, str] | ServeJob) -> Application:
+    """The application of a job, given as such or as `{"job": "path/to/serve.yaml"}`.
+
+    Host and port belong to the Serve instance, so those of the job count for `serve_job` only.
+    Raises JobError, SliderError.
+    """
+    job = args if isinstance(args, ServeJob) else _load(args)
+    catalogue = _catalogue(job)
+    listed = catalogue.load()
+    if not listed:
+        raise JobError(f"sliders: got none in {job.registry} that fit the base; train one first")
+    first = next(iter(listed.values())).card
+    if job.editor.prompt is None:
+        # Replicas that start later, when other sliders are there, must say the same.
+        editor = job.editor.model_copy(update={"prompt": first.target})
+        job = job.model_copy(update={"editor": editor})
+    rank = job.max_rank or max(slider.card.rank for slider in listed.values())
+    references = [slider.reference for slider in listed.values()]
+    editor = _editor_deployment(job).bind(job, references, rank)
+    return _ingress_deployment(job).bind(job, catalogue.base_id, listed, editor)
+
+
+def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
+    """Serve until Ctrl-C or SIGTERM. Raises what `running` does."""
+    console = console or Console()
+    with running(job, console=console) as url:
+        if not job.keys and job.host not in ("127.0.0.1", "localhost", "::1"):
+            console.print(f"[yellow]No keys:[/] everybody who reaches {job.host} may ask.")
+        console.print(_curl_example(url, job), highlight=False, soft_wrap=True)
+        # What stops services sends SIGTERM, which Ray's own handler answers by aborting.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            console.print("Stopping: edits that have begun are finished first.")
+
+
+@contextmanager
+def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
+    """Serve inside the `with`: yields the base URL once edits can be asked for.
+
+    Raises BaseNotFound, SliderError or JobError, before anything is started, for a base that is
+    not there, a slider that is unknown or of another base, or a port that is taken.
+    """
+    check(job)
+    if console:
+        console.print(f"Starting {job.name}: base {job.base}, sliders {', '.join(job.sliders)}")
+    with ray_session():
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _refuse_a_second_serve()
+        serve.start(http_options={"host": job.host, "port": job.port})
+        try:
+            serve.run(build(job), name=job.name, route_prefix="/")
+            yield f"http://{'127.0.0.1' if job.host == '0.0.0.0' else job.host}:{job.port}"
+        finally:
+            serve.shutdown()
+
+
+def check(job: ServeJob) -> None:
+    """Find what can be found wrong in seconds, without loading the base.
+
+    Raises ValueError (JobError, SliderError, KeysError) that says what to do.
+    """
+    _catalogue(job).load()
+    KeyRing.load(job.keys)
+    for host in job.image_hosts:
+        HostRule.parse(host)
+    try:
+        socket.create_server((job.host, job.port)).close()
+    except OSError as error:
+        raise JobError(
+            f"port: got {job.host}:{job.port}, which cannot be listened on ({error.strerror}); "
+            "expected a free port: add port=8001 to the command"
+        ) from None
+
+
+def _refuse_a_second_serve() -> None:
+    """Host and port are Serve's own settings, and stopping stops all its applications."""
+    if present := list(serve.status().applications):
+        raise JobError(
+            f"Ray: got a cluster that serves {', '.join(present)} already; expected one without "
+            "Serve applications. Add this job with `serve deploy` (see cluster/rayservice.yaml)"
+        )
+
+
+# --- the job ----------------------------------------------------------------------------------
+def _load(args: Mapping[str, str]) -> ServeJob:
+    if set(args) != {"job"}:
+        raise JobError(f"args: got {sorted(args)}; expected job: the path of a serve job file")
+    job = load(args["job"], kind="serve")
+    assert isinstance(job, ServeJob)
+    return job
+
+
+def _catalogue(job: ServeJob) -> Catalogue:
+    return Catalogue(Registry(job.registry), job.sliders, identify_base(job.base), job.refresh_s)
+
+
+# --- the deployments --------------------------------------------------------------------------
+def _replica_room(job: ServeJob) -> int:
+    """Requests that one replica takes: its engine refuses by itself, and says until when."""
+    return job.max_batch_rows + job.max_queued_requests + 1
+
+
+def _editor_deployment(job: ServeJob) -> serve.Deployment:
+    return serve.deployment(EditorReplica).options(
+        name="editor",
+        ray_actor_options={"num_cpus": job.cpus_per_replica, "num_gpus": job.gpus_per_replica},
+        autoscaling_config=AutoscalingConfig(**job.autoscaling.model_dump()),
+        max_ongoing_requests=_replica_room(job),
+        max_queued_requests=job.max_queued_requests,
+        graceful_shutdown_timeout_s=job.drain_s,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+    )
+
+
+def _ingress_deployment(job: ServeJob) -> serve.Deployment:
+    # The editor's queue must fill before the ingress does: then it is our own 503 that says so,
+    # and not the proxy's, which is plain text.
+    room = job.autoscaling.max_replicas * _replica_room(job) + _SPARE_REQUESTS
+    return serve.deployment(_Ingress).options(
+        name="ingress",
+        ray_actor_options={"num_cpus": _INGRESS_CPUS},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1,
+            max_replicas=job.autoscaling.max_replicas,
+            target_ongoing_requests=_INGRESS_REQUESTS,
+        ),
+        max_ongoing_requests=room,
+        max_queued_requests=room,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        graceful_shutdown_timeout_s=job.drain_s,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+    )
+
+
+@serve.ingress()
+class _Ingress:
+    """The HTTP side as a deployment."""
+
+    def __init__(
+        self, job: ServeJob, base_id: str, listed: Mapping[str, Listed], editor: DeploymentHandle
+    ):
+        setup("bs_ray.ingress")
+        # What was listed at the deployment serves until the registry answers.
+        catalogue = Catalogue(
+            Registry(job.registry), job.sliders, base_id, job.refresh_s, listed=listed
+        )
+        backend = _RemoteEngine(editor)
+        self._app = create_app(job, base_id, catalogue, backend, IngressMetrics())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+
+class _RemoteEngine:
+    """The editor deployment as a Backend."""
+
+    def __init__(self, editor: DeploymentHandle):
+        self._editor = editor
+        self._streaming = editor.options(stream=True)
+
+    async def result(self, task: Task) -> Result:
+        with _gone_is_busy():
+            found: Result = await self._editor.result.remote(task)
+        return found
+
+    async def events(self, task: Task) -> AsyncIterator[Event]:
+        with _gone_is_busy():
+            async for event in self._streaming.events.remote(task):
+                yield event
+
+    async def ready(self) -> None:
+        with _gone_is_busy():
+            await self._editor.ready.remote()
+
+    async def metrics(self) -> str:
+        return await exposition()
+
+
+@contextmanager
+def _gone_is_busy() -> Iterator[None]:
+    """A task is a value: one whose replica died, or has no room, may be asked for again."""
+    try:
+        yield
+    except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+        raise Busy("no replica has room") from error
+
+
+def _curl_example(url: str, job: ServeJob) -> str:
+    name = job.sliders[0].partition("@")[0]
+    return (
+        f"Listening on {url} (playground: {url}/, API: {url}/docs). Try:\n"
+        f"  curl -s {url}/v1/images/edits -F image=@photo.jpg \\\n"
+        f"""    -F 'sliders=[{{"name": "{name}", "scale": 1.5}}]' \\\n"""
+        "    | python -c 'import base64, json, sys; sys.stdout.buffer.write("
+        """base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))' > edited.png\n"""
+        "Ctrl-C stops it."
+    )

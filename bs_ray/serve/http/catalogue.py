@@ -1,0 +1,127 @@
+"""Which sliders a server has: those of its job, as the registry has them now."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Card, SliderError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A slider that may be asked for."""
+
+    card: Card
+    reference: str
+    """What the registry resolves: name@version, or a file."""
+
+    @property
+    def exact(self) -> str:
+        """name@version."""
+        return f"{self.card.name}@{self.card.version}"
+
+
+class Catalogue:
+    """Sliders by name, looked up again every `refresh_s`: new versions need no restart.
+
+    Where the registry cannot be reached, what was known stays. For one event loop.
+    """
+
+    def __init__(
+        self, registry: Registry, references: Sequence[str], base_id: str, refresh_s: float,
+        *, listed: Mapping[str, Listed] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        """references: `name`, `name@version`, a file, or `*` for all that fit the base.
+
+        listed: what is known already; nothing before `load`.
+        """
+        self._registry, self._references, self.base_id = registry, list(references), base_id
+        self._refresh_s, self._clock = refresh_s, clock
+        self._listed = dict(listed or {})
+        # By exact reference: a version never changes.
+        self._known = {one.reference: one for one in self._listed.values()}
+        self._read_s = clock()
+        self._reading: asyncio.Task[None] | None = None
+
+    def load(self) -> dict[str, Listed]:
+        """Read now: name -> slider. Raises SliderError and what the store raises."""
+        found: dict[str, Listed] = {}
+        for reference in self._wanted():
+            listed = self._look_up(reference)
+            if not self._fits(listed):
+                if "*" in self._references:
+                    continue
+                raise SliderError(
+                    f"slider {listed.exact}: got base {listed.card.base_id}; expected this "
+                    f"server's, {self.base_id}"
+                )
+            if listed.card.name in found:
+                raise SliderError(
+                    f"sliders: got {listed.card.name} more than once; expected each name once"
+                )
+            found[listed.card.name] = listed
+        self._listed, self._read_s = found, self._clock()
+        return found
+
+    async def listed(self) -> dict[str, Listed]:
+        """Name -> the version that the bare name means now."""
+        if self._clock() - self._read_s > self._refresh_s and self._reading is None:
+            self._reading = asyncio.ensure_future(self._refresh())
+        return self._listed
+
+    async def find(self, reference: str) -> Listed | None:
+        """`name` or `name@version`; None where this server has none such.
+
+        Raises what the store raises for a version that was not asked for before.
+        """
+        listed = await self.listed()
+        name, at, version = reference.partition("@")
+        if name not in listed or not at or int(version) == listed[name].card.version:
+            return listed.get(name)
+        if name in self._references or "*" in self._references:
+            try:
+                older = await asyncio.to_thread(self._look_up, f"{name}@{int(version)}")
+            except SliderError:
+                return None
+            return older if self._fits(older) else None
+        return None  # the job names one version, or a file
+
+    async def _refresh(self) -> None:
+        """Answers meanwhile are the old ones, so that no request waits for a registry."""
+        try:
+            await asyncio.to_thread(self.load)
+        except Exception as error:  # a store's error of any kind, a slider that is no slider
+            self._read_s = self._clock()
+            _log.warning("sliders stay as they are: %s", error)
+        finally:
+            self._reading = None
+
+    def _wanted(self) -> list[str]:
+        """Exact references, or files, of what the job names."""
+        files = all(reference.endswith(".safetensors") for reference in self._references)
+        newest = {} if files else {n: v[-1] for n, v in self._registry.list().items()}
+        wanted: list[str] = []
+        for reference in self._references:
+            if reference == "*":
+                wanted += [f"{name}@{version}" for name, version in newest.items()]
+            elif reference in newest:
+                wanted.append(f"{reference}@{newest[reference]}")
+            else:
+                wanted.append(reference)
+        return wanted
+
+    def _look_up(self, reference: str) -> Listed:
+        if reference not in self._known:
+            self._known[reference] = Listed(self._registry.resolve(reference).card, reference)
+        return self._known[reference]
+
+    def _fits(self, listed: Listed) -> bool:
+        return listed.card.base_id in ("", self.base_id)

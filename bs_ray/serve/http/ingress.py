@@ -1,0 +1,371 @@
+"""The HTTP side: which path does what. What a request means is `service`'s business."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Path, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic.json_schema import models_json_schema
+from starlette.datastructures import UploadFile
+
+from bs_ray import __version__
+from bs_ray.config import ServeJob
+from bs_ray.serve.engine.tasks import Busy, DrawTask
+from bs_ray.serve.http import sse
+from bs_ray.serve.http.catalogue import Catalogue, Listed
+from bs_ray.serve.http.idempotency import Replies
+from bs_ray.serve.http.keys import Key, KeyRing, Limiter
+from bs_ray.serve.http.middleware import Edge
+from bs_ray.serve.http.pictures import MEDIA_TYPES, strip
+from bs_ray.serve.http.problems import MEDIA_TYPE, Problem, ProblemBody, busy, handle_problems
+from bs_ray.serve.http.schema import (
+    MAX_IMAGES,
+    EditRequest,
+    GenerateRequest,
+    ImagesReply,
+    ModelInfo,
+    ModelList,
+    SliderInfo,
+    SliderList,
+    Status,
+    parse_form,
+    parse_json,
+)
+from bs_ray.serve.http.service import Asker, Backend, Planned, Service, as_problem
+from bs_ray.serve.metrics import IngressMetrics
+from bs_ray.serve.tracing import span
+
+_READY_WITHIN_S = 5.0
+_FORM_OVERHEAD_BYTES = 64 << 10
+_FORM_FIELDS = 128
+# The page's own script and style stand in it; pictures are blobs of its own.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def create_app(
+    job: ServeJob, base_id: str, catalogue: Catalogue, backend: Backend, metrics: IngressMetrics
+) -> FastAPI:
+    """The HTTP API of `job` in front of `backend`."""
+    app = FastAPI(title="bs_ray", version=__version__, docs_url="/docs", redoc_url=None)
+    service = Service(job, base_id, catalogue, backend)
+    door = _Door(job, metrics)
+    _add_images(app, service, door)
+    _add_lists(app, service, door)
+    _add_health(app, backend, door)
+    handle_problems(app)
+    if job.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=job.cors_origins, allow_methods=["GET", "POST"],
+            allow_headers=[
+                "Authorization", "Content-Type", "Idempotency-Key", "X-Request-Timeout",
+            ],
+        )  # fmt: skip
+    app.add_middleware(Edge, max_bytes=_body_bytes(job), metrics=metrics)
+    _describe_bodies(app)
+    return app
+
+
+class _Door:
+    """Who may come in, and how often."""
+
+    def __init__(self, job: ServeJob, metrics: IngressMetrics):
+        self._job, self._metrics = job, metrics
+        self._ring = KeyRing.load(job.keys)
+        self._limiter = Limiter()
+
+    async def key(self, request: Request) -> Key:
+        """Raises Problem 401."""
+        return await self._ring.authenticate(request.headers.get("authorization"))
+
+    async def asker(self, request: Request, timeout_s: float | None) -> Asker:
+        """Raises Problem 401, or 429 for one who asks too often."""
+        key = await self.key(request)
+        try:
+            self._limiter.take(key)
+        except Problem:
+            self._metrics.rate_limited(key.id)
+            raise
+        within_s = min(timeout_s or self._job.deadline_s, self._job.deadline_s)
+        base_url = str(request.base_url).rstrip("/")
+        return Asker(key, request.state.request_id, base_url, within_s)
+
+
+_Timeout = Annotated[
+    float | None,
+    Header(
+        alias="X-Request-Timeout", gt=0, le=86_400,
+        description="Seconds that you wait; what would be late is refused at once.",
+    ),
+]  # fmt: skip
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key", max_length=255, min_length=1,
+        description="The same key and request give the same reply, computed once.",
+    ),
+]  # fmt: skip
+
+
+def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
+    replies: Replies[bytes] = Replies(size_of=len)
+
+    async def answer(
+        planned: Callable[[], Any], asked: Any, asker: Asker, idempotency_key: str | None
+    ) -> Response:
+        """The reply in whichever form was asked for."""
+        if asked.stream:
+            events = await sse.begin(service, await planned(), asker)
+            return StreamingResponse(events, media_type="text/event-stream")
+
+        async def compute() -> bytes:
+            reply = await service.reply(await planned(), asker)
+            return reply.model_dump_json(exclude_none=True).encode()
+
+        if idempotency_key is None:
+            return Response(await compute(), media_type="application/json")
+        digest = hashlib.sha256(repr(asked).encode()).hexdigest()
+        body, replayed = await replies.once(asker.key.id, idempotency_key, digest, compute)
+        headers = {"idempotent-replayed": "true"} if replayed else {}
+        return Response(body, media_type="application/json", headers=headers)
+
+    documented: Any = {200: _EVENTS, **_refusals(400, 401, 413, 415, 422, 429, 503)}
+
+    @app.post("/v1/images/edits", response_model=ImagesReply, responses=documented)
+    async def edit_images(
+        request: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
+    ) -> Response:
+        """Move sliders on photos."""
+        with span("edits"):
+            asker = await door.asker(request, timeout_s)
+            asked = await _read_edit(request)
+
+            async def planned() -> Planned:
+                return await service.plan_edit(asked, asker)
+
+            return await answer(planned, asked, asker, idempotency_key)
+
+    @app.post("/v1/images/generations", response_model=ImagesReply, responses=documented)
+    async def generate_images(
+        request: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
+    ) -> Response:
+        """Draw pictures from a prompt, with sliders."""
+        with span("generations"):
+            asker = await door.asker(request, timeout_s)
+            _expect_media(request, "application/json")
+            asked = parse_json(GenerateRequest, await request.body())
+
+            async def planned() -> Planned:
+                return await service.plan_drawing(asked, asker)
+
+            return await answer(planned, asked, asker, idempotency_key)
+
+    @app.get("/v1/files/{name}", response_class=Response, responses=_refusals(404, 422))
+    async def file(
+        name: Annotated[str, Path(pattern=r"^[0-9a-f]{32}\.(png|jpeg|webp|npy)$")],
+    ) -> Response:
+        """A picture that was asked for with `response_format: url`."""
+        kind: Any = name.rpartition(".")[2]
+        return Response(await service.file(name), media_type=MEDIA_TYPES[kind])
+
+
+def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
+    previews: dict[str, bytes] = {}
+    started = int(time.time())
+
+    async def allowed(request: Request) -> dict[str, Listed]:
+        key = await door.key(request)
+        listed = await service.catalogue.listed()
+        return {name: one for name, one in listed.items() if key.allows(name)}
+
+    @app.get("/v1/sliders", responses=_refusals(401))
+    async def sliders(request: Request) -> SliderList:
+        """The sliders that requests may name."""
+        infos = [_info(listed) for listed in (await allowed(request)).values()]
+        return SliderList(data=infos, max_strength=service.job.max_strength)
+
+    @app.get(
+        "/v1/sliders/{name}/preview",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}, **_refusals(401, 404, 422, 503)},
+    )
+    async def preview(
+        request: Request, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    ) -> Response:
+        """The slider's own prompt drawn at -1, 0 and 1."""
+        listed = (await allowed(request)).get(name)
+        if listed is None:
+            raise Problem(404, "unknown-slider", f"slider: got {name!r}; see /v1/sliders")
+        if listed.exact not in previews:
+            previews[listed.exact] = await _preview(service, listed)
+        return Response(previews[listed.exact], media_type="image/png")
+
+    @app.get("/v1/models", responses=_refusals(401))
+    async def models(request: Request) -> ModelList:
+        """The base behind the sliders."""
+        await door.key(request)
+        info = ModelInfo(id=service.job.base, created=started, base_id=service.base_id)
+        return ModelList(data=[info])
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        """The playground."""
+        text = files("bs_ray.serve").joinpath("playground/index.html").read_text()
+        return HTMLResponse(text, headers={"content-security-policy": _PAGE_POLICY})
+
+
+def _add_health(app: FastAPI, backend: Backend, door: _Door) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Status:
+        """This process answers."""
+        return Status(status="ok")
+
+    @app.get("/readyz", responses=_refusals(503))
+    async def readyz() -> Status:
+        """A replica has its base loaded and computes."""
+        try:
+            await asyncio.wait_for(backend.ready(), _READY_WITHIN_S)
+        except (TimeoutError, Busy) as error:
+            raise busy("no replica is ready") from error
+        return Status(status="ready")
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_refusals(401))
+    async def metrics(request: Request) -> PlainTextResponse:
+        """bs_ray's metrics of the whole cluster, for Prometheus."""
+        await door.key(request)
+        return PlainTextResponse(await backend.metrics(), media_type="text/plain; version=0.0.4")
+
+
+async def _preview(service: Service, listed: Listed) -> bytes:
+    mixes = [{listed.reference: scale} for scale in (-1.0, 0.0, 1.0)]
+    task = DrawTask(
+        sliders=[listed.reference], within_s=service.job.deadline_s, prompt=listed.card.target,
+        mixes=mixes, steps=20,
+    )  # fmt: skip
+    try:
+        result = await service.backend.result(task)
+    except Exception as error:
+        raise as_problem(error) or error from error
+    return strip([output.pixels for output in result.outputs])
+
+
+async def _read_edit(request: Request) -> EditRequest:
+    """The body as a request. Raises Problem for one that cannot be understood."""
+    if _expect_media(request, "multipart/form-data", "application/json") == "application/json":
+        return parse_json(EditRequest, await request.body())
+    async with request.form(max_files=MAX_IMAGES + 1, max_fields=_FORM_FIELDS) as form:
+        fields = [
+            (name, await value.read() if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+        ]
+    return parse_form(fields)
+
+
+def _expect_media(request: Request, *expected: str) -> str:
+    got = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if got not in expected:
+        detail = f"body: got {got[:80] or 'no content type'}; expected {' or '.join(expected)}"
+        raise Problem(415, "unsupported-media-type", detail)
+    return got
+
+
+def _body_bytes(job: ServeJob) -> int:
+    """A request's photos share `max_bytes`; base64 makes 4 bytes of 3."""
+    return job.max_bytes * 4 // 3 + _FORM_OVERHEAD_BYTES
+
+
+# --- descriptions -----------------------------------------------------------------------------
+def _info(listed: Listed) -> SliderInfo:
+    card = listed.card
+    measured = card.calibration
+    return SliderInfo(
+        **card.model_dump(include={"name", "version", "base", "base_id", "prompts", "rank"}),
+        range=measured.units if measured and measured.unit else None,
+        unit=measured.judge if measured else None,
+        preview=f"/v1/sliders/{card.name}/preview",
+        # The training job names buckets and folders, which are nobody's business out here.
+        training={key: value for key, value in card.training.items() if key != "job"},
+    )
+
+
+_EVENT = {"type": "object", "properties": {"event": {"type": "string"}}}
+_EVENTS = {"content": {"text/event-stream": {"schema": _EVENT}}}
+_REFUSALS = {
+    400: "A body or photo that cannot be read.",
+    401: "No key, or not a valid one.",
+    404: "Nothing under this name.",
+    413: "Too many bytes or pixels.",
+    415: "Another content type.",
+    422: "Values that are understood but wrong.",
+    429: "The key asks too often; Retry-After says when to come back.",
+    503: "Busy or starting; Retry-After says when to come back.",
+}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of the problems that an operation may answer with."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"{_SCHEMAS}ProblemBody"}}}
+    return {s: {"description": _REFUSALS[s], "content": content} for s in statuses}
+
+
+_SCHEMAS = "#/components/schemas/"
+_PHOTO = {"type": "string", "format": "binary"}
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """FastAPI cannot derive the body of a route that takes JSON and forms, or checks it itself."""
+    derived = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema and "EditRequest" in app.openapi_schema["components"]["schemas"]:
+            return app.openapi_schema
+        document = derived()
+        kinds: Any = [(k, "validation") for k in (EditRequest, GenerateRequest, ProblemBody)]
+        _, schemas = models_json_schema(kinds, ref_template=_SCHEMAS + "{model}")
+        document["components"]["schemas"] |= schemas["$defs"]
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]
+        for path, contents in _bodies(schemas["$defs"]).items():
+            body = {"required": True, "content": contents}
+            document["paths"][path]["post"]["requestBody"] = body
+        app.openapi_schema = document
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _bodies(schemas: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def reference(name: str) -> dict[str, Any]:
+        return {"schema": {"$ref": f"{_SCHEMAS}{name}"}}
+
+    fields = schemas["EditRequest"]["properties"]
+    form = {name: {"type": "string", **_short(field)} for name, field in fields.items()}
+    form["image"] = {"type": "array", "items": _PHOTO, "minItems": 1, "maxItems": MAX_IMAGES}
+    form["mask"] = _PHOTO
+    described = {
+        "type": "object", "required": ["image"], "properties": form, "additionalProperties": False,
+    }  # fmt: skip
+    return {
+        "/v1/images/edits": {
+            "multipart/form-data": {"schema": described},
+            "application/json": reference("EditRequest"),
+        },
+        "/v1/images/generations": {"application/json": reference("GenerateRequest")},
+    }
+
+
+def _short(field: dict[str, Any]) -> dict[str, Any]:
+    """A form's field: JSON text, but for words."""
+    if "enum" in field:
+        return {"enum": field["enum"]}
+    return {"description": field.get("description", "JSON, as in the JSON body.")}

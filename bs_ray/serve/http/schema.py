@@ -1,0 +1,419 @@
+"""What goes over the wire: OpenAI's images API with sliders."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import Counter
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import from_json
+
+from bs_ray.config import PRESETS, Prompts, check_name
+from bs_ray.serve.http.problems import Problem
+
+MAX_IMAGES = 16
+"""Photos in one request, as in OpenAI's API."""
+MAX_SLIDERS = 64
+OutputFormat = Literal["png", "jpeg", "webp", "npy"]
+Method = Literal["displacement", "sdedit", "ddim_inversion", "edit_friendly"]
+"""Those that go step by step with others: not null-text, which fits an embedding on the way."""
+Quality = Literal["auto", "low", "medium", "high", "fast", "balanced"]
+_PRESET_OF = {"low": "fast", "medium": "balanced"}
+_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}(@[0-9]{1,4})?$"
+Name = Annotated[
+    str,
+    AfterValidator(lambda name: _checked_name(name)),
+    Field(max_length=80, json_schema_extra={"pattern": _PATTERN}),
+]
+
+
+def _checked_name(reference: str) -> str:
+    """`name` or `name@version`: what the registry gives out, so that no name becomes a path."""
+    name, at, version = reference.partition("@")
+    check_name(name)
+    if at and not (version.isdigit() and len(version) <= 4):
+        raise ValueError(f"got version {version[:20]!r}; expected a number, such as {name}@2")
+    return reference
+
+
+class _Strict(BaseModel):
+    # Strict, because a `false` for a number is a mistake and not 0.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class SliderScale(_Strict):
+    """How far to move one slider."""
+
+    name: Name
+    """`name`, the newest version, or `name@version`."""
+    scale: float
+    """Signed strength: 0 leaves the photo as it is, 1 is one unit of the slider's effect."""
+
+
+class Sweep(_Strict):
+    """One slider at several scales: a picture for each, computed in one pass."""
+
+    name: Name
+    scales: list[float] = Field(min_length=1, max_length=16)
+
+
+def _photo_bytes(value: object) -> object:
+    """Base64, plain or as a data URL, to bytes. Files are bytes already; URLs stay text."""
+    if not isinstance(value, str) or value.startswith(("http://", "https://")):
+        return value
+    text = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise ValueError("got text that is not base64; expected base64 or a data URL") from None
+
+
+def _several(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+_PHOTO = {"type": "string", "format": "byte"}
+_COUNT = {"minItems": 1, "maxItems": MAX_IMAGES}
+Photo = Annotated[
+    bytes | str,
+    BeforeValidator(_photo_bytes),
+    WithJsonSchema(_PHOTO),
+]
+"""A photo file's bytes, or its URL."""
+
+
+class _ImageRequest(_Strict):
+    """What edits and generations share."""
+
+    model: str | None = Field(None, max_length=200)
+    """The server's base, see /v1/models."""
+    n: int = Field(1, ge=1, le=10)
+    """Pictures for each photo or prompt, with seeds `seed`, `seed + 1`, ..."""
+    sliders: list[SliderScale] = Field([], max_length=MAX_SLIDERS)
+    sweep: Sweep | None = None
+    """Adds one slider, at each of its scales, to `sliders`."""
+    steps: int | None = Field(None, ge=1, le=1000)
+    """Denoising steps; the server's own where left out."""
+    seed: int = Field(0, ge=0, lt=2**53)
+    """Names the noise: the same request gives the same reply."""
+    output_format: OutputFormat = "png"
+    """`npy` is float32 [H, W, 3] in [0, 255], for callers that measure or chain edits."""
+    output_compression: int = Field(95, ge=0, le=100)
+    """Quality of JPEG and WebP."""
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    stream: bool = False
+    """Server-sent events: progress, partial images, then the pictures."""
+    partial_images: int = Field(0, ge=0, le=3)
+    """With `stream`: previews on the way."""
+    size: str = Field("auto", max_length=20)
+    """`auto` alone: a photo keeps its size, a generation has the base's."""
+    background: Literal["auto"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
+    """Taken for compatibility; the server has no moderation."""
+    user: str | None = Field(None, max_length=200)
+
+    @field_validator("sliders")
+    @classmethod
+    def _each_once(cls, sliders: list[SliderScale]) -> list[SliderScale]:
+        names = Counter(slider.name.partition("@")[0] for slider in sliders)
+        if twice := [name for name, n in names.items() if n > 1]:
+            raise ValueError(f"got {', '.join(twice)} more than once; expected each name once")
+        return sliders
+
+    @model_validator(mode="after")
+    def _sweeps_another(self) -> Self:
+        if self.sweep:
+            swept = self.sweep.name.partition("@")[0]
+            if swept in (slider.name.partition("@")[0] for slider in self.sliders):
+                raise ValueError(f"sweep: got {swept}, which `sliders` has as well; expected one")
+        return self
+
+    def mixes(self) -> list[dict[str, float]]:
+        """Slider reference -> signed strength, one for each picture."""
+        fixed = {slider.name: slider.scale for slider in self.sliders}
+        if not self.sweep:
+            return [fixed]
+        return [{**fixed, self.sweep.name: scale} for scale in self.sweep.scales]
+
+
+class EditRequest(_ImageRequest):
+    """Edit one photo, or several in the same way."""
+
+    image: Annotated[
+        list[Photo],
+        BeforeValidator(_several),
+        Field(min_length=1, max_length=MAX_IMAGES),
+        WithJsonSchema({"anyOf": [_PHOTO, {"type": "array", "items": _PHOTO, **_COUNT}]}),
+    ]
+    """Photo files: base64 or data URLs in JSON, files in a form, or URLs of hosts that the server
+    allows."""
+    mask: Photo | None = None
+    """A PNG whose transparent part is where the first photo may change; of the photo's size."""
+    prompt: str | None = Field(None, max_length=32_000)
+    """OpenAI's clients send one; the server has one of its own and refuses others."""
+    method: Method | None = None
+    quality: Quality = "auto"
+    """`low` and `fast`, `medium` and `balanced`, `high`: the editor's presets."""
+    strength: float | None = Field(None, gt=0, le=1)
+    """Where in the noise range editing starts."""
+    input_fidelity: Literal["low", "high"] | None = None
+    """Taken for compatibility; a photo is always kept as far as it goes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _image_objects(cls, given: Any) -> Any:
+        """OpenAI's newer body: images: [{"image_url": ...}], mask: {"image_url": ...}."""
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        if "images" in given and "image" not in given:
+            given["image"] = [_url_of(item) for item in _several(given.pop("images"))]
+        if isinstance(given.get("mask"), dict):
+            given["mask"] = _url_of(given["mask"])
+        return given
+
+    def editor_changes(self) -> dict[str, Any]:
+        """What the request sets differently from the server's editor settings."""
+        preset = _PRESET_OF.get(self.quality, self.quality)
+        named = PRESETS.get(preset, {})
+        own = {"method": self.method, "strength": self.strength, "steps": self.steps}
+        return {**named, **{name: value for name, value in own.items() if value is not None}}
+
+
+class GenerateRequest(_ImageRequest):
+    """Draw pictures from a prompt, with sliders."""
+
+    prompt: str = Field(min_length=1, max_length=4_000)
+    guidance_scale: float = Field(4.0, ge=0, le=50)
+    """Classifier-free guidance; 1 is none."""
+    quality: Literal["auto"] = "auto"
+    style: str | None = Field(None, max_length=20)
+    """Taken for compatibility."""
+
+
+def _url_of(item: Any) -> Any:
+    if isinstance(item, dict) and set(item) == {"image_url"}:
+        return item["image_url"]
+    raise ValueError('got an image that is no {"image_url": ...}; expected a data URL in it')
+
+
+# --- replies ----------------------------------------------------------------------------------
+class ImageReply(BaseModel):
+    """One picture: in base64, or where it can be had."""
+
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class Meta(BaseModel):
+    """How the reply came about."""
+
+    request_id: str
+    batch_rows: float
+    """Edits, of anyone, that shared a step with this request's; the mean over its steps."""
+    queue_seconds: float
+    """From admission until the first step."""
+    seconds: float
+    """From the request's arrival to its reply."""
+    sliders: dict[str, float]
+    """name@version -> strength."""
+    sweep: list[float] = []
+    """With a sweep: the scales, in the order of a photo's pictures."""
+    base_id: str
+    seed: int
+    notes: list[str] = []
+    """Which strengths are beyond their slider's usable range, what of a file was dropped."""
+
+
+class ImagesReply(BaseModel):
+    """OpenAI's shape, and `meta`."""
+
+    created: int
+    """Unix time, seconds."""
+    data: list[ImageReply]
+    """In the order of photos, then seeds, then scales."""
+    meta: Meta
+
+
+class SliderInfo(BaseModel):
+    """A slider that requests may name."""
+
+    name: str
+    version: int
+    base: str
+    base_id: str
+    prompts: Prompts | None
+    rank: int
+    range: tuple[float, float] | None
+    """Calibrated range of scales, in units of effect; null where none was measured."""
+    unit: str | None
+    """What one unit was measured with."""
+    preview: str
+    """Path of a strip that shows the slider at work."""
+    training: dict[str, Any]
+    """What its training measured."""
+
+
+class SliderList(BaseModel):
+    """The sliders of this server that the key may use."""
+
+    data: list[SliderInfo]
+    max_strength: float
+    """Largest |scale| that a request may ask for."""
+
+
+class ModelInfo(BaseModel):
+    """A base, in OpenAI's shape."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "bs_ray"
+    base_id: str
+
+
+class ModelList(BaseModel):
+    """The bases of this server: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class Status(BaseModel):
+    """Of a health check."""
+
+    status: str
+
+
+# --- reading ----------------------------------------------------------------------------------
+_Request = TypeVar("_Request", bound=_ImageRequest)
+_FILES = ("image", "mask")
+_TEXTS = {
+    "prompt", "model", "method", "quality", "output_format", "response_format", "size",
+    "background", "moderation", "user", "input_fidelity",
+}  # fmt: skip
+
+
+def parse_json(kind: type[_Request], body: bytes) -> _Request:
+    """A JSON body. Raises Problem 400 for text that is not JSON, 422 for wrong values."""
+    try:
+        values = from_json(body)
+    except ValueError as error:
+        raise Problem(400, "malformed-body", f"body: got no JSON ({error})") from None
+    return _checked(kind, values)
+
+
+def parse_form(fields: list[tuple[str, str | bytes]]) -> EditRequest:
+    """A form's fields in order, files as bytes. Raises Problem like `parse_json`.
+
+    `sliders[][name]` and the like, which OpenAI's Python client makes of `extra_body`, count as
+    the JSON they stand for.
+    """
+    values: dict[str, Any] = {"image": []}
+    for name, value in fields:
+        root, _, path = name.partition("[")
+        if root == "image":
+            values["image"].append(value)
+        elif path:
+            _nest(values, root, path.rstrip("]").split("]["), value)
+        elif name in values:
+            raise Problem(400, "malformed-body", f"{name}: got it twice; expected one field")
+        else:
+            values[name] = value if name in _TEXTS or name in _FILES else _json(name, value)
+    return _checked(EditRequest, values)
+
+
+def _nest(values: dict[str, Any], root: str, path: list[str], value: str | bytes) -> None:
+    """One bracketed field: sliders[][name]=smile, sweep[name]=age, sweep[scales][]=1."""
+    leaf = _json_or_text(value)
+    if path == [""]:
+        values.setdefault(root, []).append(leaf)
+    elif len(path) == 2 and path[0] == "":
+        rows = values.setdefault(root, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise Problem(400, "malformed-body", f"{root}: got it in two forms; expected one")
+        # All names may come first and all scales after them: the next value is for the first row
+        # that has none.
+        row = next((row for row in rows if path[1] not in row), None)
+        if row is None:
+            rows.append(row := {})
+        row[path[1]] = leaf
+    elif len(path) in (1, 2) and path[1:] in ([], [""]):
+        members = values.setdefault(root, {})
+        if not isinstance(members, dict):
+            raise Problem(400, "malformed-body", f"{root}: got it in two forms; expected one")
+        if path[1:]:
+            _append(members, path[0], leaf, root)
+        else:
+            members[path[0]] = leaf
+    else:
+        detail = f"{root[:40]}: got a nested field; expected JSON, such as {_example(root)}"
+        raise Problem(400, "malformed-body", detail)
+
+
+def _append(members: dict[str, Any], name: str, leaf: Any, root: str) -> None:
+    listed = members.setdefault(name, [])
+    if not isinstance(listed, list):
+        raise Problem(400, "malformed-body", f"{root}: got {name[:40]} in two forms; expected one")
+    listed.append(leaf)
+
+
+def _json_or_text(value: str | bytes) -> Any:
+    try:
+        return from_json(value)
+    except ValueError:
+        return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _json(name: str, value: str | bytes) -> Any:
+    try:
+        return from_json(value)
+    except ValueError as error:
+        detail = f"{name[:40]}: got no JSON ({error}); expected JSON such as {_example(name)}"
+        raise Problem(400, "malformed-body", detail) from None
+
+
+def _example(name: str) -> str:
+    return {
+        "sliders": '[{"name": "smile", "scale": 1.5}]',
+        "sweep": '{"name": "smile", "scales": [-1, 0, 1]}',
+        "stream": "true",
+    }.get(name, "7")
+
+
+def _checked(kind: type[_Request], values: object) -> _Request:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        findings = [_explain(kind, finding) for finding in error.errors()[:8]]
+        raise Problem(422, "wrong-value", "; ".join(findings), errors=findings) from None
+
+
+def _explain(kind: type[BaseModel], finding: Any) -> str:
+    """One of pydantic's findings: where, got, expected."""
+    place = ".".join(str(part)[:40] for part in finding["loc"]) or "body"
+    if finding["type"] == "extra_forbidden":
+        return f"{place}: got an unknown field; expected {', '.join(kind.model_fields)}"
+    if finding["type"] == "missing":
+        return f"{place}: got nothing; expected a value"
+    message = finding["msg"].removeprefix("Value error, ")[:200]
+    if finding["type"] == "value_error":
+        return f"{place}: {message}"
+    return f"{place}: got {_shown(finding['input'])}; {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: object) -> str:
+    """A value in a message: short, and never a whole photo."""
+    return repr(value)[:60] if not isinstance(value, bytes | list | dict) else type(value).__name__

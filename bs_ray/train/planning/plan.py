@@ -1,0 +1,279 @@
+"""What a job will take, before it runs: memory, forward passes, the teacher's cache.
+
+Every figure is read off the product's own step, run on shapes alone (dryrun.py); only what
+is sharded over workers is arithmetic. Bytes are of one worker, on its device, without what its
+kernels take for themselves: on full-size SDXL at 256 px (`bs-ray bench full-size`, two CPU cores)
+the plan said 9.5 GB where the process grew by 10.3.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bs_ray.config import CachedTeacher, TrainJob, apply_override
+from bs_ray.models import base_folder
+from bs_ray.storage import StorageError
+from bs_ray.train.loop import check_rows
+from bs_ray.train.planning.measure import _Bench, rows_of
+from bs_ray.train.planning.memory import GIB
+from bs_ray.train.planning.published import published_name, write_architecture
+from bs_ray.train.targets.cache import CachePlan, cache_plan, seconds_a_sample
+from bs_ray.train.targets.concept_sliders import DENOISING_STEPS
+from bs_ray.train.targets.samples import PATH_STEPS
+from bs_ray.train.targets.teacher import forwards_a_row
+
+STAGES = (0, 1, 2, 3)
+
+
+class PlanDoesNotFit(ValueError):
+    """The job needs more memory than there is; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will take."""
+
+    base: str
+    resolution: int
+    dtype: str
+    """Of the frozen base."""
+    workers: int
+    """The fewest that the job runs with, which is when each needs most memory."""
+    rows: int
+    """Rows of a step on each of them, for each slider."""
+    zero_stage: int
+    slider_parameters: int
+    discriminator_parameters: int
+    memory: dict[int, dict[str, int]]
+    """ZeRO stage -> part -> bytes on one worker at the peak of a step."""
+    start: int
+    """Bytes at the start, when every worker has the whole base (it is sharded afterwards)."""
+    memory_by_rows: dict[int, int]
+    """Rows of a worker -> bytes, at the job's stage."""
+    largest_batch_size: int | None
+    """What fits on these workers, where a limit is given."""
+    forwards_per_step: float
+    """Forward-equivalents of the denoiser, all rows (a trained row counts three times)."""
+    forwards_per_sample: float
+    """The same for one row of one slider."""
+    decodes_per_step: float
+    """The same of the VAE's decoder, for the losses on pictures."""
+    cache: CachePlan | None
+    """The teacher's cache: samples, bytes in storage, forwards to build it."""
+    cache_seconds: float | None
+    """About how long building it takes; None where nothing here tells."""
+    forward_tflop: float
+    """10^12 floating point operations of one denoiser forward of one row."""
+
+    @property
+    def total(self) -> int:
+        """Most bytes on one worker at the job's ZeRO stage."""
+        return max(self.start, sum(self.memory[self.zero_stage].values()))
+
+
+def plan(
+    job: TrainJob, gpu_memory_gb: float | None = None, dtype: torch.dtype | None = None
+) -> Plan:
+    """What `job` takes, without running it or reading any weight.
+
+    gpu_memory_gb: memory of a worker's device in GiB. dtype: of the frozen base; by default what a
+    run takes (bfloat16 on GPUs, float32 on CPUs). A base whose folder is not at hand is planned by
+    its name, where that is a published one's (`models.published`).
+
+    Raises PlanDoesNotFit, naming the largest part and the smallest change that helps, and
+    BaseNotFound for a base that is neither.
+    """
+    check_rows(job, job.most_workers)  # each has the fewest rows
+    with _Bench.open(job, dtype) as bench:
+        made = _plan(bench, job, gpu_memory_gb)
+        if gpu_memory_gb is not None and made.total > gpu_memory_gb * GIB:
+            raise PlanDoesNotFit(_refusal(bench, job, made, gpu_memory_gb))
+    return made
+
+
+def show(made: Plan, console: Console) -> None:
+    """A plan as tables."""
+    table = Table(
+        "GiB on a worker", *(f"ZeRO {s}{' *' * (s == made.zero_stage)}" for s in STAGES),
+        title=f"{made.base} at {made.resolution} px, {made.dtype}; {made.workers} workers x "
+        f"{made.rows} rows (* as the job says)",
+    )  # fmt: skip
+    for part in made.memory[0]:
+        table.add_row(part, *(f"{made.memory[s][part] / GIB:.2f}" for s in STAGES))
+    sums = [sum(made.memory[s].values()) / GIB for s in STAGES]
+    table.add_section()
+    table.add_row("all", *(f"[bold]{total:.2f}[/]" for total in sums))
+    console.print(table)
+    console.print(f"at the start, before the base is sharded: {made.start / GIB:.2f} GiB")
+    by_rows = ", ".join(f"{n}: {size / GIB:.2f} GiB" for n, size in made.memory_by_rows.items())
+    fits = f"; batch_size={made.largest_batch_size} fits" if made.largest_batch_size else ""
+    console.print(f"rows a worker: {by_rows}{fits}")
+    console.print(
+        f"trainable: slider {made.slider_parameters:,}, discriminator "
+        f"{made.discriminator_parameters:,} parameters"
+    )
+    console.print(
+        f"forward-equivalents: {made.forwards_per_sample:g} a sample, {made.forwards_per_step:g} a "
+        f"step ({made.forward_tflop:.3g} TFLOP each), and {made.decodes_per_step:g} VAE decodes a "
+        "step for the losses on pictures"
+    )
+    if made.cache:
+        took = f"about {made.cache_seconds:,.0f} s" if made.cache_seconds else "time unknown here"
+        console.print(
+            f"teacher cache: {made.cache.samples:,} samples, {made.cache.bytes / 1e6:,.1f} MB, "
+            f"{made.cache.forwards:,} forwards, {took}"
+        )
+
+
+def _plan(bench: _Bench, job: TrainJob, limit_gb: float | None) -> Plan:
+    rows, cost = rows_of(job), bench.cost(job, rows_of(job))
+    sliders = len(job.slider_names)
+    memory = {stage: bench.memory(job, stage) for stage in STAGES}
+    by_rows = {n: bench.total(job, n) for n in (rows, 2 * rows)}
+    forwards = cost.denoiser_rows + _beside(job, rows)
+    flop = bench.forward_flop(job)
+    cache = cache_plan(job, bench.latent_shape(job)) if job.teacher.mode == "cached" else None
+    return Plan(
+        base=job.base,
+        resolution=bench.px(job),
+        dtype=str(bench.dtype).removeprefix("torch."),
+        workers=job.least_workers,
+        rows=rows,
+        zero_stage=job.zero_stage,
+        slider_parameters=cost.slider_parameters,
+        discriminator_parameters=cost.discriminator_parameters,
+        memory=memory,
+        start=bench.start(job),
+        memory_by_rows=by_rows,
+        largest_batch_size=None if limit_gb is None else bench.largest_batch(job, limit_gb * GIB),
+        forwards_per_step=forwards * job.batch_size / rows,
+        forwards_per_sample=forwards / (rows * sliders),
+        # The first worker has most near rows, where rows are odd in number.
+        decodes_per_step=cost.decoder_rows * ((job.batch_size + 1) // 2) / ((rows + 1) // 2),
+        cache=cache,
+        cache_seconds=cache_seconds(job, cache, flop, bench.dtype) if cache else None,
+        forward_tflop=flop / 1e12,
+    )
+
+
+def _unit(job: TrainJob) -> int:
+    """The smallest batch_size: rows for every number of workers, and near and far in pairs."""
+    image_terms = job.losses.perceptual or job.losses.adversarial
+    each = 2 if job.pairs or image_terms else 1
+    return each * math.lcm(*range(job.least_workers, job.most_workers + 1))
+
+
+def _beside(job: TrainJob, rows: int) -> float:
+    """Denoiser rows of a step that the dry step leaves out."""
+    if job.algorithm == "concept_sliders":
+        # It ran one guided step of the partial denoising; 1 .. 49 are drawn.
+        return (DENOISING_STEPS / 2 - 1) * 2 * rows
+    if job.teacher.mode == "cached":
+        own = job.teacher.on_policy_fraction * rows
+        a_row = PATH_STEPS / 2 * 2 + forwards_a_row(job.concepts)
+        return own * a_row / job.checkpoint_every
+    return 0.0
+
+
+def cache_seconds(
+    job: TrainJob, cache: CachePlan, forward_flop: float, dtype: torch.dtype
+) -> float | None:
+    """How long building takes: by an earlier cache of this base, else by the machine's speed here.
+
+    The second takes matrix products at 1024 for the speed of a whole network: expect up to twice.
+    None where the job asks for GPUs and none is here.
+    """
+    try:
+        a_sample = seconds_a_sample(job, job.base)
+    except (StorageError, OSError):
+        a_sample = None  # a plan needs no storage
+    if a_sample is not None:
+        return a_sample * cache.samples
+    if job.use_gpu and not torch.cuda.is_available():
+        return None
+    speed = _flop_per_second("cuda" if job.use_gpu else "cpu", dtype)
+    assert isinstance(job.teacher, CachedTeacher)
+    return cache.forwards * forward_flop / speed / job.teacher.workers
+
+
+def _flop_per_second(device: str, dtype: torch.dtype, side: int = 1024) -> float:
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a number waits for the device
+        taken.append(time.perf_counter() - start)
+    return 2 * side**3 / min(taken)
+
+
+# --- refusing ---------------------------------------------------------------------------------
+def _refusal(bench: _Bench, job: TrainJob, made: Plan, limit_gb: float) -> str:
+    parts = made.memory[job.zero_stage]
+    largest = max(parts, key=lambda part: parts[part])
+    got = (
+        f"plan: got {made.total / GIB:.2f} GiB a worker; expected at most {limit_gb:g} GiB "
+        f"(--gpu-memory-gb). The largest part: {largest}, {parts[largest] / GIB:.2f} GiB. "
+    )
+    least = made.total
+    for changes in _changes(bench, job, limit_gb * GIB):
+        total = bench.total(_changed(job, changes))
+        least = min(least, total)
+        if total <= limit_gb * GIB:
+            settings = " ".join(f"{key}={value}" for key, value in changes.items())
+            return got + f"Set {settings}, which takes {total / GIB:.2f} GiB"
+    return got + (
+        f"Nothing here makes it fit ({least / GIB:.2f} GiB at the least): use devices with more "
+        "memory, or more workers with zero_stage=3"
+    )
+
+
+def _changes(bench: _Bench, job: TrainJob, limit: float) -> Iterator[dict[str, str]]:
+    """Settings to try, those that change no result first, each set on top of the ones before."""
+    changes: dict[str, str] = {}
+    shardable = job.zero_stage < 3 and job.least_workers > 1 and job.engine == "deepspeed"
+    if shardable:
+        yield {"zero_stage": "3"}
+    if not job.gradient_checkpointing:
+        yield (changes := {"gradient_checkpointing": "true"})
+    if shardable:
+        yield (changes := changes | {"zero_stage": "3"})
+    fitting = bench.largest_batch(_changed(job, changes), limit)
+    if 0 < fitting < job.batch_size:
+        yield changes | {"batch_size": str(fitting)}
+    if job.batch_size > _unit(job):
+        yield (changes := changes | {"batch_size": str(_unit(job))})
+    if job.losses.perceptual or job.losses.adversarial:
+        yield changes | {"losses.perceptual": "0", "losses.adversarial": "0"}
+    half = bench.px(job) // 2 // bench.model.multiple_px * bench.model.multiple_px
+    if half >= bench.model.native_px // 4:
+        yield changes | {"resolution": str(half)}
+
+
+def _changed(job: TrainJob, changes: dict[str, str]) -> TrainJob:
+    """The job with settings as the command line would set them."""
+    values = job.model_dump()
+    for key, value in changes.items():
+        apply_override(values, f"{key}={value}")
+    return TrainJob.model_validate(values)
+
+
+@contextmanager
+def architecture_folder(base: str) -> Iterator[Path]:
+    """The base's folder; where it is not at hand, the published architecture of its name."""
+    folder, published = base_folder(base), published_name(base)
+    if published and not folder.is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            write_architecture(published, Path(scratch))
+            yield Path(scratch)
+    else:
+        yield folder

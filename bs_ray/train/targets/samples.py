@@ -1,0 +1,239 @@
+"""Stored lessons: noisy latents with the frozen base's predictions, made once (METHOD 3).
+
+A sample depends on (base, prompts, photos, seed, number) alone, so any number of workers makes the
+same cache. Even samples are "near" (t <= image_timestep_max), odd ones not, like the rows of a
+batch. Everything is stored in fp16, and the predictions are made at the x_t that is stored.
+
+Legend: N samples, M sliders; latents [C, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bs_ray.config import CachedTeacher, TrainJob
+from bs_ray.datasets.pool import PhotoPool
+from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.models.diffusion import euler_path, guided, keyed_noise
+from bs_ray.sliders.bank import SliderBank
+from bs_ray.train.batches import Drawn, Lesson, draw, row_generator, text_lesson
+from bs_ray.train.targets.teacher import Taught, Teacher
+
+PATH_STEPS = 48
+PATH_SAMPLES = 16
+"""Samples taken from one denoising run of PATH_STEPS steps: half of them near, half not."""
+_ROWS = 8  # samples a forward pass
+
+Row = dict[str, Any]
+"""sample, photo, t, turn: int; x_t [C, h, w], neutral and direction [M, C, h, w]: fp16 bytes."""
+
+
+@dataclass
+class SampleMaker:
+    """Makes samples by number. `photos` may be None where all samples come from the base's runs."""
+
+    job: TrainJob
+    model: DiffusionModel
+    photos: PhotoPool
+    teacher: Teacher
+    _points: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> CachedTeacher:
+        assert isinstance(self.job.teacher, CachedTeacher)
+        return self.job.teacher
+
+    @property
+    def paths(self) -> int:
+        """How many denoising runs there are; their samples come first."""
+        return round(self.settings.samples * self.settings.trajectory_share) // PATH_SAMPLES
+
+    def make(self, samples: Sequence[int]) -> Iterator[Row]:
+        """The samples with these numbers, in this order."""
+        from_paths = PATH_SAMPLES * self.paths
+        for first in range(0, len(samples), _ROWS):
+            part = samples[first : first + _ROWS]
+            drawn = [self._from_path(n) if n < from_paths else self._noised(n) for n in part]
+            yield from self._taught(part, drawn)
+
+    def _noised(self, number: int) -> tuple[int, int, Tensor]:
+        """(photo, t, x_t) of a noised photo."""
+        kind = self.model.prediction
+        one = draw(
+            self.job, range(number, number + 1), 0, len(self.photos), kind.num_train_timesteps,
+            self.photos.latent_shape,
+        )  # fmt: skip
+        x0 = self.photos.latents(one.photo).cpu()
+        return one.photo[0], int(one.t[0]), kind.add_noise(x0, one.noise, one.t)[0]
+
+    def _from_path(self, number: int) -> tuple[int, int, Tensor]:
+        """(photo, t, x_t) on one of the base's own denoising runs; the photo is any real one."""
+        path, place = divmod(number, PATH_SAMPLES)
+        points = self._path_points(path)
+        photo = torch.randint(
+            len(self.photos), (), generator=row_generator(self.job.seed, -1, number)
+        )
+        return int(photo), *points[place]
+
+    def _taught(self, numbers: Sequence[int], drawn: list[tuple[int, int, Tensor]]) -> list[Row]:
+        device = self.model.device
+        x_t = torch.stack([x for _, _, x in drawn]).half()
+        t = torch.tensor([t for _, t, _ in drawn])
+        turn = torch.tensor(numbers)
+        said = self.teacher(x_t.float().to(device), t.to(device), turn)
+        neutral, direction = (p.half().cpu().numpy() for p in (said.neutral, said.direction))
+        return [
+            {
+                "sample": number,
+                "photo": drawn[i][0],
+                "t": drawn[i][1],
+                "turn": number,
+                "x_t": x_t[i].numpy().tobytes(),
+                "neutral": neutral[:, i].tobytes(),
+                "direction": direction[:, i].tobytes(),
+            }
+            for i, number in enumerate(numbers)
+        ]
+
+    def _path_points(self, path: int) -> list[tuple[int, Tensor]]:
+        """PATH_SAMPLES points (t, x_t) of one run from pure noise, near and far in turn."""
+        if path not in self._points:
+            self._points = {path: self._run(path)}  # samples come in order: one run is enough
+        return self._points[path]
+
+    @torch.no_grad()
+    def _run(self, path: int) -> list[tuple[int, Tensor]]:
+        model, split = self.model, self.job.losses.image_timestep_max
+        told = self.teacher.targets(torch.tensor([0]), torch.tensor([path]))
+        scale = self.settings.trajectory_guidance
+        forward = guided(model.predict, told, self.teacher.told([""]), scale, model.guide)
+        x = keyed_noise(self.photos.latent_shape, self.job.seed, f"path-{path}", 0)[None]
+        times = model.prediction.timesteps(PATH_STEPS)
+        walk = euler_path(model.prediction, forward, x.to(model.device), times)
+        points = [(t, x_t[0].cpu()) for x_t, t in walk if t is not None]
+        half = PATH_SAMPLES // 2
+        near = _spread([point for point in points if point[0] <= split], half)
+        far = _spread([point for point in points if point[0] > split], half)
+        return [point for pair in zip(near, far, strict=True) for point in pair]
+
+
+def _spread(points: list[tuple[int, Tensor]], count: int) -> list[tuple[int, Tensor]]:
+    """`count` of the points, evenly spaced."""
+    return [points[i * len(points) // count] for i in range(count)]
+
+
+# --- training from them --------------------------------------------------------------------------
+def sample_number(job: TrainJob, samples: int, step: int, row: int) -> int:
+    """Which sample a global row of a step takes: every one once before any is taken again.
+
+    Even rows take even (near) samples, odd rows odd ones, each in a new order every epoch.
+    """
+    parity, pool = row % 2, (samples + 1 - row % 2) // 2
+    a_step = (job.batch_size + 1 - parity) // 2
+    epoch, place = divmod(step * a_step + row // 2, pool)
+    return 2 * int(_order(job.seed, parity, epoch, pool)[place]) + parity
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, parity: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=row_generator(seed, -2 - epoch, parity))
+
+
+@dataclass
+class CachedLessons:
+    """Lessons from stored samples; some of every batch, if asked, from the slider's own runs.
+
+    Those, `on_policy_fraction` of the rows, are made anew at every checkpoint, with the weights
+    that it stores: a run that resumes there makes the same.
+    """
+
+    job: TrainJob
+    model: DiffusionModel
+    photos: PhotoPool
+    teacher: Teacher
+    bank: SliderBank
+    samples: dict[int, Row] = field(default_factory=dict)
+    _own: dict[int, Row] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, rows: Iterable[Mapping[str, Any]], **parts: Any) -> CachedLessons:
+        """Keep what a run will ask for of the rows of a cache, in whatever order they arrive."""
+        return cls(samples={int(row["sample"]): dict(row) for row in rows}, **parts)
+
+    def at(self, step: int, rows: range) -> Lesson:
+        job, device = self.job, self.model.device
+        settings = job.teacher
+        assert isinstance(settings, CachedTeacher)
+        taken = [
+            self._own.get(row) or self.samples[sample_number(job, settings.samples, step, row)]
+            for row in rows
+        ]
+        shape = self.photos.latent_shape
+
+        def stack(name: str, *lead: int) -> Tensor:
+            return torch.stack([_half(row[name], (*lead, *shape)) for row in taken]).to(device)
+
+        count = len(job.slider_names)
+        x_t, t = stack("x_t"), torch.tensor([row["t"] for row in taken], device=device)
+        taught = Taught(
+            stack("neutral", count).transpose(0, 1), stack("direction", count).transpose(0, 1)
+        )
+        drawn = draw(job, rows, step, len(self.photos), 1000, (1, 1, 1))
+        drawn = Drawn(
+            [row["photo"] for row in taken], drawn.t, drawn.strength, drawn.noise,
+            torch.tensor([row["turn"] for row in taken]),
+        )  # fmt: skip
+        return text_lesson(job, self.teacher, rows, drawn, x_t, t, taught)
+
+    def refresh(self, step: int, rows: range) -> None:
+        assert isinstance(self.job.teacher, CachedTeacher)
+        own = round(self.job.teacher.on_policy_fraction * self.job.batch_size)
+        first = self.job.batch_size - own
+        self._own = {row: self._on_policy(step, row) for row in rows if row >= first}
+
+    @torch.no_grad()
+    def _on_policy(self, step: int, row: int) -> Row:
+        """One row from a run with a slider on: Concept Sliders' way, at a random strength."""
+        model, job = self.model, self.job
+        settings, split = job.teacher, job.losses.image_timestep_max
+        assert isinstance(settings, CachedTeacher)
+        shape, rng = self.photos.latent_shape, row_generator(job.seed, -3 - step, -1 - row)
+        one = draw(job, range(row, row + 1), -3 - step, len(self.photos), 1000, shape)
+        slider = torch.tensor([row % len(job.slider_names)])
+        gates = torch.zeros(2, len(job.slider_names), device=model.device)
+        gates[:, slider] = float(one.strength[slider, 0])
+
+        def forward(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            with self.bank.strengths(gates):
+                return model.predict(x, t, condition)
+
+        told = self.teacher.targets(slider, one.turn)
+        scale = settings.trajectory_guidance
+        ahead = guided(forward, told, self.teacher.told([""]), scale, model.guide)
+        times = model.prediction.timesteps(PATH_STEPS)
+        points = [t for t in times if (t <= split) == (row % 2 == 0)]
+        stop = points[int(torch.randint(len(points), (), generator=rng))]
+        walk = euler_path(model.prediction, ahead, one.noise.to(model.device), times)
+        x_t = next(x for x, t in walk if t == stop).half()
+        t = torch.tensor([stop])
+        said = self.teacher(x_t.float(), t.to(model.device), one.turn)
+        return {
+            "photo": one.photo[0],
+            "t": stop,
+            "turn": int(one.turn[0]),
+            "x_t": x_t[0].cpu().numpy().tobytes(),
+            "neutral": said.neutral[:, 0].half().cpu().numpy().tobytes(),
+            "direction": said.direction[:, 0].half().cpu().numpy().tobytes(),
+        }
+
+
+def _half(data: bytes, shape: tuple[int, ...]) -> Tensor:
+    """fp16 bytes -> float32."""
+    return torch.from_numpy(np.frombuffer(data, np.float16).reshape(shape).astype(np.float32))

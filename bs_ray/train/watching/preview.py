@@ -1,0 +1,315 @@
+"""What a slider does so far: a strip of pictures, and numbers that need no eye.
+
+A preview is a function of the weights, the prompts and the seeds alone: it draws nothing from
+global randomness, and asks the network without gradients.
+
+Legend: M sliders, N seeds, K strengths; latents [B, C, h, w]; t int64 [B].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bs_ray.config import EarlyStop, Prompts
+from bs_ray.images.pixels import pixels_of
+from bs_ray.images.sheets import draw_strip
+from bs_ray.judges.clip import ClipScore
+from bs_ray.judges.load import Judging
+from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.models.diffusion import batch_noise, euler_path, guided
+from bs_ray.sliders.bank import SliderBank
+from bs_ray.train.targets.teacher import Teacher
+
+Predict = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
+"""predict(x_t, t, condition, strengths [B, M]) -> the network's prediction, sliders on."""
+
+SEEDS = (1, 2, 3)
+STEPS, GUIDANCE = 10, 4.0
+LATE_ACTIVATION = 0.75
+"""Sliders act from this share of the noise range on, so the layout is the base's."""
+_HELD_OUT_TIMES = (0.1, 0.3, 0.5, 0.7)
+"""Where in the noise range a picture is looked at for reach and leak."""
+_ROWS = 32  # rows of one forward pass
+
+
+def notice(judging: Judging, base: str) -> str | None:
+    """What to tell the user about absent judges; None where there is nothing to tell."""
+    if not judging.absent:
+        return None
+    return (
+        f"previews: no {', '.join(judging.absent)} judge beside base {base}; what these would "
+        "say is left out, and reach and leak tell effect and drift"
+    )
+
+
+# --- previews ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Preview:
+    """One slider at one step."""
+
+    picture: Image.Image
+    """RGB; rows: seeds, columns: strengths."""
+    numbers: dict[str, float]
+    """`reach_up`, `reach_down`, `leak` (text sliders) or `change` (pairs); where judged, `clip`,
+    `drift` and `identity`. See `Previewer`."""
+
+    @property
+    def effect(self) -> float:
+        """How far the slider moves its attribute: the mean reach, or `change` without a teacher."""
+        if "reach_up" in self.numbers:
+            return (self.numbers["reach_up"] + self.numbers["reach_down"]) / 2
+        return self.numbers["change"]
+
+
+@dataclass
+class Previewer:
+    """Makes previews of all sliders of a run; what depends on the frozen base is made once.
+
+    - `reach_up`, `reach_down`: on held-out noisy latents, how much of the told change the slider
+      makes at +S/2 and -S/2: the projection of e_s - e_0 on s eta d over |s eta d|^2; 1: as told.
+    - `leak`: norm of the part of e_s - e_0 beside it, over |s eta d|.
+    - `change`: |e_s - e_0| / |e_0| at S/2.
+    - `clip`: CLIP score of the positive prompt minus that of the negative one, at +S/2 against
+      -S/2, on the pictures; `drift`, `identity`: perceptual distance and identity similarity of
+      the pictures at +-S/2 to the one at 0.
+
+    With S = 2, S/2 is strength 1. Under ZeRO 3 every worker must call, for all hold a share.
+    """
+
+    model: DiffusionModel
+    names: Sequence[str]
+    """The bank's sliders, in its order."""
+    targets: Sequence[str]
+    """The prompt that each acts on (c_t)."""
+    concepts: Mapping[str, Prompts] = field(default_factory=dict)
+    """Their prompts; empty for image pairs."""
+    eta: float = 1.0
+    max_strength: float = 2.0
+    """S: strips show -S, -S/2, 0, S/2, S."""
+    judging: Judging = field(default_factory=Judging)
+    latent_shape: tuple[int, int, int] | None = None
+    """(C, h, w) of the pictures; the base's native size where left out."""
+    seeds: Sequence[int] = SEEDS
+    steps: int = STEPS
+    rows: int = _ROWS
+    """Most rows of one forward pass."""
+    _held_out: HeldOut | None = None
+
+    def __call__(self, step: int, predict: Predict) -> dict[str, Preview]:
+        """Previews by slider name, of the weights that `predict` uses now."""
+        half = self.max_strength / 2
+        strengths = [-2 * half, -half, 0.0, half, 2 * half]
+        pictures = self.draw(predict, strengths)
+        found = {}
+        for m, name in enumerate(self.names):
+            numbers = self._responses(m, predict) | self._judged(m, pictures[m])
+            title = f"{name}  step {step}  " + "  ".join(f"{k} {v:.2f}" for k, v in numbers.items())
+            found[name] = Preview(strip(pictures[m], strengths, self.seeds, title), numbers)
+        return found
+
+    @torch.no_grad()
+    def draw(self, predict: Predict, strengths: Sequence[float]) -> Tensor:
+        """Pictures [M, N, K, 3, H, W] in [-1, 1], on the CPU, generated from the target prompts."""
+        count, n, k = len(self.names), len(self.seeds), len(strengths)
+        gates = torch.zeros(count, n, k, count)
+        for m in range(count):
+            gates[m, :, :, m] = torch.tensor(strengths)
+        latents = self._generate(predict, gates.view(-1, count), n * k, k)
+        images = [self.model.decode(part).clamp(-1, 1).cpu() for part in latents.split(self.rows)]
+        return torch.cat(images).float().unflatten(0, (count, n, k))
+
+    def _generate(self, predict: Predict, gates: Tensor, each: int, same: int) -> Tensor:
+        """Latents of rows with these gates [B, M]: `each` for a slider, `same` for a seed."""
+        model, shape = self.model, self.latent_shape or self.model.latent_shape
+        embedded = model.embed([*self.targets, ""])
+        told = embedded.rows(slice(0, -1)).repeat(each)
+        untold = embedded.rows(torch.full((len(gates),), len(self.targets)))
+        gates = torch.cat([gates, gates]).to(model.device)
+        start = LATE_ACTIVATION * model.prediction.num_train_timesteps
+
+        def forward(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            return self._in_parts(predict, x_t, t, condition, gates * (t < start)[:, None])
+
+        seeds = [seed for _ in self.targets for seed in self.seeds for _ in range(same)]
+        x = batch_noise(shape, seeds, ["preview"] * len(seeds), 0).to(model.device)
+        path = guided(forward, told, untold, GUIDANCE, model.guide)
+        times = model.prediction.timesteps(self.steps)
+        *_, (x0, _) = euler_path(model.prediction, path, x, times)
+        return x0
+
+    def _in_parts(
+        self, predict: Predict, x_t: Tensor, t: Tensor, condition: Condition, gates: Tensor
+    ) -> Tensor:
+        """`predict` in passes of at most `rows` rows."""
+        parts = [slice(i, i + self.rows) for i in range(0, len(x_t), self.rows)]
+        done = [predict(x_t[p], t[p], condition.rows(p), gates[p]) for p in parts]
+        return torch.cat(done)
+
+    # --- on held-out noisy latents ----------------------------------------------------------------
+    @property
+    def held_out(self) -> HeldOut:
+        """Noised pictures of the base and what the teacher says about them; made once."""
+        if self._held_out is None:
+            self._held_out = self._make_held_out()
+        return self._held_out
+
+    @torch.no_grad()
+    def _make_held_out(self) -> HeldOut:
+        """The base's own pictures for each target, every one at every time, by keyed noise."""
+        model, kind = self.model, self.model.prediction
+        times, rows = len(_HELD_OUT_TIMES), len(self.seeds) * len(_HELD_OUT_TIMES)
+
+        def base(x_t: Tensor, t: Tensor, condition: Condition, _: Tensor) -> Tensor:
+            return model.predict(x_t, t, condition)
+
+        none = torch.zeros(len(self.names) * len(self.seeds), len(self.names))
+        x0 = self._generate(base, none, len(self.seeds), 1).repeat_interleave(times, 0)
+        top = kind.num_train_timesteps
+        moments = [int(share * top) for share in _HELD_OUT_TIMES]
+        t = torch.tensor(moments * len(none), device=model.device)
+        keys = [f"held-out/{moment}" for moment in moments] * len(none)
+        seeds = [s for _ in self.names for s in self.seeds for _ in moments]
+        noise = batch_noise(x0.shape[1:], seeds, keys, 0).to(model.device)
+        x_t = kind.add_noise(x0, noise, t)
+        condition = model.embed(list(self.targets)).repeat(rows)
+        direction = self._told(x_t, t, rows) if self.concepts else None
+        return HeldOut(x_t, t, condition, direction, rows)
+
+    def _told(self, x_t: Tensor, t: Tensor, rows: int) -> Tensor:
+        """eta (e(c+) - e(c-)) of each row's own slider: [M * rows, C, h, w]."""
+        teacher, found = Teacher(self.model, self.concepts), []
+        for m in range(len(self.names)):
+            for first in range(m * rows, (m + 1) * rows, self.rows // 4):
+                own = slice(first, min(first + self.rows // 4, (m + 1) * rows))
+                said = teacher(x_t[own], t[own], torch.zeros_like(t[own]))
+                found.append(self.eta * said.direction[m])
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def moved(self, slider: int, predict: Predict, strengths: Sequence[float]) -> Tensor:
+        """e_s - e_0 of one slider on its held-out rows: [K, rows, C, h, w]."""
+        mine, count = self.held_out.of(slider), len(strengths) + 1
+        gates = torch.zeros(count, mine.rows, len(self.names), device=mine.x_t.device)
+        gates[1:, :, slider] = torch.tensor(strengths, device=gates.device)[:, None]
+        x_t, t = mine.x_t.repeat(count, 1, 1, 1), mine.t.repeat(count)
+        said = self._in_parts(predict, x_t, t, mine.condition.tile(count), gates.flatten(0, 1))
+        said = said.unflatten(0, (count, mine.rows))
+        return said[1:] - said[:1]
+
+    def _responses(self, slider: int, predict: Predict) -> dict[str, float]:
+        half = self.max_strength / 2
+        told = self.held_out.of(slider).told
+        moved = self.moved(slider, predict, [half, -half])
+        if told is None:
+            x_t = self.held_out.of(slider).x_t
+            return {"change": float(moved[0].norm() / x_t.norm())}
+        up, leak_up = reach(moved[0], half * told)
+        down, leak_down = reach(moved[1], -half * told)
+        leak = float(torch.cat([leak_up, leak_down]).mean())
+        return {"reach_up": float(up.mean()), "reach_down": float(down.mean()), "leak": leak}
+
+    def _judged(self, slider: int, pictures: Tensor) -> dict[str, float]:
+        """clip, drift and identity of pictures [N, 5, 3, H, W], as far as there are judges."""
+        down, still, up = pictures[:, 1], pictures[:, 2], pictures[:, 3]
+        moved, twice = torch.cat([down, up]), torch.cat([still, still])
+        judging, found = self.judging, {}
+        prompts = self.concepts.get(self.names[slider])
+        with torch.no_grad():
+            if judging.clip and prompts:
+                low, high = attribute_score(judging.clip, moved, prompts).chunk(2)
+                found["clip"] = float((high - low).mean())
+            if judging.perceptual:
+                found["drift"] = float(judging.perceptual.distance(moved, twice).mean())
+            if judging.identity:
+                found["identity"] = float(judging.identity.similarity(moved, twice).mean())
+        return found
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out rows, `rows` for each slider, one slider after the other."""
+
+    x_t: Tensor
+    t: Tensor
+    condition: Condition
+    told: Tensor | None
+    """eta d, like x_t; None for image pairs."""
+    rows: int
+
+    def of(self, slider: int) -> HeldOut:
+        """One slider's rows."""
+        own = slice(slider * self.rows, (slider + 1) * self.rows)
+        told = None if self.told is None else self.told[own]
+        return HeldOut(self.x_t[own], self.t[own], self.condition.rows(own), told, self.rows)
+
+
+def reach(moved: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """(reach, leak) by row: the projection of `moved` on `told`, and the norm of what lies beside.
+
+    Both in units of |told|; [B, ...] each, results [B]. (1, 0) is a slider that does as told.
+    """
+    moved, told = moved.flatten(1), told.flatten(1)
+    share = (moved * told).sum(1) / told.square().sum(1)
+    beside = moved - share[:, None] * told
+    return share, beside.norm(dim=1) / told.norm(dim=1)
+
+
+def attribute_score(clip: ClipScore, pictures: Tensor, prompts: Prompts) -> Tensor:
+    """CLIP score of the positive prompt minus that of the negative one, per picture [B]."""
+    score = clip.score(pictures, prompts.positive) - clip.score(pictures, prompts.negative)
+    return score if prompts.action == "enhance" else -score
+
+
+def bank_predict(model: DiffusionModel, bank: SliderBank) -> Predict:
+    """The `predict` of a model that this bank is attached to."""
+
+    def predict(x_t: Tensor, t: Tensor, condition: Condition, strengths: Tensor) -> Tensor:
+        with bank.strengths(strengths):
+            return model.predict(x_t, t, condition)
+
+    return predict
+
+
+# --- the picture ---------------------------------------------------------------------------------
+def strip(
+    pictures: Tensor, strengths: Sequence[float], seeds: Sequence[int], title: str
+) -> Image.Image:
+    """Pictures [N, K, 3, H, W] in [-1, 1] as one RGB image: rows seeds, columns strengths."""
+    columns = [f"{strength:+g}" if strength else "0" for strength in strengths]
+    rows = [list(row) for row in pixels_of(pictures)]
+    return draw_strip(rows, columns, [str(seed) for seed in seeds], title)
+
+
+# --- early stop ----------------------------------------------------------------------------------
+class Plateau:
+    """Says when previews no longer show progress (config.EarlyStop)."""
+
+    def __init__(self, settings: EarlyStop):
+        self.settings = settings
+        self.best: float | None = None
+        self.waited = 0
+
+    def update(self, effect: float) -> bool:
+        """Whether to stop, after one more preview with this effect."""
+        gain = self.settings.min_gain * abs(self.best) if self.best is not None else 0.0
+        if self.best is None or effect > self.best + gain:
+            self.best, self.waited = effect, 0
+        else:
+            self.waited += 1
+        return self.waited >= self.settings.patience
+
+    def state(self) -> dict[str, float]:
+        """What `load` continues from; finite numbers, for JSON."""
+        if self.best is None:
+            return {}
+        return {"best": self.best, "waited": float(self.waited)}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Continue from what `state` gave."""
+        self.best = state.get("best")
+        self.waited = int(state.get("waited", 0))

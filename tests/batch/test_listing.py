@@ -1,0 +1,206 @@
+"""Photos one by one, in Parquet files and in tars; what is wrong with one stays its own."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from bs_ray.batch.listing import Listing, PackedFileError, list_photos
+from bs_ray.batch.readers import fetch_all
+from bs_ray.batch.rows import ImageRow
+from bs_ray.config import EditJob
+from bs_ray.images.rows import EmptyInputError, is_quarantined
+from bs_ray.storage import MissingBucketError, Store, UnreachableError
+
+Listed = Callable[..., Listing]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return request.getfixturevalue("bucket") if request.param == "s3" else Store(tmp_path / "in")
+
+
+def job_for(source: Store, **changes: Any) -> EditJob:
+    return EditJob(name="t", input=source.uri, output="out", sliders={"smile": 1.0}, **changes)
+
+
+@pytest.fixture
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Listed:
+    def of(source: Store, **changes: Any) -> Listing:
+        folder = tmp_path_factory.mktemp("listing")
+        return list_photos(source, job_for(source, **changes), folder, lambda count: None)
+
+    return of
+
+
+def rows_of(listing: Listing) -> list[ImageRow]:
+    return [row for batch in listing.batches() for row in batch.to_pylist()]
+
+
+def write_parquet(source: Store, key: str, columns: dict[str, Any], rows_a_group: int = 2) -> None:
+    file = BytesIO()
+    pq.write_table(pa.table(columns), file, row_group_size=rows_a_group)
+    source.write(key, file.getvalue())
+
+
+def write_tar(source: Store, key: str, members: dict[str, bytes]) -> None:
+    file = BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, BytesIO(data))
+    source.write(key, file.getvalue())
+
+
+def test_images_at_any_depth(listed: Listed, source: Store) -> None:
+    for key in ("b/2.JPG", "b/1.jpeg", "a.png", "notes.txt"):
+        source.write(key, key.encode())
+    found = listed(source)
+    assert (found.format, found.ignored, found.bytes) == ("images", 1, 20)
+    rows = rows_of(found)
+    assert [row["key"] for row in rows] == ["a.png", "b/1.jpeg", "b/2.JPG"]
+    assert fetch_all(source, rows, job_for(source)) == [b"a.png", b"b/1.jpeg", b"b/2.JPG"]
+
+
+def test_parquet_rows_by_name_or_number(listed: Listed, source: Store) -> None:
+    data = [b"one", b"two", b"three", b"four", b"five"]
+    write_parquet(source, "a/x.parquet", {"key": [f"p{i}.png" for i in range(5)], "bytes": data})
+    hf = [{"bytes": d, "path": None} for d in data]
+    write_parquet(source, "b.parquet", {"image": hf})
+    source.write("readme.md", b"")
+    with pytest.raises(PackedFileError, match="got no column 'bytes'; expected one of image"):
+        listed(source)
+    found = listed(source.join("a"))
+    assert [r["key"] for r in rows_of(found)] == [f"x/p{i}.png" for i in range(5)]
+    some = [rows_of(found)[i] for i in (4, 0, 3)]
+    assert fetch_all(source.join("a"), some, job_for(source)) == [b"five", b"one", b"four"]
+    source.delete("a/x.parquet")
+    found = listed(source, image_column="image", key_column="name")
+    assert found.format == "parquet" and found.ignored == 1
+    assert [r["key"] for r in rows_of(found)] == [f"b/{i:08d}" for i in range(5)]
+    assert fetch_all(source, rows_of(found), job_for(source, image_column="image")) == data
+
+
+def test_tar_members_and_their_plans(listed: Listed, source: Store) -> None:
+    plan = {"young": {"age": -1}}
+    members = {
+        "./s/1.jpg": b"one", "./s/1.json": json.dumps({"plan": plan}).encode(),
+        "s/2.png": b"two!", "s/2.txt": b"", "../evil.png": b"three", "s/4.jpg": b"4",
+        "s/4.json": b"not json",
+    }  # fmt: skip
+    write_tar(source, "x.tar", members)
+    found = listed(source, plan="plan", input_format="webdataset")
+    rows = rows_of(found)
+    assert [r["key"] for r in rows] == ["x/s/1.jpg", "x/s/2.png", "x/00000002", "x/s/4.jpg"]
+    assert [r["plan"] for r in rows] == [json.dumps(plan), "", "", "not JSON"]
+    assert fetch_all(source, rows, job_for(source)) == [b"one", b"two!", b"three", b"4"]
+
+
+def test_the_public_writers_files_are_read(listed: Listed, source: Store, tmp_path: Path) -> None:
+    """A file as Hugging Face datasets writes it: image column as struct, paths as names."""
+    image = BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(image, "PNG")
+    struct = pa.array([{"bytes": image.getvalue(), "path": "a.png"}] * 3)
+    write_parquet(source, "train.parquet", {"image": struct, "id": [7, 8, 9]})
+    found = listed(source, image_column="image", key_column="id")
+    assert [r["key"] for r in rows_of(found)] == ["train/7", "train/8", "train/9"]
+    data = fetch_all(source, rows_of(found), job_for(source, image_column="image"))
+    assert data == [image.getvalue()] * 3
+
+
+def test_runs_on_disk_are_merged_into_one_order(
+    listed: Listed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Store(tmp_path / "in")
+    keys = [f"{n * 7919 % 1000:03d}/\u00e9{n}.png" for n in range(50)]
+    for key in keys:
+        source.write(key, b"x")
+    whole = rows_of(listed(source))
+    monkeypatch.setattr("bs_ray.batch.external_sort._RUN", 7)
+    assert rows_of(listed(source)) == whole
+    assert [row["key"] for row in whole] == sorted(keys, key=str.encode)
+    assert len(rows_of(listed(source, limit=9))) == 9
+
+
+def test_limit_and_sample(listed: Listed, tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    for index in range(20):
+        source.write(f"{index:02d}.png", b"x")
+    first = [row["key"] for row in rows_of(listed(source, limit=3))]
+    assert first == ["00.png", "01.png", "02.png"]
+    drawn = [row["key"] for row in rows_of(listed(source, sample=5))]
+    assert len(drawn) == 5 and drawn == sorted(drawn) and drawn != first
+    assert drawn == [row["key"] for row in rows_of(listed(source, sample=5))]
+    assert drawn != [row["key"] for row in rows_of(listed(source, sample=5, seed=1))]
+
+
+def test_names_that_would_meet_are_refused(listed: Listed, tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    write_parquet(source, "x.parquet", {"key": ["a", "b", "a"], "bytes": [b"", b"", b""]})
+    with pytest.raises(PackedFileError, match="got two photos named 'x/a'; expected each name"):
+        listed(source)
+    write_parquet(source, "x.parquet", {"key": ["a", "a.png"], "bytes": [b"", b""]})
+    with pytest.raises(PackedFileError, match="got two photos named 'x/a'"):
+        listed(source)
+
+
+def test_broken_packed_files_stop_the_job_before_work(listed: Listed, tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    source.write("x.parquet", b"PAR1 but no more")
+    with pytest.raises(PackedFileError, match=r"x\.parquet: got a file that cannot be read"):
+        listed(source)
+    source.delete("x.parquet")
+    source.write("x.tar", b"x" * 700)
+    with pytest.raises(PackedFileError, match=r"x\.tar: got a file that cannot be read"):
+        listed(source)
+    with pytest.raises(EmptyInputError, match=r"none of them a photo; expected .*\.parquet"):
+        listed(source, input_format="parquet")
+
+
+def test_what_is_wrong_with_one_photo_quarantines_it(listed: Listed, tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    for key in ("big.png", "gone.png", "grown.png", "ok.png"):
+        source.write(key, b"1234" if key == "big.png" else b"1")
+    rows = rows_of(listed(source))
+    source.delete("gone.png")
+    source.write("grown.png", b"12")
+    found = fetch_all(source, rows, job_for(source, max_bytes=3))
+    reasons = [row["reason"].partition(":")[0] for row in found if is_quarantined(row)]
+    assert reasons == ["too large", "missing", "changed"] and found[3] == b"1"
+
+
+def test_nulls_and_large_images_in_parquet(listed: Listed, tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    write_parquet(source, "x.parquet", {"bytes": pa.array([b"123456", None, b"1"], pa.binary())})
+    rows = rows_of(listed(source))
+    found = fetch_all(source, rows, job_for(source, max_bytes=3))
+    reasons = [row["reason"].partition(":")[0] for row in found if is_quarantined(row)]
+    assert reasons == ["too large", "missing"] and found[2] == b"1"
+
+
+def test_what_is_wrong_with_the_store_stops_the_job(
+    object_store: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row: ImageRow = {
+        "key": "a.png", "size": 1, "etag": "", "file": "", "at": 0, "plan": "", "shard": 0,
+    }  # fmt: skip
+    missing = Store("s3://no-such-bucket/x")
+    with pytest.raises(MissingBucketError):
+        fetch_all(missing, [row], job_for(missing))
+    monkeypatch.setattr("bs_ray.batch.readers.Store.read", _unreachable)
+    there = Store("s3://bs-ray-tests/x")
+    with pytest.raises(UnreachableError):
+        fetch_all(there, [row], job_for(there))
+
+
+def _unreachable(store: Store, key: str) -> bytes:
+    raise UnreachableError("down")

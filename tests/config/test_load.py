@@ -1,0 +1,86 @@
+"""Job files: what loads, and what the errors say."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bs_ray.config import EditJob, EvalJob, JobError, TrainJob, job_hash, load, shipped_job
+
+JOBS = Path(__file__).parents[2] / "jobs"
+TRAIN = {
+    "kind": "train",
+    "name": "smile",
+    "prompts": {"target": "a", "positive": "b", "negative": "c"},
+    "photos": "data",
+}
+
+
+def write(folder: Path, values: dict) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    "path", sorted(JOBS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(JOBS))
+)
+def test_every_shipped_job_loads(path: Path) -> None:
+    assert load(path).kind == yaml.safe_load(path.read_text())["kind"]
+
+
+def test_overrides_reach_nested_settings(tmp_path: Path) -> None:
+    job = load(write(tmp_path, TRAIN), ["steps=7", "losses.adversarial=0", "prompts.neutral=n"])
+    assert isinstance(job, TrainJob)
+    assert (job.steps, job.losses.adversarial, job.prompts.neutral) == (7, 0, "n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stpes": 3}, "unknown key 'stpes'; expected a known setting; did you mean 'steps'"),
+        (
+            {"losses": {"perceptul": 1}},
+            "unknown key 'losses.perceptul'; expected a known setting; did you mean 'perceptual'",
+        ),
+        ({"steps": "many"}, 'steps: got "many"'),
+        ({"batch_size": 5, "workers": 2}, "batch_size 5 for 2 workers"),
+        ({"name": "../up"}, "1-64 of a-z"),
+        ({"kind": "trian"}, "got kind 'trian'; expected one of train"),
+        ({"lr": float("nan")}, "lr: got NaN"),
+        ({"photos": None}, "got no photos, but losses.perceptual"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(JobError) as error:
+        load(write(tmp_path, TRAIN | change))
+    assert message in str(error.value)
+
+
+def test_wrong_kind_names_the_verb(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="got a train job; expected a edit job: try `bs-ray train"):
+        load(write(tmp_path, TRAIN), kind="edit")
+
+
+def test_files_that_are_no_jobs(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [")
+    (tmp_path / "list.yaml").write_text("- a")
+    for name, message in (
+        ("no.yaml", "not a file"),
+        ("bad.yaml", "not YAML"),
+        ("list.yaml", "list"),
+    ):
+        with pytest.raises(JobError, match=message):
+            load(tmp_path / name)
+
+
+def test_evaluation_needs_the_unit_strengths() -> None:
+    with pytest.raises(ValueError, match="expected -1, 0 and 1"):
+        EvalJob(name="e", sliders={"smile": "smile"}, strengths=[-2, 0, 2])
+
+
+def test_job_hash_follows_the_settings() -> None:
+    job = shipped_job("tiny/edit-wild.yaml")
+    assert isinstance(job, EditJob)
+    assert job_hash(job) == job_hash(shipped_job("tiny/edit-wild.yaml"))
+    assert job_hash(job) != job_hash(job.model_copy(update={"seed": 1}))

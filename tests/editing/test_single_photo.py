@@ -1,0 +1,157 @@
+"""`bs-ray edit-one`: one photo in, the same kind of photo out, or a strip; bad input named."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from bs_ray import cli
+from bs_ray.bench.bank import random_slider
+from bs_ray.config import EditorSettings, JobError
+from bs_ray.editing.editor import EditError
+from bs_ray.editing.single_photo import OnePhoto, strengths_of
+from bs_ray.images.encode import read_provenance
+from bs_ray.models import load_base
+from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import SliderError
+
+KINDS = ["jpeg", "exif", "alpha", "grey", "deep", "cmyk", "webp", "tiny", "wide"]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, random_base: Path) -> str:
+    """A registry with two sliders of the random base, and one of another."""
+    folder = tmp_path_factory.mktemp("sliders")
+    model = load_base(str(random_base))
+    for seed, name in enumerate(("smile", "age", "foreign")):
+        slider = random_slider(model, name, seed)
+        if name == "foreign":
+            slider.card.base_id = "elsewhere"
+        Registry(str(folder)).publish(slider)
+    return str(folder)
+
+
+def photo(folder: Path, kind: str) -> Path:
+    """A photo of 40 x 56 in one of the shapes that photos come in."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (56, 40, 3), dtype=np.uint8))
+    options: dict = {"quality": 90}
+    name = f"{kind}.jpg"
+    if kind == "exif":
+        exif = Image.Exif()
+        exif[274], exif[271] = 6, "a maker"
+        options["exif"] = exif
+    elif kind == "alpha":
+        image.putalpha(Image.fromarray(rng.integers(0, 256, (56, 40), dtype=np.uint8)))
+        name, options = "alpha.png", {}
+    elif kind == "grey":
+        image = image.convert("L")
+    elif kind == "deep":
+        image = Image.fromarray(rng.integers(0, 65536, (56, 40), dtype=np.uint16))
+        name, options = "deep.png", {}
+    elif kind == "cmyk":
+        image = image.convert("CMYK")
+    elif kind == "webp":
+        name, options = "photo.webp", {"lossless": True}
+    elif kind == "tiny":
+        image, name, options = image.crop((0, 0, 1, 1)), "tiny.png", {}
+    elif kind == "wide":
+        image, name, options = image.resize((300, 20)), "wide.png", {}
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def one(path: Path, sliders: dict[str, float], shelf: str, base: Path, **settings) -> OnePhoto:
+    editor = EditorSettings(**{"steps": 2} | settings)
+    return OnePhoto(path, sliders, editor, base=str(base), registry=shelf)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_gives_back_the_file_and_more_keeps_its_kind(
+    tmp_path: Path, shelf: str, random_base: Path, kind: str
+) -> None:
+    path = photo(tmp_path, kind)
+    same, _ = one(path, {"smile": 0.0}, shelf, random_base).edit()
+    assert same == path.read_bytes()
+    data, notes = one(path, {"smile": 1.5, "age": -1.0}, shelf, random_base).edit()
+    with Image.open(path) as before, Image.open(io.BytesIO(data)) as after:
+        turned = kind == "exif"
+        assert after.size == (before.size[::-1] if turned else before.size)
+        assert after.format == before.format
+        assert after.mode == {"CMYK": "RGB", "I;16": "L"}.get(before.mode, before.mode)
+        if kind == "alpha":
+            assert after.getchannel("A").tobytes() == before.getchannel("A").tobytes()
+        if kind == "exif":
+            assert after.getexif()[271] == "a maker" and 274 not in after.getexif()
+    assert read_provenance(data)["sliders"] == {"smile@1": 1.5, "age@1": -1.0}
+    assert bool(notes) == (kind in ("cmyk", "deep"))
+
+
+def test_strips(tmp_path: Path, shelf: str, random_base: Path) -> None:
+    asked = one(photo(tmp_path, "jpeg"), {"smile": 1.5, "age": -1.0}, shelf, random_base)
+    sweep, composed = asked.sweep(), asked.compose()
+    assert sweep.width > 5 * 90 and sweep.height > 2 * 128
+    assert composed.width > 3 * 90 and composed.height < sweep.height
+    # The middle of a sweep is the photo itself.
+    plain = one(photo(tmp_path, "jpeg"), {"smile": 1.5}, shelf, random_base)
+    assert np.array_equal(plain._pictures([{"smile": 0.0}])[0], plain.row["pixels"])
+
+
+def test_the_order_of_sliders_does_not_matter(
+    tmp_path: Path, shelf: str, random_base: Path
+) -> None:
+    path = photo(tmp_path, "wide")
+    mixes: list[dict[str, float]] = [{"smile": 1.5, "age": -1.0}, {"age": -1.0, "smile": 1.5}]
+    one_way, other_way = (one(path, mix, shelf, random_base).edit()[0] for mix in mixes)
+    pixels = [np.asarray(Image.open(io.BytesIO(data)), int) for data in (one_way, other_way)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("sliders", "error", "message"),
+    [
+        ({"beard": 1.0}, SliderError, "got 'beard'; expected one of age, foreign, smile"),
+        ({"foreign": 1.0}, SliderError, "elsewhere"),
+        ({"smile": float("nan")}, SliderError, "smile: got strength nan; expected a number"),
+    ],
+)
+def test_bad_sliders(
+    tmp_path: Path, shelf: str, random_base: Path, sliders, error, message
+) -> None:
+    with pytest.raises(error, match=message):
+        one(photo(tmp_path, "jpeg"), sliders, shelf, random_base).edit()
+
+
+def test_bad_photos(tmp_path: Path, shelf: str, random_base: Path) -> None:
+    whole = photo(tmp_path, "jpeg")
+    (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[:900])
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    for name, message in [
+        ("nowhere.jpg", "not a file"),
+        ("half.jpg", "truncated"),
+        ("huge.png", "too many pixels: got 10000 x 10000; expected at most 64000000"),
+    ]:
+        with pytest.raises(EditError, match=message):
+            one(tmp_path / name, {"smile": 1.0}, shelf, random_base)
+
+
+def test_the_command(tmp_path: Path, shelf: str, random_base: Path) -> None:
+    path = photo(tmp_path, "jpeg")
+    common = ["edit-one", str(path), "--registry", shelf, "--base", str(random_base)]
+    done = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1", "--sweep"])
+    assert done.exit_code == 0 and "jpeg-sweep.png" in done.output.replace("\n", "")
+    assert (tmp_path / "jpeg-sweep.png").is_file()
+    done = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1"])
+    assert done.exit_code == 0 and (tmp_path / "jpeg-edited.jpg").is_file()
+    bad = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1", "--method", "magic"])
+    assert isinstance(bad.exception, JobError) and 'got "magic"' in str(bad.exception)
+
+
+def test_strengths_of() -> None:
+    assert strengths_of(["smile=1.5", "age@2=-1"]) == {"smile": 1.5, "age@2": -1.0}
+    for bad in ("smile", "=1", "smile=much"):
+        with pytest.raises(JobError, match="expected name=strength"):
+            strengths_of([bad])

@@ -1,0 +1,441 @@
+"""Edits of many askers in one batch: equal to each alone, gone at the next step, never late."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from bs_ray.bench.bank import random_slider
+from bs_ray.config import EditorSettings
+from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of
+from bs_ray.editing.generate import generate
+from bs_ray.editing.methods import METHODS
+from bs_ray.models import load_base
+from bs_ray.serve.engine.admission import Load, Pace, finish_times
+from bs_ray.serve.engine.batcher import Engine
+from bs_ray.serve.engine.tasks import Busy, DrawTask, EditTask, Partial, Result, Step
+from bs_ray.sliders.slider import Slider, SliderError
+
+TOLERANCE = 1e-5
+"""Of full scale."""
+SETTINGS = EditorSettings(steps=4, prompt="a photo of a person")
+NAMES = [f"s{i}" for i in range(6)]
+
+
+class Recorder:
+    """A Watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.outcomes: Counter[str] = Counter()
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        self.rows.append(rows)
+
+    def queued(self, seconds: float) -> None:
+        assert seconds >= 0
+
+    def finished(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+
+    def occupancy(self, running: int, waiting: int) -> None:
+        assert running >= 0 and waiting >= 0
+
+
+class Held:
+    """Stands before the editor's forward pass: counts passes, and waits where it is told to."""
+
+    def __init__(self, editor: Editor):
+        self.editor, self.predict = editor, editor.predict
+        self.passes: list[int] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.fail = False
+
+    def __call__(self, x_t, t, condition, strengths):
+        self.passes.append(len(x_t))
+        assert self.go.wait(30)
+        if self.fail:
+            raise RuntimeError("out of memory")
+        return self.predict(x_t, t, condition, strengths)
+
+
+@pytest.fixture(scope="module")
+def model(random_base):
+    return load_base(str(random_base))
+
+
+@pytest.fixture(scope="module")
+def sliders(model) -> dict[str, Slider]:
+    found = {}
+    for seed, name in enumerate(NAMES):
+        slider = random_slider(model, name, seed)
+        strong = {layer: (a, 20 * b) for layer, (a, b) in slider.factors.items()}
+        found[f"{name}@1"] = Slider(slider.card, strong)
+    return found
+
+
+@pytest.fixture
+def editor(model) -> Iterator[Editor]:
+    editor = Editor(model, [], SETTINGS, slots=3, rank=4)
+    yield editor
+    editor.close()
+
+
+@pytest.fixture
+def held(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held(editor)
+    monkeypatch.setattr(editor, "predict", held)
+    return held
+
+
+def photo(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def task(seed: int, size=(64, 64), within_s: float = 60.0, partials: int = 0, **mix: float):
+    named = {f"{name}@1": scale for name, scale in mix.items()}
+    edit = Edit(f"k{seed}", photo(seed, *size), [named], seed)
+    return EditTask(edit=edit, sliders=list(named), within_s=within_s, partials=partials)
+
+
+async def result(engine: Engine, task, sliders) -> Result:
+    async for event in engine.submit(task, {name: sliders[name] for name in task.sliders}):
+        if isinstance(event, Result):
+            return event
+    raise AssertionError("no result")
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def far(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max()) / 255
+
+
+# --- the same as alone ------------------------------------------------------------------------
+CHANGES = [
+    {},
+    {"steps": 7, "strength": 0.8},
+    {"method": "sdedit"},
+    {"method": "ddim_inversion", "fixed_point": 1},
+    {"method": "edit_friendly"},
+    {"soft_mask": 0.5, "steer": 1.5},
+]
+
+
+def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -> None:
+    """Different steps, methods, sliders, strengths, sizes and arrivals, more sliders than slots."""
+    tasks = []
+    for i in range(12):
+        changes = CHANGES[i % len(CHANGES)]
+        settings = EditorSettings.model_validate({**SETTINGS.model_dump(), **changes})
+        size = [(64, 64), (48, 90), (90, 48)][i % 3]
+        mixes = [{f"{NAMES[i % 6]}@1": 1.0 - i / 4, f"{NAMES[(i + 1) % 6]}@1": 0.5}]
+        if i % 4 == 0:
+            mixes = [*mixes, {}, {f"{NAMES[i % 6]}@1": 2.0}]  # a sweep
+        edit = Edit(f"k{i}", photo(i, *size), mixes, seed=i, settings=settings)
+        names = list(dict.fromkeys(name for mix in mixes for name in mix))
+        tasks.append(EditTask(edit=edit, sliders=names, within_s=300))
+    draw = DrawTask(
+        sliders=["s0@1"], prompt="a woman", mixes=[{"s0@1": 1.0}, {}], seed=3, steps=5,
+        guidance_scale=3.0, within_s=300,
+    )  # fmt: skip
+    watcher = Recorder()
+
+    async def main() -> list[Result]:
+        engine = Engine(editor, watcher, max_rows=6, max_waiting=50)
+
+        async def later(i: int, one) -> Result:
+            await asyncio.sleep(0.03 * i)
+            return await result(engine, one, sliders)
+
+        return await asyncio.gather(*(later(i, one) for i, one in enumerate([*tasks, draw])))
+
+    *found, drawn = asyncio.run(main())
+    assert max(watcher.rows) > 3 and watcher.outcomes == {"done": 13}
+    assert max(one.batch_rows for one in found) > 1.5
+
+    alone = Editor(model, [], SETTINGS, slots=6, rank=4)
+    alone.sliders = dict(sliders)
+    for one, done in zip(tasks, found, strict=True):
+        [expected] = alone.edit([one.edit])
+        for a, b in zip(outputs_of(expected), done.outputs, strict=True):
+            assert far(a.pixels, b.pixels) < TOLERANCE
+            assert a.pixels.shape == one.edit.pixels.shape
+    moved = [far(o.outputs[0].pixels, t.edit.pixels) for t, o in zip(tasks, found, strict=True)]
+    assert min(moved) > 50 * TOLERANCE
+    [pictures] = generate(
+        alone, ["a woman"], [[{"s0@1": 1.0}, {}]], keys=["a woman"], seed=3, steps=5,
+        guidance_scale=3.0,
+    )  # fmt: skip
+    for picture, output in zip(pictures, drawn.outputs, strict=True):
+        expected_pixels = ((picture + 1) * 127.5).permute(1, 2, 0).numpy()
+        assert far(expected_pixels, output.pixels) < TOLERANCE
+    alone.close()
+
+
+def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> None:
+    async def main() -> None:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        held.go.clear()
+        first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        await until(lambda: len(held.passes) == 1)
+        second = asyncio.create_task(result(engine, task(1, s1=1.0), sliders))
+        await asyncio.sleep(0.05)
+        held.go.set()
+        done = await asyncio.gather(first, second)
+        # A photo's step is two rows: alone once, together three times, the later one alone once.
+        assert held.passes == [2, 4, 4, 4, 2]
+        assert [round(one.batch_rows, 2) for one in done] == [1.75, 1.75]
+
+    asyncio.run(main())
+
+
+def test_progress_and_partial_pictures(editor, sliders) -> None:
+    async def main() -> list:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        one = task(0, s0=2.0, partials=2)
+        return [event async for event in engine.submit(one, {"s0@1": sliders["s0@1"]})]
+
+    *events, last = asyncio.run(main())
+    assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3]
+    assert {e.steps for e in events if isinstance(e, Step)} == {4}
+    partials = [e for e in events if isinstance(e, Partial)]
+    assert [p.index for p in partials] == [0, 1] and isinstance(last, Result)
+    final, source = last.outputs[0].pixels, photo(0)
+    gaps = [np.abs(p.pictures[0] - final).mean() for p in partials]
+    assert gaps[1] < gaps[0] < np.abs(source - final).mean()  # they come nearer
+
+
+# --- who leaves, who is refused -----------------------------------------------------------------
+def test_an_edit_called_off_leaves_at_the_next_step(editor, held, sliders) -> None:
+    watcher = Recorder()
+
+    async def main() -> None:
+        engine = Engine(editor, watcher, max_rows=8, max_waiting=8)
+        held.go.clear()
+        leaver, stayer = (
+            asyncio.create_task(result(engine, task(i, s0=1.0), sliders)) for i in range(2)
+        )
+        await until(lambda: len(held.passes) == 1)
+        leaver.cancel()
+        await asyncio.sleep(0.02)
+        held.go.set()
+        await stayer
+        assert held.passes == [4, 2, 2, 2]
+
+    asyncio.run(main())
+    assert watcher.outcomes == {"done": 1, "cancelled": 1}
+
+
+def test_one_that_waits_may_leave_too(editor, held, sliders) -> None:
+    async def main() -> None:
+        engine = Engine(editor, Recorder(), max_rows=1, max_waiting=8)
+        held.go.clear()
+        first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        await until(lambda: len(held.passes) == 1)
+        waiting = asyncio.create_task(result(engine, task(1, s0=1.0), sliders))
+        await asyncio.sleep(0.02)
+        waiting.cancel()
+        held.go.set()
+        await first
+        assert held.passes == [2, 2, 2, 2]
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_refuses(editor, held, sliders) -> None:
+    watcher = Recorder()
+
+    async def main() -> None:
+        engine = Engine(editor, watcher, max_rows=1, max_waiting=1)
+        held.go.clear()
+        kept = [asyncio.create_task(result(engine, task(0, s0=1.0), sliders))]
+        await until(lambda: len(held.passes) == 1)
+        kept.append(asyncio.create_task(result(engine, task(1, s0=1.0), sliders)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(Busy, match="1 edits are waiting"):
+            await result(engine, task(2, s0=1.0), sliders)
+        held.go.set()
+        await asyncio.gather(*kept)
+
+    asyncio.run(main())
+    assert watcher.outcomes == {"done": 2, "refused": 1}
+
+
+def test_what_would_be_late_or_make_others_late_is_refused_at_once(editor, sliders) -> None:
+    async def main() -> None:
+        engine = Engine(editor, Recorder(), max_rows=16, max_waiting=16)
+        engine._pace.learn(1, 1.0)  # four steps: four seconds alone, eight for two
+        engine._pace.learn = lambda rows, seconds: None
+        first = asyncio.create_task(result(engine, task(0, s0=1.0, within_s=6.0), sliders))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(Busy) as refused:  # it has time, but the first one would be late
+            await result(engine, task(1, s1=1.0, within_s=60.0), sliders)
+        assert 0 < refused.value.retry_after_s < 3
+        await first
+        only = await result(engine, task(2, s0=1.0, within_s=1.0), sliders)  # an idle engine tries
+        assert only.batch_rows == 1
+
+    asyncio.run(main())
+
+
+def test_one_that_is_late_anyway_keeps_nobody_out(editor, sliders) -> None:
+    async def main() -> None:
+        engine = Engine(editor, Recorder(), max_rows=16, max_waiting=16)
+        engine._pace.learn(1, 1.0)
+        engine._pace.learn = lambda rows, seconds: None
+        hopeless = asyncio.create_task(result(engine, task(0, s0=1.0, within_s=0.5), sliders))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await result(engine, task(1, s1=1.0, within_s=60.0), sliders)
+        await hopeless
+
+    asyncio.run(main())
+
+
+def test_finish_times() -> None:
+    pace = Pace()
+    assert finish_times([Load(10, 1)], [], 8, pace) == [0.0]  # nothing is known yet
+    pace.learn(1, 1.0)
+    assert finish_times([Load(4, 1)], [], 8, pace) == [4.0]
+    assert finish_times([Load(4, 1)], [Load(4, 1)], 8, pace) == [8.0, 8.0]
+    assert finish_times([Load(4, 1)], [Load(4, 1)], 1, pace) == [4.0, 8.0]
+    pace.learn(2, 1.5)  # two share a step well
+    assert finish_times([Load(2, 1)], [Load(4, 1)], 8, pace) == [3.0, 5.0]
+    pace.learn(1, 2.0)
+    assert pace.step_s(1) == pytest.approx(1.2)
+
+
+def test_a_queue_that_cannot_move_in_time_tells_those_who_wait(editor, held, sliders) -> None:
+    async def main() -> None:
+        engine = Engine(editor, Recorder(), max_rows=1, max_waiting=8)
+        held.go.clear()
+        first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        await until(lambda: len(held.passes) == 1)
+        late = asyncio.create_task(result(engine, task(1, s0=1.0, within_s=0.05), sliders))
+        await asyncio.sleep(0.1)
+        held.go.set()
+        with pytest.raises(Busy, match="waited for its whole time"):
+            await late
+        await first
+
+    asyncio.run(main())
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+def test_one_bad_edit_fails_alone(editor, sliders) -> None:
+    async def main() -> list:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        wrong = EditTask(edit=Edit("k", photo(0)[..., :2], [{}]))
+        edit = Edit("k", photo(1), [{"high@1": 1.0}])
+        too_high = EditTask(edit=edit, sliders=["high@1"])
+        factors = sliders["s1@1"].factors.items()
+        high = {k: (a.repeat(9, 1), b.repeat(1, 9)) for k, (a, b) in factors}
+        return await asyncio.gather(
+            result(engine, task(0, s0=1.0), sliders),
+            result(engine, wrong, sliders),
+            result(engine, too_high, sliders | {"high@1": Slider(sliders["s1@1"].card, high)}),
+            result(engine, task(2, s1=1.0), sliders),
+            return_exceptions=True,
+        )
+
+    good, wrong, high, also_good = asyncio.run(main())
+    assert isinstance(good, Result) and isinstance(also_good, Result)
+    assert isinstance(wrong, EditError)
+    assert isinstance(high, SliderError) and "expected at most 4" in str(high)
+
+
+def test_a_forward_that_fails_together_is_tried_alone(editor, held, sliders) -> None:
+    async def main() -> list:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        plain = held.predict
+        held.predict = lambda x, t, c, s: plain(x, t, c, s) if len(x) == 2 else 1 / 0
+        return await asyncio.gather(*(result(engine, task(i, s0=1.0), sliders) for i in range(3)))
+
+    assert len(asyncio.run(main())) == 3 and sorted(set(held.passes)) == [2, 6]
+
+
+def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
+    editor, sliders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The good one shares its passes, and still takes each step once."""
+
+    def broken(work, settings):
+        yield work.edited(work.x0[work.source_of], 100)
+        raise ValueError("a bug of the method")
+
+    monkeypatch.setitem(METHODS, "sdedit", broken)
+    settings = EditorSettings.model_validate({**SETTINGS.model_dump(), "method": "sdedit"})
+    bad = EditTask(edit=Edit("b", photo(1), [{"s1@1": 1.0}], settings=settings), sliders=["s1@1"])
+
+    async def main() -> list:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        good = result(engine, task(0, s0=1.0), sliders)
+        return await asyncio.gather(good, result(engine, bad, sliders), return_exceptions=True)
+
+    good, failed = asyncio.run(main())
+    assert isinstance(failed, ValueError) and isinstance(good, Result)
+    editor.sliders = dict(sliders)
+    [expected] = editor.edit([task(0, s0=1.0).edit])
+    assert far(outputs_of(expected)[0].pixels, good.outputs[0].pixels) < TOLERANCE
+
+
+def test_an_engine_that_fails_or_hangs_says_so(editor, held, sliders) -> None:
+    async def main() -> None:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8, step_timeout_s=0.05)
+        engine.check()
+        held.fail = True
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await result(engine, task(0, s0=1.0), sliders)
+        with pytest.raises(RuntimeError, match="last 3 steps failed"):
+            engine.check()
+        held.fail = False
+        held.go.clear()
+        count = len(held.passes)
+        hanging = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        await until(lambda: len(held.passes) > count)
+        await asyncio.sleep(0.1)
+        engine._failures = 0
+        with pytest.raises(RuntimeError, match="not ended for 0"):
+            engine.check()
+        held.go.set()
+        await hanging
+        engine.check()
+
+    asyncio.run(main())
+
+
+def test_a_photo_that_nothing_moves_comes_back_at_once(editor, held, sliders) -> None:
+    async def main() -> Result:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        return await result(engine, task(0, s0=0.0), sliders)
+
+    done = asyncio.run(main())
+    assert np.array_equal(done.outputs[0].pixels, photo(0).astype(np.float32))
+    assert held.passes == [] and done.batch_rows == 1
+
+
+def test_a_mask_keeps_the_rest_bit_for_bit(editor, sliders) -> None:
+    mask = np.zeros((64, 64), np.float32)
+    mask[:, :20] = 1
+    edit = Edit("k", photo(0), [{"s0@1": 2.0}], mask=mask)
+
+    async def main() -> Result:
+        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        return await result(engine, EditTask(edit=edit, sliders=["s0@1"]), sliders)
+
+    changed = asyncio.run(main()).outputs[0].pixels != photo(0)
+    assert changed[:, :20].any() and not changed[:, 20:].any()
+    editor.sliders = dict(sliders)
+    with pytest.raises(EditError, match=r"mask \[3, 3\]; expected the photo's size \[64, 64\]"):
+        outputs_of(editor.edit([Edit("k", photo(0), [{}], mask=mask[:3, :3])])[0])
