@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bs_ray.config import Prompts
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.sliders.slider import Card, Slider
+from bs_ray.sliders.slider import Slider
+from bs_ray.testing import random_slider
 
 RESIDENT = (1, 4, 16, 64)
 HEADLINE = 16
@@ -185,20 +185,3 @@ def load_adapter(model: DiffusionModel, slider: Slider) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of every adapter but the first
         denoiser.load_lora_adapter(weights, prefix=None, adapter_name=slider.card.name)
-
-
-def random_slider(model: DiffusionModel, name: str, seed: int) -> Slider:
-    """A slider of random weights that fits the model: for timing and plumbing."""
-    trainable = SliderBank.trainable(
-        [name], model.denoiser, model.slider_targets(), _RANK, float(_RANK), seed
-    )
-    generator = torch.Generator().manual_seed(seed)
-    for up in trainable.up.values():
-        up.data.normal_(std=0.02, generator=generator)
-    prompts = Prompts(target="a", positive="b", negative="c")
-    return trainable.to_slider(
-        Card(
-            name=name, base="random", base_id=model.base_id, family=model.family, part=model.part,
-            prompts=prompts, rank=_RANK,
-        )
-    )  # fmt: skip

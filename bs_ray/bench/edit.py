@@ -23,7 +23,6 @@ from bs_ray.batch.pipeline import pipeline
 from bs_ray.batch.prepare import prepare
 from bs_ray.batch.rows import PlannedRow, pack, seconds_of, unpack
 from bs_ray.batch.run import edit
-from bs_ray.bench.bank import random_slider
 from bs_ray.bench.plain import plain_loop
 from bs_ray.config import EditJob
 from bs_ray.editing.editor import Editor
@@ -34,6 +33,7 @@ from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 from bs_ray.storage.seaweed import LocalObjectStore
+from bs_ray.testing import random_slider
 from bs_ray.tiny.photos import write_wild
 
 Say = Callable[[str], None]

@@ -32,7 +32,8 @@ from bs_ray.train.loop import MakeEngine, assemble
 from bs_ray.train.losses import Features
 from bs_ray.train.planning.dry_run import RowCount
 from bs_ray.train.planning.memory import base_networks, bytes_of
-from bs_ray.train.planning.plan import architecture_folder, plan
+from bs_ray.train.planning.plan import plan
+from bs_ray.train.planning.published import architecture_folder
 from bs_ray.train.step import Parts, train_step
 from bs_ray.train.targets.concept_sliders import reference_step
 from bs_ray.train.targets.samples import SampleMaker

@@ -24,7 +24,6 @@ import psutil
 from PIL import Image
 from ray import serve
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.bench.load import Answers, Request, arrivals, clients, percentile
 from bs_ray.config import ServeJob
 from bs_ray.editing.editor import Edit, Editor
@@ -34,6 +33,7 @@ from bs_ray.serve.deploy import build, running
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage.seaweed import LocalObjectStore
+from bs_ray.testing import random_slider
 
 Say = Callable[[str], None]
 _SLIDERS, _PROMPT = 32, "a photo of a person"

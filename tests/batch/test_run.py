@@ -21,7 +21,6 @@ from bs_ray.batch.input_list import JobChangedError
 from bs_ray.batch.prepare import EditFailed
 from bs_ray.batch.report import contact_sheet
 from bs_ray.batch.run import edit
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditJob, EditorSettings
 from bs_ray.editing.editor import Edit, Edited
 from bs_ray.images.decode import decode
@@ -32,6 +31,7 @@ from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider, SliderError
 from bs_ray.storage import AccessError, MissingBucketError, StorageError, Store, UnreachableError
+from bs_ray.testing import random_slider
 from bs_ray.tiny.photos import wild_jpeg, write_wild
 from tests.batch.conftest import MakeJob, files, run
 

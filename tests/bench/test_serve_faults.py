@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.bench.serve import faults
 from bs_ray.config import ServeJob
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage.seaweed import LocalObjectStore
+from bs_ray.testing import random_slider
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

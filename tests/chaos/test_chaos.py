@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store, s3_client
 from bs_ray.storage.seaweed import LocalObjectStore, available
+from bs_ray.testing import random_slider
 from bs_ray.tiny.photos import write_wild
 from tests.chaos.cluster import Nodes
 from tests.chaos.command import Command

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bs_ray import cli
-from bs_ray.bench.bank import random_slider
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
+from bs_ray.testing import random_slider
 
 TRAIN = """
 kind: train

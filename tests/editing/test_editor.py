@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
 from bs_ray.editing.context import Work
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
@@ -13,6 +12,7 @@ from bs_ray.editing.run import Going, drive
 from bs_ray.models import load_base
 from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.slider import SliderError
+from bs_ray.testing import random_slider
 
 SETTINGS = EditorSettings(steps=4)
 FULL_SCALE = 255.0

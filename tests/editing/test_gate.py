@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings, QualityGate
 from bs_ray.editing.editor import Edit, Editor, outputs_of
 from bs_ray.editing.gate import GatedEditor
@@ -14,6 +13,7 @@ from bs_ray.judges.load import Judging, find_judges
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.slider import SliderError
+from bs_ray.testing import random_slider
 
 
 class Distance:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
 from bs_ray.editing.editor import Editor
 from bs_ray.editing.generate import generate
 from bs_ray.models import load_base
 from bs_ray.models.diffusion import sample_euler
+from bs_ray.testing import random_slider
 
 PROMPTS = ["a photo", "a photo of a person, smiling"]
 

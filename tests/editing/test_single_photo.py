@@ -9,7 +9,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bs_ray import cli
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings, JobError
 from bs_ray.editing.editor import EditError
 from bs_ray.editing.single_photo import OnePhoto, strengths_of
@@ -17,6 +16,7 @@ from bs_ray.images.encode import read_provenance
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import SliderError
+from bs_ray.testing import random_slider
 
 KINDS = ["jpeg", "exif", "alpha", "grey", "deep", "cmyk", "webp", "tiny", "wide"]
 

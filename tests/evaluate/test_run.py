@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings, EvalJob
 from bs_ray.evaluate.compare import match
 from bs_ray.evaluate.methods import compare, methods_table
@@ -18,6 +17,7 @@ from bs_ray.evaluate.sweep import tasks
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.registry import Registry
+from bs_ray.testing import random_slider
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from bs_ray.batch.run import edit as edit_batch
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditJob, JobError, ServeJob, shipped_job
 from bs_ray.editing.editor import Edit, Editor, outputs_of
 from bs_ray.editing.single_photo import OnePhoto
@@ -25,6 +24,7 @@ from bs_ray.models.base import BaseNotFound, DiffusionModel
 from bs_ray.serve.deploy import build, check, running
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.testing import random_slider
 from bs_ray.tiny.recipe import write_untrained_base
 from tests.serve.api import ask, edited_pixels, far, files_of, free_port, photo, pixels_of, scales
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from bs_ray.bench.bank import bank as bench_bank
-from bs_ray.bench.bank import load_adapter, random_slider
+from bs_ray.bench.bank import load_adapter
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import batch_noise
 from bs_ray.sliders.bank import SliderBank, banded
 from bs_ray.sliders.resident import Resident
 from bs_ray.sliders.slider import Card, Slider, SliderError
+from bs_ray.testing import random_slider
 from tests.models.random_bases import WRITERS
 
 ROWS = 4

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.sliders.formats import export, import_slider
 from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.testing import random_slider
 
 STRENGTH = 0.8
 

@@ -1,13 +1,8 @@
-"""What a job will take, before it runs: memory, forward passes, the teacher's cache.
-
-Every figure is read off the product's own step, run on shapes alone (dryrun.py); only what
-is sharded over workers is arithmetic. Bytes are of one worker, on its device, without what its
-kernels take for themselves: on full-size SDXL at 256 px (`bs-ray bench full-size`, two CPU cores)
-the plan said 9.5 GB where the process grew by 10.3.
-"""
+"""One step of a job, taken on shapes alone (dry_run.py): what it would need on one worker."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +22,13 @@ from bs_ray.train.loop import assemble
 from bs_ray.train.losses import Features, Scales
 from bs_ray.train.planning.dry_run import FUSED_ATTENTION, OTHER, DryRun, RowCount
 from bs_ray.train.planning.memory import base_networks, bytes_of, engine_bytes, sharded_bytes
-from bs_ray.train.planning.plan import _unit, architecture_folder
+from bs_ray.train.planning.published import architecture_folder
 from bs_ray.train.step import Parts, train_step
 from bs_ray.train.targets.concept_sliders import reference_step
 from bs_ray.train.targets.samples import SampleMaker
 from bs_ray.train.targets.teacher import Teacher
 
+STAGES = (0, 1, 2, 3)
 _CUDA = 750 * 2**20
 """Allowance for a CUDA context with its libraries' workspaces. Not measured, and not on a CPU."""
 _DENOISER, _VAE, _LOSSES = "denoiser activations", "VAE activations", "losses, gradients"
@@ -59,7 +55,7 @@ def rows_of(job: TrainJob) -> int:
     return job.batch_size // job.least_workers
 
 
-class _Bench:
+class MetaBase:
     """The job's base on the meta device, and steps taken with it."""
 
     def __init__(
@@ -80,7 +76,7 @@ class _Bench:
 
     @classmethod
     @contextmanager
-    def open(cls, job: TrainJob, dtype: torch.dtype | None) -> Iterator[_Bench]:
+    def open(cls, job: TrainJob, dtype: torch.dtype | None) -> Iterator[MetaBase]:
         dtype = dtype or (torch.bfloat16 if job.use_gpu else torch.float32)
         with architecture_folder(job.base) as folder, DryRun() as run:
             model = load_base(str(folder), dtype=dtype, device="meta")
@@ -169,7 +165,7 @@ class _Bench:
 
     def largest_batch(self, job: TrainJob, limit: float) -> int:
         """The largest batch_size that fits into `limit` bytes, by a straight line; 0: none does."""
-        rows, unit = rows_of(job), _unit(job)
+        rows, unit = rows_of(job), smallest_batch(job)
         here, twice = self.total(job, rows), self.total(job, 2 * rows)
         found = rows + (limit - here) * rows / max(twice - here, 1)
         return max(0, int(found * job.least_workers // unit) * unit)
@@ -218,3 +214,10 @@ class _Gradients(PlainEngine):
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def smallest_batch(job: TrainJob) -> int:
+    """The smallest batch_size: rows for every number of workers, and near and far in pairs."""
+    image_terms = job.losses.perceptual or job.losses.adversarial
+    each = 2 if job.pairs or image_terms else 1
+    return each * math.lcm(*range(job.least_workers, job.most_workers + 1))

@@ -8,31 +8,23 @@ the plan said 9.5 GB where the process grew by 10.3.
 
 from __future__ import annotations
 
-import math
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bs_ray.config import CachedTeacher, TrainJob, apply_override
-from bs_ray.models import base_folder
+from bs_ray.config import CachedTeacher, TrainJob
 from bs_ray.storage import StorageError
 from bs_ray.train.loop import check_rows
-from bs_ray.train.planning.measure import _Bench, rows_of
+from bs_ray.train.planning.advice import refusal
+from bs_ray.train.planning.measure import STAGES, MetaBase, rows_of
 from bs_ray.train.planning.memory import GIB
-from bs_ray.train.planning.published import published_name, write_architecture
 from bs_ray.train.targets.cache import CachePlan, cache_plan, seconds_a_sample
 from bs_ray.train.targets.concept_sliders import DENOISING_STEPS
 from bs_ray.train.targets.samples import PATH_STEPS
 from bs_ray.train.targets.teacher import forwards_a_row
-
-STAGES = (0, 1, 2, 3)
 
 
 class PlanDoesNotFit(ValueError):
@@ -94,10 +86,10 @@ def plan(
     BaseNotFound for a base that is neither.
     """
     check_rows(job, job.most_workers)  # each has the fewest rows
-    with _Bench.open(job, dtype) as bench:
-        made = _plan(bench, job, gpu_memory_gb)
+    with MetaBase.open(job, dtype) as meta:
+        made = _plan(meta, job, gpu_memory_gb)
         if gpu_memory_gb is not None and made.total > gpu_memory_gb * GIB:
-            raise PlanDoesNotFit(_refusal(bench, job, made, gpu_memory_gb))
+            raise PlanDoesNotFit(refusal(meta, job, made.total, gpu_memory_gb))
     return made
 
 
@@ -135,42 +127,35 @@ def show(made: Plan, console: Console) -> None:
         )
 
 
-def _plan(bench: _Bench, job: TrainJob, limit_gb: float | None) -> Plan:
-    rows, cost = rows_of(job), bench.cost(job, rows_of(job))
+def _plan(meta: MetaBase, job: TrainJob, limit_gb: float | None) -> Plan:
+    rows, cost = rows_of(job), meta.cost(job, rows_of(job))
     sliders = len(job.slider_names)
-    memory = {stage: bench.memory(job, stage) for stage in STAGES}
-    by_rows = {n: bench.total(job, n) for n in (rows, 2 * rows)}
+    memory = {stage: meta.memory(job, stage) for stage in STAGES}
+    by_rows = {n: meta.total(job, n) for n in (rows, 2 * rows)}
     forwards = cost.denoiser_rows + _beside(job, rows)
-    flop = bench.forward_flop(job)
-    cache = cache_plan(job, bench.latent_shape(job)) if job.teacher.mode == "cached" else None
+    flop = meta.forward_flop(job)
+    cache = cache_plan(job, meta.latent_shape(job)) if job.teacher.mode == "cached" else None
     return Plan(
         base=job.base,
-        resolution=bench.px(job),
-        dtype=str(bench.dtype).removeprefix("torch."),
+        resolution=meta.px(job),
+        dtype=str(meta.dtype).removeprefix("torch."),
         workers=job.least_workers,
         rows=rows,
         zero_stage=job.zero_stage,
         slider_parameters=cost.slider_parameters,
         discriminator_parameters=cost.discriminator_parameters,
         memory=memory,
-        start=bench.start(job),
+        start=meta.start(job),
         memory_by_rows=by_rows,
-        largest_batch_size=None if limit_gb is None else bench.largest_batch(job, limit_gb * GIB),
+        largest_batch_size=None if limit_gb is None else meta.largest_batch(job, limit_gb * GIB),
         forwards_per_step=forwards * job.batch_size / rows,
         forwards_per_sample=forwards / (rows * sliders),
         # The first worker has most near rows, where rows are odd in number.
         decodes_per_step=cost.decoder_rows * ((job.batch_size + 1) // 2) / ((rows + 1) // 2),
         cache=cache,
-        cache_seconds=cache_seconds(job, cache, flop, bench.dtype) if cache else None,
+        cache_seconds=cache_seconds(job, cache, flop, meta.dtype) if cache else None,
         forward_tflop=flop / 1e12,
     )
-
-
-def _unit(job: TrainJob) -> int:
-    """The smallest batch_size: rows for every number of workers, and near and far in pairs."""
-    image_terms = job.losses.perceptual or job.losses.adversarial
-    each = 2 if job.pairs or image_terms else 1
-    return each * math.lcm(*range(job.least_workers, job.most_workers + 1))
 
 
 def _beside(job: TrainJob, rows: int) -> float:
@@ -214,66 +199,3 @@ def _flop_per_second(device: str, dtype: torch.dtype, side: int = 1024) -> float
         float((a @ a)[0, 0])  # reading a number waits for the device
         taken.append(time.perf_counter() - start)
     return 2 * side**3 / min(taken)
-
-
-# --- refusing ---------------------------------------------------------------------------------
-def _refusal(bench: _Bench, job: TrainJob, made: Plan, limit_gb: float) -> str:
-    parts = made.memory[job.zero_stage]
-    largest = max(parts, key=lambda part: parts[part])
-    got = (
-        f"plan: got {made.total / GIB:.2f} GiB a worker; expected at most {limit_gb:g} GiB "
-        f"(--gpu-memory-gb). The largest part: {largest}, {parts[largest] / GIB:.2f} GiB. "
-    )
-    least = made.total
-    for changes in _changes(bench, job, limit_gb * GIB):
-        total = bench.total(_changed(job, changes))
-        least = min(least, total)
-        if total <= limit_gb * GIB:
-            settings = " ".join(f"{key}={value}" for key, value in changes.items())
-            return got + f"Set {settings}, which takes {total / GIB:.2f} GiB"
-    return got + (
-        f"Nothing here makes it fit ({least / GIB:.2f} GiB at the least): use devices with more "
-        "memory, or more workers with zero_stage=3"
-    )
-
-
-def _changes(bench: _Bench, job: TrainJob, limit: float) -> Iterator[dict[str, str]]:
-    """Settings to try, those that change no result first, each set on top of the ones before."""
-    changes: dict[str, str] = {}
-    shardable = job.zero_stage < 3 and job.least_workers > 1 and job.engine == "deepspeed"
-    if shardable:
-        yield {"zero_stage": "3"}
-    if not job.gradient_checkpointing:
-        yield (changes := {"gradient_checkpointing": "true"})
-    if shardable:
-        yield (changes := changes | {"zero_stage": "3"})
-    fitting = bench.largest_batch(_changed(job, changes), limit)
-    if 0 < fitting < job.batch_size:
-        yield changes | {"batch_size": str(fitting)}
-    if job.batch_size > _unit(job):
-        yield (changes := changes | {"batch_size": str(_unit(job))})
-    if job.losses.perceptual or job.losses.adversarial:
-        yield changes | {"losses.perceptual": "0", "losses.adversarial": "0"}
-    half = bench.px(job) // 2 // bench.model.multiple_px * bench.model.multiple_px
-    if half >= bench.model.native_px // 4:
-        yield changes | {"resolution": str(half)}
-
-
-def _changed(job: TrainJob, changes: dict[str, str]) -> TrainJob:
-    """The job with settings as the command line would set them."""
-    values = job.model_dump()
-    for key, value in changes.items():
-        apply_override(values, f"{key}={value}")
-    return TrainJob.model_validate(values)
-
-
-@contextmanager
-def architecture_folder(base: str) -> Iterator[Path]:
-    """The base's folder; where it is not at hand, the published architecture of its name."""
-    folder, published = base_folder(base), published_name(base)
-    if published and not folder.is_dir():
-        with tempfile.TemporaryDirectory() as scratch:
-            write_architecture(published, Path(scratch))
-            yield Path(scratch)
-    else:
-        yield folder

@@ -8,10 +8,15 @@ a test holds them to the published parameter counts.
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPTokenizer, T5Tokenizer
+
+from bs_ray.models import base_folder
 
 Config = dict[str, Any]
 
@@ -141,3 +146,15 @@ def _tokenizer(kind: str) -> Any:
     vocab = {symbol: i for i, symbol in enumerate([*alphabet, *(c + "</w>" for c in alphabet)])}
     vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=_TOKENS[kind])
+
+
+@contextmanager
+def architecture_folder(base: str) -> Iterator[Path]:
+    """The base's folder; where it is not at hand, the published architecture of its name."""
+    folder, published = base_folder(base), published_name(base)
+    if published and not folder.is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            write_architecture(published, Path(scratch))
+            yield Path(scratch)
+    else:
+        yield folder

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from bs_ray.bench.bank import random_slider
 from bs_ray.config import EditorSettings
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of
 from bs_ray.editing.generate import generate
@@ -18,6 +17,7 @@ from bs_ray.serve.engine.admission import Load, Pace, finish_times
 from bs_ray.serve.engine.batcher import Engine
 from bs_ray.serve.engine.tasks import Busy, DrawTask, EditTask, Partial, Result, Step
 from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.testing import random_slider
 
 TOLERANCE = 1e-5
 """Of full scale."""
