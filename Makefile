@@ -44,7 +44,7 @@ chaos: setup  ## SEEDS=20 ways to break a running job; what is left must be as i
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/chaos
 
 fuzz: setup  ## EXAMPLES=500 requests of each kind that the API's schema allows, or nearly
-	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/serve/test_fuzz.py
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/serve/http/test_fuzz.py
 
 full-size: setup  ## full-size SDXL, random weights: seconds a sample by mode, memory against plan (12 GB, minutes)
 	$(BIN)/bs-ray bench full-size --json full-size.json
