@@ -170,8 +170,12 @@ class _Demo:
         for name, settings in self.found["sliders"].items():
             own = settings["faces"]
             keys = (
-                "effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact"
-            )  # fmt: skip
+                "effect",
+                "drift_other",
+                "monotone_share",
+                "strictly_monotone_share",
+                "zero_exact",
+            )
             self.figures["sliders"][name] |= {key: own[key] for key in keys}
             self.figures["sliders"][name]["settings"] = settings
 
@@ -186,9 +190,13 @@ class _Demo:
         (self.out / "metrics.json").write_text(json.dumps(self.figures, indent=2) + "\n")
         measured = pd.read_parquet(self.out / "evaluate" / "metrics.parquet")
         write_report(
-            self.job, self.found, measured, self.out / "report.html",
-            summary=summary, contact_sheet=self.out / "contact-sheet.png",
-        )  # fmt: skip
+            self.job,
+            self.found,
+            measured,
+            self.out / "report.html",
+            summary=summary,
+            contact_sheet=self.out / "contact-sheet.png",
+        )
         self.console.print(f"Look at [bold]{self.out / 'report.html'}[/]")
 
 

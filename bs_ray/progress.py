@@ -116,9 +116,12 @@ class _Bars:
         task = self._tasks[stage]
         speed = self._bars.tasks[self._bars.task_ids.index(task)].speed
         self._bars.update(
-            task, total=posted.total, completed=posted.step, rate=_rate(speed),
+            task,
+            total=posted.total,
+            completed=posted.step,
+            rate=_rate(speed),
             numbers=posted.numbers,
-        )  # fmt: skip
+        )
 
     def _print(self, stage: str, posted: Posted) -> None:
         now = self._clock()

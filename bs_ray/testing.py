@@ -21,7 +21,12 @@ def random_slider(model: DiffusionModel, name: str, seed: int, rank: int = 4) ->
     prompts = Prompts(target="a", positive="b", negative="c")
     return trainable.to_slider(
         Card(
-            name=name, base="random", base_id=model.base_id, family=model.family, part=model.part,
-            prompts=prompts, rank=rank,
+            name=name,
+            base="random",
+            base_id=model.base_id,
+            family=model.family,
+            part=model.part,
+            prompts=prompts,
+            rank=rank,
         )
-    )  # fmt: skip
+    )

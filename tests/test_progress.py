@@ -10,10 +10,19 @@ from rich.text import Text
 from bs_ray.progress import Board, Posted, _Bars, progress
 
 NUMBERS = {
-    "triplet": 0.12345, "perceptual": 0.0456, "adversarial": -0.123, "discriminator": 1.98,
-    "w_triplet": 0.269, "w_perceptual": 0.731, "reach_up": 0.71, "reach_down": 0.65, "leak": 0.42,
-    "clip": 3.14, "drift": 0.123, "identity": 0.88,
-}  # fmt: skip
+    "triplet": 0.12345,
+    "perceptual": 0.0456,
+    "adversarial": -0.123,
+    "discriminator": 1.98,
+    "w_triplet": 0.269,
+    "w_perceptual": 0.731,
+    "reach_up": 0.71,
+    "reach_down": 0.65,
+    "leak": 0.42,
+    "clip": 3.14,
+    "drift": 0.123,
+    "identity": 0.88,
+}
 
 
 def test_a_console_that_is_no_terminal_gets_a_few_lines() -> None:

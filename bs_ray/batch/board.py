@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from bs_ray.batch.ledger import read_lines
-from bs_ray.batch.prepare import Plan
+from bs_ray.batch.prepare import PreparedJob
 from bs_ray.images.rows import is_quarantined
 
 STAGES = ("fetch", "decode", "edit", "write")
@@ -62,14 +62,18 @@ class Board:
     """Progress of a job, from the shards that earlier runs have done to the last."""
 
     def __init__(
-        self, console: Console, plan: Plan, done: list[int], metrics: Metrics,
+        self,
+        console: Console,
+        prepared: PreparedJob,
+        done: list[int],
+        metrics: Metrics,
         draw_latest: Callable[[list[int]], None],
-    ):  # fmt: skip
+    ):
         """draw_latest: called now and then, from a thread, with the shards committed last."""
-        self.plan, self.metrics = plan, metrics
+        self.prepared, self.metrics = prepared, metrics
         self.seen = self.quarantined = self.fresh = self.outputs = 0
         self.busy = dict.fromkeys(STAGES, 0.0)
-        self.total = plan.manifest.photos
+        self.total = prepared.input_list.photos
         metrics.expected.set(self.total)
         self.started, self._tenth = time.monotonic(), 0
         self._count_earlier(done)
@@ -82,7 +86,7 @@ class Board:
             console=console,
         )
         self._task = self._bar.add_task(
-            plan.job.name, total=self.total, completed=self.seen, note="starting", stages=""
+            prepared.job.name, total=self.total, completed=self.seen, note="starting", stages=""
         )
         self._latest: deque[int] = deque(maxlen=_SHEET_SHARDS)
         self._stop = threading.Event()
@@ -90,7 +94,7 @@ class Board:
 
     def _count_earlier(self, done: list[int]) -> None:
         last = None
-        for row in read_lines(self.plan.output, done):
+        for row in read_lines(self.prepared.output, done):
             self.seen += row["key"] != last
             last = row["key"]
             self.quarantined += is_quarantined(row)
@@ -130,7 +134,7 @@ class Board:
     def _note(self) -> str:
         rate = self.fresh / self.seconds
         parts = [f"{self.quarantined} quarantined", f"{rate:.1f} images/s"]
-        if (price := self.plan.job.cost_per_hour) and rate:
+        if (price := self.prepared.job.cost_per_hour) and rate:
             hours = self.seconds / 3600
             whole = hours + (self.total - self.seen) / rate / 3600
             parts.append(f"cost {hours * price:.2f} of {whole * price:.2f}")
@@ -139,7 +143,7 @@ class Board:
     def _stages(self) -> str:
         """How many processes each stage has kept busy on average, the editors' of how many."""
         told = {stage: f"{stage} {s / self.seconds:.2f}" for stage, s in self.busy.items()}
-        told["edit"] += f" of {self.plan.job.workers}"
+        told["edit"] += f" of {self.prepared.job.workers}"
         return "busy: " + ", ".join(told.values())
 
     def _say_a_line(self) -> None:
@@ -150,8 +154,9 @@ class Board:
         left = timedelta(seconds=round((self.total - self.seen) * self.seconds / self.fresh))
         self._bar.console.print(
             f"{self.seen} of {self.total}, {self._note()}, ETA {left}; {self._stages()}",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
+            soft_wrap=True,
+            highlight=False,
+        )
 
     def _draw(self, draw_latest: Callable[[list[int]], None]) -> None:
         drawn: list[int] = []

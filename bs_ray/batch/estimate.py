@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bs_ray.batch.edit import batches, edit_rows, gated
 from bs_ray.batch.fetch import load_photos
-from bs_ray.batch.input_list import read_manifest
+from bs_ray.batch.input_list import read_input_list
 from bs_ray.batch.ledger import done_shards
 from bs_ray.batch.prepare import listed, resolve
 from bs_ray.batch.rows import PlannedRow
@@ -60,7 +60,7 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     with tempfile.TemporaryDirectory() as folder:
         listing = listed(job, source, Path(folder), console)
         tried = listing.head((_TIMED + 1) * job.batch_size)
-    done = len(done_shards(output)) if read_manifest(output) else 0
+    done = len(done_shards(output)) if read_input_list(output) else 0
     names = {reference: slider.card.name for reference, slider in sliders.items()}
     loaded, _, _ = load_photos(tried, job, job.edits(names), names)
     rows = [row for row in loaded if not is_quarantined(row)]

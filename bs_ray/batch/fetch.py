@@ -14,23 +14,23 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from bs_ray.batch.input_list import Manifest
+from bs_ray.batch.input_list import InputList
 from bs_ray.batch.readers import fetch_all
 from bs_ray.batch.rows import Edits, ImageRow, PlannedRow, pack
 from bs_ray.config import EditJob
-from bs_ray.images.decode_pool import guard_of
+from bs_ray.images.decode_pool import shared_decode_pool
 from bs_ray.images.rows import DecodedRow, QuarantinedRow, is_quarantined, quarantined
 from bs_ray.storage import Store
 
 _EDIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
-_MOST_EDITS = 100  # of one photo
+_MAX_EDITS = 100  # of one photo
 
 
 def fetch_shard(
     row: dict[str, Any],
     *,
     job: EditJob,
-    manifest: Manifest,
+    input_list: InputList,
     edits: Edits,
     names: Mapping[str, str],
     pending: Sequence[int],
@@ -40,7 +40,7 @@ def fetch_shard(
     edits: the job's, for photos without a plan; names: reference in the job -> slider.
     """
     shard = pending[row["id"]]
-    rows, fetch_s, decode_s = load_photos(manifest.shard(shard), job, edits, names)
+    rows, fetch_s, decode_s = load_photos(input_list.shard(shard), job, edits, names)
     return pack(shard, rows, fetch_s=fetch_s, decode_s=decode_s)
 
 
@@ -58,7 +58,7 @@ def load_photos(
     )
     fetched = time.monotonic()
     files = [(key, data) for key, data in found.items() if isinstance(data, bytes)]
-    guard = guard_of(job.decode_s, job.decode_mb)
+    guard = shared_decode_pool(job.decode_s, job.decode_mb)
     decoded = guard.decode(files, max_pixels=job.max_pixels)
     rows: dict[str, Any] = planned | found
     for (key, data), photo in zip(files, decoded, strict=True):
@@ -88,8 +88,8 @@ def edits_of(image: ImageRow, otherwise: Edits, names: Mapping[str, str]) -> Edi
         edits = _PLAN.validate_json(image["plan"], strict=True)
     except ValidationError:
         return _refused(image, f"got {image['plan'][:80]!r}; expected {{edit: {{slider: number}}}}")
-    if not 0 < len(edits) <= _MOST_EDITS:
-        return _refused(image, f"got {len(edits)} edits; expected 1 to {_MOST_EDITS}")
+    if not 0 < len(edits) <= _MAX_EDITS:
+        return _refused(image, f"got {len(edits)} edits; expected 1 to {_MAX_EDITS}")
     for name, mix in edits.items():
         if not _EDIT_NAME.fullmatch(name):
             return _refused(image, f"got edit {name[:80]!r}; expected letters, digits, _ . + -")

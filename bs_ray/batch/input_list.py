@@ -34,7 +34,7 @@ class JobChangedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Manifest:
+class InputList:
     """What an output prefix was made from; the photos themselves stay in the file."""
 
     output: Store
@@ -65,7 +65,7 @@ class Manifest:
             yield from batch["key"].to_pylist()
 
 
-def read_manifest(output: Store) -> Manifest | None:
+def read_input_list(output: Store) -> InputList | None:
     """The manifest under this output prefix, or None before the first run."""
     try:
         path = output.local_copy(INPUT_KEY)
@@ -75,22 +75,22 @@ def read_manifest(output: Store) -> Manifest | None:
         meta = json.loads(file.schema_arrow.metadata[_META])
         photos = file.metadata.num_rows
     shards = -(-photos // meta["shard_images"])
-    return Manifest(output=output, photos=photos, shards=shards, **meta)
+    return InputList(output=output, photos=photos, shards=shards, **meta)
 
 
-def open_manifest(
+def open_input_list(
     output: Store, settings: dict[str, Any], shard_images: int, listed: Callable[[Path], Listing]
-) -> Manifest:
+) -> InputList:
     """The output's manifest; the first run lists its input, with files in a folder, and writes it.
 
     Raises JobChangedError where the output was begun with other settings, and what `listed` does.
     """
-    found = read_manifest(output)
+    found = read_input_list(output)
     if found is None:
         with tempfile.TemporaryDirectory() as folder:
             file = _file(listed(Path(folder)), settings, shard_images)
         output.write_if_absent(INPUT_KEY, file)
-        found = read_manifest(output)  # ours, or that of a rival who was first
+        found = read_input_list(output)  # ours, or that of a rival who was first
     assert found is not None
     check_settings(found.settings, settings, output)
     return found

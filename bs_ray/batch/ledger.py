@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_ray.batch.input_list import Manifest
+from bs_ray.batch.input_list import InputList
 from bs_ray.batch.rows import OUTPUT_SCHEMA, EditedRow, OutputRow
 from bs_ray.batch.sinks import SINKS, Made
 from bs_ray.images.encode import encode
@@ -100,7 +100,7 @@ def _shard_key(shard: int) -> str:
     return f"{_SHARDS}/{shard:05d}.json"
 
 
-def write_reports(output: Store, manifest: Manifest) -> dict[str, Any]:
+def write_reports(output: Store, input_list: InputList) -> dict[str, Any]:
     """Write manifest.parquet, quarantine.jsonl and, last, summary.json; returns the summary.
 
     Everything follows from the ledger, so equal jobs leave equal reports. Raises RuntimeError
@@ -113,7 +113,7 @@ def write_reports(output: Store, manifest: Manifest) -> dict[str, Any]:
             pq.ParquetWriter(table, OUTPUT_SCHEMA, compression="zstd") as good,
             list_of_bad.open("w", encoding="utf-8") as bad,
         ):
-            for rows in _reconciled(manifest):
+            for rows in _reconciled(input_list):
                 refused = [row for row in rows if is_quarantined(row)]
                 made = [row for row in rows if not is_quarantined(row)]
                 good.write_table(pa.Table.from_pylist(made, schema=OUTPUT_SCHEMA))
@@ -123,37 +123,37 @@ def write_reports(output: Store, manifest: Manifest) -> dict[str, Any]:
         output.write(MANIFEST_KEY, table.read_bytes())
         output.write(QUARANTINE_KEY, list_of_bad.read_bytes())
     summary = {
-        "inputs": manifest.photos,
-        "edited": manifest.photos - kinds.total(),
+        "inputs": input_list.photos,
+        "edited": input_list.photos - kinds.total(),
         "quarantined": kinds.total(),
         "outputs": outputs,
         "quarantined_by_reason": dict(sorted(kinds.items())),
-        "ignored": manifest.ignored,
-        "shards": manifest.shards,
-        "input_sha256": manifest.sha256,
-        "settings": manifest.settings,
+        "ignored": input_list.ignored,
+        "shards": input_list.shards,
+        "input_sha256": input_list.sha256,
+        "settings": input_list.settings,
     }
     output.write(SUMMARY_KEY, (_json(summary, indent=2) + "\n").encode())
     return summary
 
 
-def _reconciled(manifest: Manifest) -> Iterator[list[Row]]:
+def _reconciled(input_list: InputList) -> Iterator[list[Row]]:
     """The ledger's rows, some shards at a time, checked against the inputs key by key."""
-    keys = manifest.keys()
-    for first in range(0, manifest.shards, _LINES):
-        shards = range(first, min(first + _LINES, manifest.shards))
-        rows = list(read_lines(manifest.output, shards))
+    keys = input_list.keys()
+    for first in range(0, input_list.shards, _LINES):
+        shards = range(first, min(first + _LINES, input_list.shards))
+        rows = list(read_lines(input_list.output, shards))
         for key, _ in groupby(rows, key=lambda row: row["key"]):
             if next(keys, None) != key:
-                raise _foreign(manifest, key)
+                raise _foreign(input_list, key)
         yield rows
     if (left := next(keys, None)) is not None:
-        raise _foreign(manifest, left)
+        raise _foreign(input_list, left)
 
 
-def _foreign(manifest: Manifest, key: str) -> RuntimeError:
+def _foreign(input_list: InputList, key: str) -> RuntimeError:
     return RuntimeError(
-        f"{manifest.output.uri}: got rows that do not match the {manifest.photos} inputs key by "
+        f"{input_list.output.uri}: got rows that do not match the {input_list.photos} inputs key by "
         f"key, first at {key!r}. Something else wrote below _bs_ray; use a fresh output"
     )
 

@@ -177,8 +177,10 @@ def _parquet_rows(path: Path, job: EditJob) -> Iterator[dict[str, Any]]:
             key, plan = row.get(job.key_column), row.get(job.plan or "")
             yield {
                 "key": f"{at:08d}" if key is None else str(key),
-                "size": UNKNOWN_SIZE, "at": at, "plan": _plan_text(plan),
-            }  # fmt: skip
+                "size": UNKNOWN_SIZE,
+                "at": at,
+                "plan": _plan_text(plan),
+            }
             at += 1
 
 

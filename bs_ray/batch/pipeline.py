@@ -13,7 +13,7 @@ from typing import Any
 
 from bs_ray.batch.edit import copied, edit_rows, gated
 from bs_ray.batch.fetch import fetch_shard
-from bs_ray.batch.prepare import Plan, digest
+from bs_ray.batch.prepare import PreparedJob, digest
 from bs_ray.batch.rows import pack, seconds_of, unpack
 from bs_ray.batch.write import write_shard
 from bs_ray.config import EditJob
@@ -33,14 +33,14 @@ def fetchers(job: EditJob, pending: int) -> int:
     return min(2 * job.workers, pending)
 
 
-def pipeline(plan: Plan, pending: Sequence[int], editors: type | None = None) -> Any:
+def pipeline(prepared: PreparedJob, pending: Sequence[int], editors: type | None = None) -> Any:
     """The Dataset of what `write_shard` returns, for every pending shard.
 
     editors: in place of EditShard, with its face.
     """
     import ray
 
-    job, at_once = plan.job, fetchers(plan.job, len(pending))
+    job, at_once = prepared.job, fetchers(prepared.job, len(pending))
     # One block per shard: a task then takes one shard, and a crash costs no more.
     shards = ray.data.range(len(pending), override_num_blocks=len(pending), concurrency=at_once)
     shards.context.enable_progress_bars = False
@@ -48,17 +48,20 @@ def pipeline(plan: Plan, pending: Sequence[int], editors: type | None = None) ->
     photos = shards.map(
         fetch_shard,
         fn_kwargs={
-            "job": job, "manifest": plan.manifest, "edits": plan.edits, "names": plan.names,
+            "job": job,
+            "manifest": prepared.input_list,
+            "edits": prepared.edits,
+            "names": prepared.names,
             "pending": pending,
         },
         compute=ray.data.TaskPoolStrategy(at_once),
-    )  # fmt: skip
-    if plan.moves_nothing:
+    )
+    if prepared.moves_nothing:
         photos = photos.map(copy_shard)
     else:
         photos = photos.map(
             editors or EditShard,
-            fn_constructor_kwargs={"job": job, "settings": plan.manifest.settings},
+            fn_constructor_kwargs={"job": job, "settings": prepared.input_list.settings},
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=job.workers, initial_size=job.workers
             ),
@@ -67,7 +70,7 @@ def pipeline(plan: Plan, pending: Sequence[int], editors: type | None = None) ->
         )
     return photos.map(
         write_shard,
-        fn_kwargs={"job": job, "stamp": plan.stamp, "references": plan.references},
+        fn_kwargs={"job": job, "stamp": prepared.stamp, "references": prepared.references},
         # Bounded, as is all here: Ray would start a process for each CPU that is free for a moment,
         # and keep them.
         compute=ray.data.TaskPoolStrategy(at_once),

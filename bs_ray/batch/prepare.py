@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from bs_ray import __version__
-from bs_ray.batch.input_list import Manifest, open_manifest, read_manifest
+from bs_ray.batch.input_list import InputList, open_input_list, read_input_list
 from bs_ray.batch.listing import Listing, list_photos
 from bs_ray.batch.rows import Edits
 from bs_ray.config import EditJob
@@ -33,13 +33,13 @@ class EditFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedJob:
     """What the pipeline works from."""
 
     job: EditJob
     """With absolute places: workers have working folders of their own."""
     output: Store
-    manifest: Manifest
+    input_list: InputList
     names: Mapping[str, str]
     """Reference in the job -> the slider's name, as the Editor knows it."""
 
@@ -57,16 +57,16 @@ class Plan:
     @property
     def stamp(self) -> dict[str, Any]:
         """What every output of the job says of its making, whatever its strengths."""
-        return {name: self.manifest.settings[name] for name in ("base_id", "seed", "bs_ray")}
+        return {name: self.input_list.settings[name] for name in ("base_id", "seed", "bs_ray")}
 
     @property
     def references(self) -> dict[str, str]:
         """Slider's name -> name@version."""
-        used = self.manifest.settings["sliders"]
+        used = self.input_list.settings["sliders"]
         return {self.names[given]: slider["reference"] for given, slider in used.items()}
 
 
-def prepare(job: EditJob, console: Console) -> Plan:
+def prepare(job: EditJob, console: Console) -> PreparedJob:
     """Check everything that can be checked without work; pin the input on the first run.
 
     Raises ValueError (StorageError, SliderError, BaseNotFound, EmptyInputError, JobChangedError).
@@ -75,15 +75,17 @@ def prepare(job: EditJob, console: Console) -> Plan:
     source.check()
     with contextlib.suppress(MissingBucketError):  # a missing folder will be made
         output.check()  # reading would wait a minute for a store that does not answer
-    before = read_manifest(output)
+    before = read_input_list(output)
     pinned = before.settings["sliders"] if before else {}
     sliders = resolve(job, registry, pinned, console)
     if not before:
         output.check(write=True)
-    manifest = open_manifest(
-        output, _settings(job, source, sliders), job.shard_images,
+    input_list = open_input_list(
+        output,
+        _settings(job, source, sliders),
+        job.shard_images,
         lambda folder: listed(job, source, folder, console),
-    )  # fmt: skip
+    )
     places = {
         "input": source.uri,
         "output": output.uri,
@@ -91,7 +93,7 @@ def prepare(job: EditJob, console: Console) -> Plan:
         "base": absolute_base(job.base),
     }
     names = {reference: slider.card.name for reference, slider in sliders.items()}
-    return Plan(job.model_copy(update=places), output, manifest, names)
+    return PreparedJob(job.model_copy(update=places), output, input_list, names)
 
 
 def listed(job: EditJob, source: Store, folder: Path, console: Console) -> Listing:
@@ -151,9 +153,23 @@ def _place(reference: str) -> str:
 
 
 _DECISIVE = {
-    "editor", "gate", "seed", "shard_images", "batch_size", "max_pixels", "max_bytes", "decode_s",
-    "decode_mb", "input_format", "key_column", "image_column", "limit", "sample", "plan", "sink",
-}  # fmt: skip
+    "editor",
+    "gate",
+    "seed",
+    "shard_images",
+    "batch_size",
+    "max_pixels",
+    "max_bytes",
+    "decode_s",
+    "decode_mb",
+    "input_format",
+    "key_column",
+    "image_column",
+    "limit",
+    "sample",
+    "plan",
+    "sink",
+}
 
 
 def _settings(job: EditJob, source: Store, sliders: Mapping[str, Slider]) -> dict[str, Any]:

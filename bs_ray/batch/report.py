@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 
 from bs_ray import __version__
 from bs_ray.batch.board import STAGES
-from bs_ray.batch.input_list import Manifest, read_manifest
+from bs_ray.batch.input_list import InputList, read_input_list
 from bs_ray.batch.lease import earlier_runs
 from bs_ray.batch.ledger import QUARANTINE_KEY, SUMMARY_KEY, read_lines
 from bs_ray.batch.prepare import EditFailed
@@ -37,35 +37,39 @@ def contact_sheet(job: EditJob, path: str | Path, pairs: int = _PAIRS) -> Path:
     Raises EditFailed where the job has not finished.
     """
     output = Store(job.output)
-    manifest = read_manifest(output)
-    if manifest is None or not output.exists(SUMMARY_KEY):
+    input_list = read_input_list(output)
+    if input_list is None or not output.exists(SUMMARY_KEY):
         raise EditFailed(f"{job.output}: got no finished job; run `bs-ray edit` first")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(sheet(job, manifest, spread(manifest, pairs), pairs))
+    path.write_bytes(sheet(job, input_list, spread(input_list, pairs), pairs))
     return path
 
 
-def spread(manifest: Manifest, pairs: int = _PAIRS) -> list[int]:
+def spread(input_list: InputList, pairs: int = _PAIRS) -> list[int]:
     """Some shards from first to last."""
-    count = min(pairs, manifest.shards)
-    return [i * manifest.shards // count for i in range(count)]
+    count = min(pairs, input_list.shards)
+    return [i * input_list.shards // count for i in range(count)]
 
 
-def sheet(job: EditJob, manifest: Manifest, shards: Sequence[int], pairs: int = _PAIRS) -> bytes:
+def sheet(job: EditJob, input_list: InputList, shards: Sequence[int], pairs: int = _PAIRS) -> bytes:
     """A PNG of photos before and after, from some committed shards."""
     share = -(-pairs // len(shards))
     images: dict[str, ImageRow] = {}
     drawn: list[OutputRow] = []
     for shard in shards:
-        rows = [row for row in read_lines(manifest.output, [shard]) if not is_quarantined(row)]
+        rows = [row for row in read_lines(input_list.output, [shard]) if not is_quarantined(row)]
         count = min(share, len(rows))
         drawn += [rows[i * len(rows) // count] for i in range(count)]
-        images |= {image["key"]: image for image in manifest.shard(shard)}
+        images |= {image["key"]: image for image in input_list.shard(shard)}
     drawn = drawn[:pairs]
     before = fetch_all(Store(job.input), [images[row["key"]] for row in drawn], job)
     triples = [
-        (f"{row['key']} {row['edit']}".rstrip(), data, read_output(manifest.output, row["output"]))
+        (
+            f"{row['key']} {row['edit']}".rstrip(),
+            data,
+            read_output(input_list.output, row["output"]),
+        )
         for row, data in zip(drawn, before, strict=True)
         if isinstance(data, bytes)
     ]
@@ -77,11 +81,11 @@ def _strengths(given: float | list[float]) -> str:
     return "/".join(f"{s:+g}" for s in (given if isinstance(given, list) else [given]))
 
 
-def write_report(job: EditJob, manifest: Manifest, summary: dict[str, Any]) -> None:
+def write_report(job: EditJob, input_list: InputList, summary: dict[str, Any]) -> None:
     """Write report.html at the output of a finished job."""
-    output = manifest.output
+    output = input_list.output
     pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
-    png = sheet(job, manifest, spread(manifest)) if summary["outputs"] else b""
+    png = sheet(job, input_list, spread(input_list)) if summary["outputs"] else b""
     page = pages.get_template("batch/report.html.j2").render(
         title=f"bs_ray: {job.name}",
         job=job,
@@ -92,7 +96,7 @@ def write_report(job: EditJob, manifest: Manifest, summary: dict[str, Any]) -> N
         bad=_quarantine(output, summary["quarantined_by_reason"]),
         runs=earlier_runs(output),
         stages=STAGES,
-        settings=json.dumps(manifest.settings, indent=2, sort_keys=True),
+        settings=json.dumps(input_list.settings, indent=2, sort_keys=True),
     )
     output.write(REPORT_KEY, page.encode())
 

@@ -15,7 +15,7 @@ from bs_ray.batch.board import Board, Metrics
 from bs_ray.batch.lease import Lease
 from bs_ray.batch.ledger import SUMMARY_KEY, done_shards, reopen, write_reports
 from bs_ray.batch.pipeline import pipeline
-from bs_ray.batch.prepare import EditFailed, Plan, prepare
+from bs_ray.batch.prepare import EditFailed, PreparedJob, prepare
 from bs_ray.batch.report import LATEST_KEY, REPORT_KEY, sheet, write_report
 from bs_ray.batch.verify import lost_shards
 from bs_ray.config import EditJob
@@ -66,26 +66,26 @@ def edit(
     quarantined.
     """
     started, console = time.monotonic(), console or Console()
-    plan = prepare(job, console)
-    done = done_shards(plan.output)
-    finished = all(map(plan.output.exists, (SUMMARY_KEY, REPORT_KEY)))
-    if finished and len(done) == plan.manifest.shards:
-        summary = _summarise(plan, None, skipped=len(done), started=started)
+    prepared = prepare(job, console)
+    done = done_shards(prepared.output)
+    finished = all(map(prepared.output.exists, (SUMMARY_KEY, REPORT_KEY)))
+    if finished and len(done) == prepared.input_list.shards:
+        summary = _summarise(prepared, None, skipped=len(done), started=started)
         console.print(
             f"{job.name}: nothing to do, all {summary.inputs} photos are done.", soft_wrap=True
         )
         _guard(job, summary.inputs, summary.quarantined, finished=True)
         return summary
-    plan.output.check(write=True)
+    prepared.output.check(write=True)
     told = _teller(job, console)
-    with Lease(plan.output, told) as lease:
-        done = done_shards(plan.output)  # the last driver may have gone on until just now
-        pending = sorted(set(range(plan.manifest.shards)) - done)
-        run = _run(plan, pending, sorted(done), console, lease, ray_address, metrics_port)
-        _look_for_lost(plan)
-        reported = write_reports(plan.output, plan.manifest)
-    write_report(plan.job, plan.manifest, reported)
-    summary = _summarise(plan, run, skipped=len(done), started=started)
+    with Lease(prepared.output, told) as lease:
+        done = done_shards(prepared.output)  # the last driver may have gone on until just now
+        pending = sorted(set(range(prepared.input_list.shards)) - done)
+        run = _run(prepared, pending, sorted(done), console, lease, ray_address, metrics_port)
+        _look_for_lost(prepared)
+        reported = write_reports(prepared.output, prepared.input_list)
+    write_report(prepared.job, prepared.input_list, reported)
+    summary = _summarise(prepared, run, skipped=len(done), started=started)
     _tell(job, summary, console)
     _guard(job, summary.inputs, summary.quarantined, finished=True)
     return summary
@@ -114,11 +114,16 @@ class _Run:
 
 
 def _run(
-    plan: Plan, pending: list[int], done: list[int], console: Console, lease: Lease,
-    ray_address: str | None, metrics_port: int | None,
-) -> _Run:  # fmt: skip
+    prepared: PreparedJob,
+    pending: list[int],
+    done: list[int],
+    console: Console,
+    lease: Lease,
+    ray_address: str | None,
+    metrics_port: int | None,
+) -> _Run:
     """Edit the pending shards."""
-    run, job = _Run(), plan.job
+    run, job = _Run(), prepared.job
     if not pending:
         return run
     metrics = Metrics(metrics_port)
@@ -127,27 +132,32 @@ def _run(
     try:
         with (
             ray_session(num_cpus=needed, address=ray_address),
-            Board(console, plan, done, metrics, lambda s: _draw_latest(plan, s)) as board,
+            Board(console, prepared, done, metrics, lambda s: _draw_latest(prepared, s)) as board,
         ):
             try:
-                _follow(plan, pending, board, lease, run)
+                _follow(prepared, pending, board, lease, run)
             finally:
                 lease.record = {
-                    "started": started, "photos": board.fresh, "seconds": board.seconds,
-                    "busy": board.busy, "workers": job.workers,
-                }  # fmt: skip
+                    "started": started,
+                    "photos": board.fresh,
+                    "seconds": board.seconds,
+                    "busy": board.busy,
+                    "workers": job.workers,
+                }
     finally:
         metrics.close()
     return run
 
 
-def _follow(plan: Plan, pending: list[int], board: Board, lease: Lease, run: _Run) -> None:
+def _follow(
+    prepared: PreparedJob, pending: list[int], board: Board, lease: Lease, run: _Run
+) -> None:
     """Run the pipeline to its end, telling the board of every shard."""
     import ray
 
-    job = plan.job
+    job = prepared.job
     try:
-        for shard in pipeline(plan, pending).iter_rows():
+        for shard in pipeline(prepared, pending).iter_rows():
             run.add(shard)
             board.add(shard)
             _guard(job, board.seen, board.quarantined)
@@ -163,20 +173,20 @@ def _follow(plan: Plan, pending: list[int], board: Board, lease: Lease, run: _Ru
         ) from error
 
 
-def _look_for_lost(plan: Plan) -> None:
+def _look_for_lost(prepared: PreparedJob) -> None:
     """Raise EditFailed where the store has lost outputs, whose shards are then open again."""
-    if lost := lost_shards(plan.output, plan.manifest.shards):
-        reopen(plan.output, lost)
+    if lost := lost_shards(prepared.output, prepared.input_list.shards):
+        reopen(prepared.output, lost)
         raise EditFailed(
-            f"{plan.job.name}: got {len(lost)} shards with outputs that are no longer in "
-            f"{plan.job.output}, such as shard {lost[0]}; expected all that the store had "
+            f"{prepared.job.name}: got {len(lost)} shards with outputs that are no longer in "
+            f"{prepared.job.output}, such as shard {lost[0]}; expected all that the store had "
             "acknowledged. Look at its disk and its expiry rules; run the same command again to "
             "make these shards again"
         )
 
 
-def _draw_latest(plan: Plan, shards: list[int]) -> None:
-    plan.output.write(LATEST_KEY, sheet(plan.job, plan.manifest, shards))
+def _draw_latest(prepared: PreparedJob, shards: list[int]) -> None:
+    prepared.output.write(LATEST_KEY, sheet(prepared.job, prepared.input_list, shards))
 
 
 def _guard(job: EditJob, inputs: int, bad: int, finished: bool = False) -> None:
@@ -191,9 +201,11 @@ def _guard(job: EditJob, inputs: int, bad: int, finished: bool = False) -> None:
         )
 
 
-def _summarise(plan: Plan, run: _Run | None, *, skipped: int, started: float) -> EditSummary:
+def _summarise(
+    prepared: PreparedJob, run: _Run | None, *, skipped: int, started: float
+) -> EditSummary:
     """run: None where an earlier one had finished."""
-    found = json.loads(plan.output.read(SUMMARY_KEY))
+    found = json.loads(prepared.output.read(SUMMARY_KEY))
     seconds = time.monotonic() - started
     return EditSummary(
         inputs=found["inputs"],

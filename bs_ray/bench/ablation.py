@@ -54,8 +54,8 @@ def _one(world: World, file: str, overrides: list[str]) -> dict[str, float]:
     job = shipped_job(f"tiny/ablation/{file}.yaml", [*overrides, "workers=1"])
     assert isinstance(job, TrainJob)
     with fresh_hooks(world.model):
-        parts = world.parts(job)
+        state = world.train_state(job)
         for step in range(job.steps):
-            one_step(parts, step)
-        found = world.effect(world.slider(parts, job.name), ATTRIBUTE, (-1.0, 1.0))
+            one_step(state, step)
+        found = world.effect(world.slider(state, job.name), ATTRIBUTE, (-1.0, 1.0))
     return found | {"drift_per_effect": found["drift"] / max(found["effect"], 1e-6)}

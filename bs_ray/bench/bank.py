@@ -33,16 +33,19 @@ RESIDENT = (1, 4, 16, 64)
 HEADLINE = 16
 """Resident sliders of the figures that stand for all: the fewest that give every row another mix of
 up to `_MOST_MIXED` without favouring the bank by what a long list costs set_adapters."""
-_MOST_MIXED = 3
+_MAX_MIXED = 3
 """Rows take 1, 2 and 3 sliders in turn."""
 _RANK = 4
 
 
 @torch.no_grad()
 def bank(
-    base: str, rows: int, repeats: int, say: Callable[[str], None],
+    base: str,
+    rows: int,
+    repeats: int,
+    say: Callable[[str], None],
     resident: Sequence[int] = RESIDENT,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Figures of the bank and of PEFT over `rows` rows, by number of resident sliders (ascending).
 
     bank_max_error: largest difference of a mixed row's prediction from PEFT's one by one, absolute
@@ -58,24 +61,32 @@ def bank(
     for count in resident:
         with race.contestants(count) as contestants:
             first = {name: work() for name, work in contestants.items()}  # not timed
-            gaps.append((_gap(first["mixed"], first["set_adapters"]),
-                         _gap(first["mixed"], first["bare"])))  # fmt: skip
+            gaps.append(
+                (_gap(first["mixed"], first["set_adapters"]), _gap(first["mixed"], first["bare"]))
+            )
             taken[count] = {name: [] for name in contestants}
             for _ in range(repeats):
                 for name, work in contestants.items():
                     taken[count][name].append(_seconds(work))
-        told = (f"{n} {statistics.median(s) / rows * 1e3:.1f}" for n, s in taken[count].items())
-        say(f"{count} resident sliders, ms a row: {', '.join(told)}")
+        cond = (f"{n} {statistics.median(s) / rows * 1e3:.1f}" for n, s in taken[count].items())
+        say(f"{count} resident sliders, ms a row: {', '.join(cond)}")
     figures: dict[str, Any] = {
-        "rows": rows, "repeats": repeats, "cpu_threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "rows": rows,
+        "repeats": repeats,
+        "cpu_threads": torch.get_num_threads(),
+    }
     figures["bank_max_error"], figures["bank_moves"] = map(max, zip(*gaps, strict=True))
-    return figures | _ratios(taken, "uniform") | _ratios(taken, "set_adapters") | {
-        "row_seconds": {
-            name: {str(count): statistics.median(s[name]) / rows for count, s in taken.items()}
-            for name in taken[resident[0]]
+    return (
+        figures
+        | _ratios(taken, "uniform")
+        | _ratios(taken, "set_adapters")
+        | {
+            "row_seconds": {
+                name: {str(count): statistics.median(s[name]) / rows for count, s in taken.items()}
+                for name in taken[resident[0]]
+            }
         }
-    }  # fmt: skip
+    )
 
 
 def _ratios(taken: dict[int, dict[str, list[float]]], other: str) -> dict[str, Any]:
@@ -113,16 +124,16 @@ class Race:
     sliders: list[Slider]
     x: Tensor  # latents [B, C, h, w], noise
     t: Tensor  # int64 [B], all different
-    told: Condition
+    cond: Condition
 
     @classmethod
     def load(cls, base: str, rows: int, sliders: int) -> Race:
         model = load_base(base)
         x = batch_noise(model.latent_shape, [0] * rows, [str(i) for i in range(rows)], 0)
         t = torch.linspace(0, model.prediction.num_train_timesteps - 1, rows).long()
-        told = model.embed(["a photo of a person"]).repeat(rows)
+        cond = model.embed(["a photo of a person"]).repeat(rows)
         made = [random_slider(model, f"slider{i}", seed=i) for i in range(sliders)]
-        return cls(model, load_base(base), made, x, t, told)
+        return cls(model, load_base(base), made, x, t, cond)
 
     @contextmanager
     def contestants(self, resident: int) -> Iterator[dict[str, Callable[[], Tensor]]]:
@@ -138,7 +149,7 @@ class Race:
         bank.attach(self.model.denoiser)
         try:
             yield {
-                "bare": lambda: self.model.predict(self.x, self.t, self.told),
+                "bare": lambda: self.model.predict(self.x, self.t, self.cond),
                 "uniform": lambda: self._by_bank(bank, uniform),
                 "mixed": lambda: self._by_bank(bank, mixes),
                 "peft_uniform": lambda: self._by_peft({sliders[0].card.name: 1.0}, slice(None)),
@@ -149,7 +160,7 @@ class Race:
 
     def _by_bank(self, bank: SliderBank, strengths: Tensor) -> Tensor:
         with bank.strengths(strengths):
-            return self.model.predict(self.x, self.t, self.told)
+            return self.model.predict(self.x, self.t, self.cond)
 
     def _by_set_adapters(self, mixes: Tensor) -> Tensor:
         """mixes: float32 [B, resident sliders]."""
@@ -163,7 +174,7 @@ class Race:
     def _by_peft(self, mix: dict[str, float], rows: slice) -> Tensor:
         denoiser: Any = self.peft.denoiser
         denoiser.set_adapters(list(mix), list(mix.values()))
-        return self.peft.predict(self.x[rows], self.t[rows], self.told.rows(rows))
+        return self.peft.predict(self.x[rows], self.t[rows], self.cond.rows(rows))
 
 
 def random_mixes(rows: int, sliders: int) -> Tensor:
@@ -171,7 +182,7 @@ def random_mixes(rows: int, sliders: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     mixes = torch.zeros(rows, sliders)
     for row in range(rows):
-        used = torch.randperm(sliders, generator=generator)[: 1 + row % _MOST_MIXED]
+        used = torch.randperm(sliders, generator=generator)[: 1 + row % _MAX_MIXED]
         mixes[row, used] = torch.randn(len(used), generator=generator)
     return mixes
 

@@ -66,9 +66,14 @@ def bench_edit(photos: int, repeats: int, large: Sequence[int], say: Say) -> dic
 
 def _job(root: Store, registry: str, source: str, output: str, **settings: Any) -> EditJob:
     values = {
-        "name": "bench", "input": root.join(source).uri, "output": root.join(output).uri,
-        "registry": registry, "sliders": {"smile": 1.0}, "shard_images": 32, "batch_size": 16,
-    }  # fmt: skip
+        "name": "bench",
+        "input": root.join(source).uri,
+        "output": root.join(output).uri,
+        "registry": registry,
+        "sliders": {"smile": 1.0},
+        "shard_images": 32,
+        "batch_size": 16,
+    }
     return EditJob(**(values | settings))
 
 
@@ -106,9 +111,13 @@ def _against_bare(
 
 def _decoded(job: EditJob, root: Store) -> list[PlannedRow]:
     """Every photo of the input as pixels, in memory."""
-    plan = prepare(job.model_copy(update={"output": root.join("listed").uri}), Console(quiet=True))
-    images = [i for shard in range(plan.manifest.shards) for i in plan.manifest.shard(shard)]
-    rows, _, _ = load_photos(images, plan.job, plan.edits, plan.names)
+    prepared = prepare(
+        job.model_copy(update={"output": root.join("listed").uri}), Console(quiet=True)
+    )
+    images = [
+        i for shard in range(prepared.input_list.shards) for i in prepared.input_list.shard(shard)
+    ]
+    rows, _, _ = load_photos(images, prepared.job, prepared.edits, prepared.names)
     return [row for row in rows if not is_quarantined(row)]
 
 
@@ -139,11 +148,13 @@ class SleepShard:
 
 def _against_slow(job: EditJob, root: Store, say: Say) -> dict[str, Any]:
     """The same with a model that takes SLOW_S a photo: what the pipeline leaves of its time."""
-    plan = prepare(job.model_copy(update={"output": root.join("slow").uri}), Console(quiet=True))
+    prepared = prepare(
+        job.model_copy(update={"output": root.join("slow").uri}), Console(quiet=True)
+    )
     with ray_session(num_cpus=4):
-        shards = list(pipeline(plan, range(plan.manifest.shards), SleepShard).iter_rows())
+        shards = list(pipeline(prepared, range(prepared.input_list.shards), SleepShard).iter_rows())
         ended = time.time()
-    rate = plan.manifest.photos / (ended - min(shard["edit_at_s"] for shard in shards))
+    rate = prepared.input_list.photos / (ended - min(shard["edit_at_s"] for shard in shards))
     say(f"a model of {SLOW_S} s a photo: {rate:.3f} images/s of {1 / SLOW_S:g}")
     return {"pipeline_over_bare_slow_model": rate * SLOW_S, "slow_model_seconds_a_photo": SLOW_S}
 
@@ -217,13 +228,20 @@ def _command(job: EditJob) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "job.json").write_text(job.model_dump_json())  # JSON is YAML
         command = [
-            sys.executable, "-m", "bs_ray", "edit", f"{scratch}/job.json", "--json",
+            sys.executable,
+            "-m",
+            "bs_ray",
+            "edit",
+            f"{scratch}/job.json",
+            "--json",
             f"{scratch}/done.json",
-        ]  # fmt: skip
+        ]
         process = subprocess.Popen(
-            command, env=os.environ | WORKER_ENV, stdout=subprocess.DEVNULL,
+            command,
+            env=os.environ | WORKER_ENV,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         peak = _Peak(process.pid)
         if process.wait():
             raise RuntimeError(f"bs-ray edit: got exit status {process.returncode}; expected 0")

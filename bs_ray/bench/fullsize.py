@@ -34,8 +34,8 @@ from bs_ray.train.planning.dry_run import RowCount
 from bs_ray.train.planning.memory import base_networks, bytes_of
 from bs_ray.train.planning.plan import plan
 from bs_ray.train.planning.published import architecture_folder
-from bs_ray.train.step import Parts, train_step
-from bs_ray.train.targets.concept_sliders import reference_step
+from bs_ray.train.step import TrainState, train_step
+from bs_ray.train.targets.concept_sliders import concept_sliders_step
 from bs_ray.train.targets.samples import SampleMaker
 from bs_ray.train.targets.teacher import Teacher
 
@@ -90,11 +90,17 @@ def fullsize(
     pixels = torch.randint(256, (2, 3, px, px), generator=_rng(0)).to(torch.uint8)
     photos = PhotoPool(["a", "b"], pixels, model)
     figures: dict[str, Any] = {
-        "base": base, "px": px, "device": _device_name(device), "zero_stage": zero_stage,
+        "base": base,
+        "px": px,
+        "device": _device_name(device),
+        "zero_stage": zero_stage,
         "plan_bytes": expected,
-        "step_seconds": {}, "seconds_per_sample": {}, "forward_equivalents_per_sample": {},
-        "tflop_per_second": {}, "peak_bytes": {},
-    }  # fmt: skip
+        "step_seconds": {},
+        "seconds_per_sample": {},
+        "forward_equivalents_per_sample": {},
+        "tflop_per_second": {},
+        "peak_bytes": {},
+    }
     for mode in modes:
         _reset_peak(device)
         job = fullsize_job(base, px, mode)
@@ -118,17 +124,31 @@ def fullsize(
 def fullsize_job(base: str, px: int, mode: str) -> TrainJob:
     """The job of one of MODES."""
     shared = {
-        "name": "old", "base": base, "prompts": _PROMPTS, "photos": "random", "resolution": px,
-        "batch_size": _ROWS, "workers": 1, "engine": "torch", "steps": 10, "alpha": 1.0,
+        "name": "old",
+        "base": base,
+        "prompts": _PROMPTS,
+        "photos": "random",
+        "resolution": px,
+        "batch_size": _ROWS,
+        "workers": 1,
+        "engine": "torch",
+        "steps": 10,
+        "alpha": 1.0,
         "lr": 2e-4,
-    }  # fmt: skip
+    }
     return TrainJob.model_validate(shared | MODES[mode])
 
 
 def _timed(
-    mode: str, job: TrainJob, model: DiffusionModel, photos: PhotoPool, features: Features,
-    make_engine: MakeEngine, figures: dict[str, Any], say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
+    mode: str,
+    job: TrainJob,
+    model: DiffusionModel,
+    photos: PhotoPool,
+    features: Features,
+    make_engine: MakeEngine,
+    figures: dict[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """Real optimizer steps of one mode; the figures with its own in them."""
     samples: list[dict[str, Any]] = []
     if job.teacher.mode == "cached":
@@ -137,23 +157,27 @@ def _timed(
         samples = list(maker.make(range(job.teacher.samples)))
         each = (time.perf_counter() - start) / len(samples)
         figures = figures | {"cache_seconds_per_sample": each}
-    parts = assemble(
-        job, model, photos, features if job.losses.perceptual else None, make_engine,
+    state = assemble(
+        job,
+        model,
+        photos,
+        features if job.losses.perceptual else None,
+        make_engine,
         samples=samples,
-    )  # fmt: skip
+    )
     count, taken = RowCount(model.denoiser), []
-    before = [up.detach().clone() for up in parts.bank.up.values()]
+    before = [up.detach().clone() for up in state.bank.up.values()]
     for step in range(_REPEATS[mode]):
         start = time.perf_counter()
-        numbers = _step(parts, step)
+        numbers = _step(state, step)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
         say(f"{mode}: step {step} in {taken[-1]:.1f} s, {_shown(numbers)}")
     count.close()
-    parts.bank.detach()
-    assert all(not torch.equal(a, b) for a, b in zip(before, parts.bank.up.values(), strict=True))
-    del parts
+    state.bank.detach()
+    assert all(not torch.equal(a, b) for a, b in zip(before, state.bank.up.values(), strict=True))
+    del state
     gc.collect()
     rows = job.batch_size * len(taken)
     figures["step_seconds"][mode] = taken
@@ -180,10 +204,10 @@ def _device_name(device: str) -> str:
     return device if device == "cpu" else torch.cuda.get_device_name(device)
 
 
-def _step(parts: Parts, step: int) -> dict[str, float]:
-    if parts.job.algorithm == "concept_sliders":
-        return reference_step(parts, step, denoised=DENOISED)
-    return train_step(parts, step)
+def _step(state: TrainState, step: int) -> dict[str, float]:
+    if state.job.algorithm == "concept_sliders":
+        return concept_sliders_step(state, step, denoised=DENOISED)
+    return train_step(state, step)
 
 
 def _shown(numbers: dict[str, float]) -> str:

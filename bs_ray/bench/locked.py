@@ -46,10 +46,12 @@ def app(base: str, sliders: Path, steps: int) -> Any:
         with lock:
             pipe.set_adapters(list(mix), adapter_weights=list(mix.values()))
             edited = pipe(
-                prompt="a photo of a person", image=photo.resize((side, side)),
-                strength=_STRENGTH, num_inference_steps=round(steps / _STRENGTH),
+                prompt="a photo of a person",
+                image=photo.resize((side, side)),
+                strength=_STRENGTH,
+                num_inference_steps=round(steps / _STRENGTH),
                 guidance_scale=7.5,
-            ).images[0]  # fmt: skip
+            ).images[0]
         file = io.BytesIO()
         edited.resize(photo.size).save(file, "PNG")
         return {"data": [{"b64_json": base64.b64encode(file.getvalue()).decode()}]}

@@ -13,31 +13,32 @@ import torch
 
 from bs_ray.bench.train import World, bench_job, fresh_hooks
 from bs_ray.train.loop import one_step
-from bs_ray.train.step import Parts
+from bs_ray.train.step import TrainState
 
 
 def overhead(say: Callable[[str], None]) -> dict[str, float]:
     """By teacher mode, 1 - (networks alone) / (whole step), medians of interleaved repeats."""
     world, found = World.load(), {}
     for mode, teacher in (
-        ("live", {"mode": "live"}), ("cached", {"mode": "cached", "samples": 64})
-    ):  # fmt: skip
+        ("live", {"mode": "live"}),
+        ("cached", {"mode": "cached", "samples": 64}),
+    ):
         job = bench_job("smile", 0, batch_size=16, teacher=teacher)
         with fresh_hooks(world.model):
-            parts = world.parts(job, world.samples(job))
-            share = _overhead(parts)
+            state = world.train_state(job, world.samples(job))
+            share = _overhead(state)
         found[mode] = share
         say(f"{mode}: {share:.1%} of a step is not the networks' forward and backward")
     return found
 
 
-def _overhead(parts: Parts, repeats: int = 7) -> float:
+def _overhead(state: TrainState, repeats: int = 7) -> float:
     """One job's share; the networks are timed inside the real step, call by call."""
     shares = []
-    with _network_clock(parts) as clock:
+    with _network_clock(state) as clock:
         for step in range(repeats):
             clock.seconds, begun = 0.0, time.perf_counter()
-            one_step(parts, parts.job.steps - 1 - step)  # late, so that every loss takes part
+            one_step(state, state.job.steps - 1 - step)  # late, so that every loss takes part
             whole = time.perf_counter() - begun
             shares.append(1 - clock.seconds / whole)
     return statistics.median(shares)
@@ -65,16 +66,16 @@ class _Clock:
 
 
 @contextmanager
-def _network_clock(parts: Parts) -> Iterator[_Clock]:
+def _network_clock(state: TrainState) -> Iterator[_Clock]:
     """Within, the clock runs in the base's networks, the judges' and autograd's backward."""
     clock = _Clock()
     places: list[tuple[Any, str]] = [
-        *((parts.model, name) for name in ("predict", "decode", "encode", "embed")),
+        *((state.model, name) for name in ("predict", "decode", "encode", "embed")),
         *((torch.autograd, name) for name in ("grad", "backward")),
-        *([(parts, "features")] if parts.features else []),
+        *([(state, "features")] if state.features else []),
     ]
-    if parts.discriminator is not None:
-        places.append((parts.discriminator.module.net, "forward"))
+    if state.discriminator is not None:
+        places.append((state.discriminator.module.net, "forward"))
     with ExitStack() as stack:
         for owner, name in places:
             stack.enter_context(patch.object(owner, name, clock.timed(getattr(owner, name))))

@@ -30,9 +30,12 @@ def plain_loop(base: Path, slider: Slider, source: Store, output: Store, steps: 
     for entry in source.list():
         photo = Image.open(io.BytesIO(source.read(entry.key))).convert("RGB")
         edited = pipe(
-            prompt=slider.card.target, image=photo.resize((side, side)), strength=strength,
-            num_inference_steps=round(steps / strength), guidance_scale=7.5,
-        ).images[0]  # fmt: skip
+            prompt=slider.card.target,
+            image=photo.resize((side, side)),
+            strength=strength,
+            num_inference_steps=round(steps / strength),
+            guidance_scale=7.5,
+        ).images[0]
         file = io.BytesIO()
         edited.resize(photo.size).save(file, "JPEG", quality=95)
         output.write(entry.key, file.getvalue())

@@ -60,11 +60,15 @@ def bench_serve(
         ]
         job = ServeJob.model_validate(
             {
-                "name": "bench", "sliders": ["*"], "registry": registry.store.uri,
-                "port": _free_port(), "editor": {"prompt": _PROMPT}, "deadline_s": _DEADLINE_S,
+                "name": "bench",
+                "sliders": ["*"],
+                "registry": registry.store.uri,
+                "port": _free_port(),
+                "editor": {"prompt": _PROMPT},
+                "deadline_s": _DEADLINE_S,
                 "autoscaling": {"min_replicas": 1, "max_replicas": 1},
             }
-        )  # fmt: skip
+        )
         figures: dict[str, Any] = {"sliders": _SLIDERS, "steps": job.editor.steps}
         with running(job) as url:
             figures |= _rising(url, loads, seconds, say)
@@ -125,9 +129,14 @@ def _rising(url: str, loads: Sequence[int], seconds: float, say: Say) -> dict[st
 
 
 def _locked(
-    sliders: Sequence[Slider], steps: int, loads: Sequence[int], seconds: float,
-    figures: dict[str, Any], scratch: str, say: Say,
-) -> dict[str, Any]:  # fmt: skip
+    sliders: Sequence[Slider],
+    steps: int,
+    loads: Sequence[int],
+    seconds: float,
+    figures: dict[str, Any],
+    scratch: str,
+    say: Say,
+) -> dict[str, Any]:
     """(c), and how many times its throughput (b) has at a p99 that is no longer."""
     folder = Path(scratch, "adapters")
     folder.mkdir()
@@ -232,8 +241,10 @@ def faults(job: ServeJob, store: LocalObjectStore, say: Say) -> dict[str, Any]:
     with running(job) as url:
         _until_replicas(job, 2)
         for name, fault in (
-            ("killed", _kill_one), ("rolled", lambda: _roll(job)), ("store_down", store.close),
-        ):  # fmt: skip
+            ("killed", _kill_one),
+            ("rolled", lambda: _roll(job)),
+            ("store_down", store.close),
+        ):
             load = clients(f"{url}/v1/images/edits", 3, _FAULT_S, _mixed, retries=1)
             with ThreadPoolExecutor(1) as thread:
                 asking = thread.submit(asyncio.run, load)

@@ -21,7 +21,7 @@ from bs_ray.config import EditorSettings, TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.editing.editor import Edit, Editor, outputs_of
 from bs_ray.images.pixels import pixels_of
-from bs_ray.judges.load import Judges
+from bs_ray.judges.load import WorldJudges
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.slider import Card, Slider
@@ -30,7 +30,7 @@ from bs_ray.tiny.captions import PHRASES
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, one_step
-from bs_ray.train.step import Parts
+from bs_ray.train.step import TrainState
 from bs_ray.train.targets.samples import SampleMaker
 from bs_ray.train.targets.teacher import Teacher
 
@@ -44,9 +44,11 @@ MODES: dict[str, dict[str, Any]] = {
     "concept_sliders": {"algorithm": "concept_sliders", "batch_size": 1, "losses": GUIDED_ONLY},
     "live": {"batch_size": 4, "losses": GUIDED_ONLY},
     "cached": {
-        "batch_size": 2, "losses": GUIDED_ONLY, "teacher": {"mode": "cached", "samples": 64},
+        "batch_size": 2,
+        "losses": GUIDED_ONLY,
+        "teacher": {"mode": "cached", "samples": 64},
     },
-}  # fmt: skip
+}
 MAX_STEPS = 300
 
 
@@ -63,9 +65,17 @@ def prompts_of(attribute: str) -> dict[str, str]:
 def bench_job(attribute: str, seed: int, **settings: Any) -> TrainJob:
     """A job of the race; `settings` are those of the contestant."""
     shared = {
-        "kind": "train", "name": attribute, "prompts": prompts_of(attribute), "photos": "drawn",
-        "steps": MAX_STEPS, "workers": 1, "rank": 4, "alpha": 4.0, "lr": 5e-4, "seed": seed,
-    }  # fmt: skip
+        "kind": "train",
+        "name": attribute,
+        "prompts": prompts_of(attribute),
+        "photos": "drawn",
+        "steps": MAX_STEPS,
+        "workers": 1,
+        "rank": 4,
+        "alpha": 4.0,
+        "lr": 5e-4,
+        "seed": seed,
+    }
     losses = {"eta": 4.0} | settings.pop("losses", {})
     return TrainJob.model_validate(shared | settings | {"losses": losses})
 
@@ -75,7 +85,7 @@ class World:
     """The base, its judges and pictures to train on and to look at."""
 
     model: DiffusionModel
-    judges: Judges
+    judges: WorldJudges
     photos: PhotoPool
     held_out: Tensor  # float32 [F, 3, 64, 64] in [-1, 1]
     counter: ForwardCounter
@@ -87,10 +97,10 @@ class World:
         pixels = ((images + 1) * 127.5).round().to(torch.uint8)
         photos = PhotoPool([f"{i:04d}" for i in range(_PHOTOS)], pixels, model)
         held_out = faces.render(faces.sample_scenes(_FACES, HELD_OUT_SEED))
-        judges = Judges.load(base_folder(base))
+        judges = WorldJudges.load(base_folder(base))
         return cls(model, judges, photos, held_out, ForwardCounter(model.denoiser))
 
-    def parts(self, job: TrainJob, samples: Any = ()) -> Parts:
+    def train_state(self, job: TrainJob, samples: Any = ()) -> TrainState:
         """What a run trains with, in this process, without Ray or DeepSpeed."""
         features = load_features(base_folder("tiny"), "cpu") if job.losses.perceptual else None
         return assemble(job, self.model, self.photos, features, PlainEngine, samples=samples)
@@ -102,14 +112,19 @@ class World:
         maker = SampleMaker(job, self.model, self.photos, Teacher(self.model, job.concepts))
         return list(maker.make(range(job.teacher.samples)))
 
-    def slider(self, parts: Parts, name: str) -> Slider:
+    def slider(self, state: TrainState, name: str) -> Slider:
         """The slider as it stands."""
-        job, model = parts.job, self.model
+        job, model = state.job, self.model
         card = Card(
-            name=name, base="tiny", base_id=model.base_id, family=model.family, part=model.part,
-            prompts=job.concepts[name], rank=job.rank,
-        )  # fmt: skip
-        return parts.bank.to_slider(card)
+            name=name,
+            base="tiny",
+            base_id=model.base_id,
+            family=model.family,
+            part=model.part,
+            prompts=job.concepts[name],
+            rank=job.rank,
+        )
+        return state.bank.to_slider(card)
 
     @torch.no_grad()
     def effect(
@@ -184,24 +199,29 @@ def fresh_hooks(model: DiffusionModel) -> Iterator[None]:
 
 
 def race(
-    world: World, mode: str, attribute: str, seed: int, goal: float, look_every: int,
+    world: World,
+    mode: str,
+    attribute: str,
+    seed: int,
+    goal: float,
+    look_every: int,
     say: Callable[[str], None],
-) -> Race:  # fmt: skip
+) -> Race:
     """Train until the attribute moves by `goal` at strength 1, looking every `look_every` steps."""
     job = bench_job(attribute, seed, **MODES[mode])
     with fresh_hooks(world.model):
         world.counter.rows = 0
         begun = time.perf_counter()
-        parts = world.parts(job, world.samples(job))
+        state = world.train_state(job, world.samples(job))
         spent, trail, found = time.perf_counter() - begun, [], {"effect": 0.0, "drift": 0.0}
         rows = world.counter.rows
         for step in range(job.steps):
             world.counter.rows, begun = 0, time.perf_counter()
-            one_step(parts, step)
+            one_step(state, step)
             spent += time.perf_counter() - begun
             rows += world.counter.rows
             if (step + 1) % look_every == 0:
-                found = world.effect(world.slider(parts, attribute), attribute)
+                found = world.effect(world.slider(state, attribute), attribute)
                 trail.append({"step": step + 1, "seconds": spent, **found})
                 if found["effect"] >= goal:
                     break

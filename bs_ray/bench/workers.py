@@ -86,10 +86,15 @@ def _run_job(place: Path, run_name: str, **settings: Any) -> TrainJob:
     losses = {"perceptual": 0, "adversarial": 0}
     job = bench_job("smile", 0, batch_size=_BATCH, lr=2e-3, losses=losses)
     values = job.model_dump() | {
-        "name": run_name, "photos": str(place / "data" / "lfw"), "runs": str(place / "runs"),
-        "registry": str(place / "sliders"), "steps": _STEPS, "checkpoint_every": _STEPS,
-        "calibrate": False, "tracking": {"tensorboard": False},
+        "name": run_name,
+        "photos": str(place / "data" / "lfw"),
+        "runs": str(place / "runs"),
+        "registry": str(place / "sliders"),
+        "steps": _STEPS,
+        "checkpoint_every": _STEPS,
+        "calibrate": False,
+        "tracking": {"tensorboard": False},
         "teacher": {"mode": "cached", "samples": 128, "cache": str(place / "cache")},
-    }  # fmt: skip
+    }
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
     return TrainJob.model_validate(values | settings)

@@ -28,8 +28,12 @@ app = typer.Typer(
 for verbs in (train, edit, serve, evaluate, tools):
     app.add_typer(verbs.app)
 for name, group in {
-    "tiny": tiny, "ingest": ingest, "sliders": sliders, "keys": keys, "bench": bench,
-}.items():  # fmt: skip
+    "tiny": tiny,
+    "ingest": ingest,
+    "sliders": sliders,
+    "keys": keys,
+    "bench": bench,
+}.items():
     app.add_typer(group.app, name=name)
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, after everything within has cleaned up

@@ -30,9 +30,10 @@ def keys_add(
     from bs_ray.serve.http.keys import add_key
 
     given = {
-        "sliders": sliders.split(","), "requests_per_minute": per_minute,
+        "sliders": sliders.split(","),
+        "requests_per_minute": per_minute,
         "expires": expires and expires.date(),
-    }  # fmt: skip
+    }
     secret = add_key(file, name, **{k: v for k, v in given.items() if v is not None})
     console.print(f"Added {name} to {file}. Its key, which is not shown again:", highlight=False)
     print(secret)

@@ -17,22 +17,39 @@ import yaml
 from bs_ray.config import JobError, TrainJob, apply_override, job_of
 
 _ROW = {
-    "target", "positive", "unconditional", "neutral", "action", "guidance_scale", "guidance",
-    "resolution", "dynamic_resolution", "batch_size", "dynamic_crops", "rank", "attributes",
-}  # fmt: skip
+    "target",
+    "positive",
+    "unconditional",
+    "neutral",
+    "action",
+    "guidance_scale",
+    "guidance",
+    "resolution",
+    "dynamic_resolution",
+    "batch_size",
+    "dynamic_crops",
+    "rank",
+    "attributes",
+}
 _TEXTS = ("target", "positive", "unconditional", "neutral")
 _CONFIG = {
     "prompts_file": {""},
     "pretrained_model": {"name_or_path", "v2", "v_pred", "clip_skip"},
     "network": {"type", "rank", "alpha", "training_method"},
     "train": {
-        "precision", "noise_scheduler", "iterations", "lr", "optimizer", "lr_scheduler",
-        "max_denoising_steps", "batch_size",
+        "precision",
+        "noise_scheduler",
+        "iterations",
+        "lr",
+        "optimizer",
+        "lr_scheduler",
+        "max_denoising_steps",
+        "batch_size",
     },
     "save": {"name", "path", "per_steps", "precision"},
     "logging": {"use_wandb", "verbose", "project_name", "run_name", "interval", "prompts"},
     "other": {"use_xformers"},
-}  # fmt: skip
+}
 _TRANSLATED = {
     "base": ("pretrained_model", "name_or_path"),
     "rank": ("network", "rank"),
@@ -114,9 +131,11 @@ def _from_config(path: Path, config: dict[str, Any], notes: list[str]) -> dict[s
         raise JobError(f"{path}: pretrained_model: got v2 true; expected an SDXL base: base=FOLDER")
     told = {*_TRANSLATED.values(), ("train", "precision"), ("network", "training_method")}
     left = [
-        f"{name}.{key}" for name, section in sections.items() for key in section
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key in section
         if (name, key) not in told
-    ]  # fmt: skip
+    ]
     if left:
         notes.append(f"not read: {', '.join(left)} (AdamW, constant rate, fp32 slider files)")
     return values

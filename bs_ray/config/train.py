@@ -201,11 +201,11 @@ class TrainJob(Settings):
         return list(self.concepts) or [self.name]
 
     @property
-    def most_workers(self) -> int:
+    def max_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
-    def least_workers(self) -> int:
+    def min_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @field_validator("sliders")
@@ -227,9 +227,9 @@ class TrainJob(Settings):
 
     @model_validator(mode="after")
     def _even_batches(self) -> Self:
-        if not 1 <= self.least_workers <= self.most_workers:
+        if not 1 <= self.min_workers <= self.max_workers:
             raise ValueError(f"got workers {self.workers}; expected 1 or more, and least <= most")
-        for count in range(self.least_workers, self.most_workers + 1):
+        for count in range(self.min_workers, self.max_workers + 1):
             if self.batch_size % count:
                 raise ValueError(
                     f"got batch_size {self.batch_size} for {count} workers; expected a multiple of "
@@ -271,9 +271,9 @@ class TrainJob(Settings):
                 "got losses.triplet_form margin for pairs, which have no opposite target; expected "
                 "guidance"
             )
-        if self.pairs and self.batch_size % (2 * self.most_workers):
+        if self.pairs and self.batch_size % (2 * self.max_workers):
             raise ValueError(
-                f"got batch_size {self.batch_size} for pairs on {self.most_workers} workers; "
+                f"got batch_size {self.batch_size} for pairs on {self.max_workers} workers; "
                 "expected a multiple of 2 x workers, for both pictures of a pair share a step"
             )
         drawn = cached and getattr(self.teacher, "trajectory_share", 0) > 0

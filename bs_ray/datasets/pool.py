@@ -36,18 +36,24 @@ class PhotoPool:
     """Square photos of one size, uint8 [N, 3, px, px], sorted by key."""
 
     def __init__(
-        self, keys: Sequence[str], pixels: Tensor, model: DiffusionModel,
+        self,
+        keys: Sequence[str],
+        pixels: Tensor,
+        model: DiffusionModel,
         broken: Sequence[str] = (),
-    ):  # fmt: skip
+    ):
         """broken: keys of the photos that were left out."""
         self.keys, self.pixels, self.model, self.broken = list(keys), pixels, model, list(broken)
         self._latents: dict[int, Tensor] = {}
 
     @classmethod
     def load(
-        cls, rows: Iterable[Mapping[str, Any]], model: DiffusionModel, px: int | None = None,
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        model: DiffusionModel,
+        px: int | None = None,
         max_broken_share: float = 0.5,
-    ) -> PhotoPool:  # fmt: skip
+    ) -> PhotoPool:
         """Rows with `key` and `bytes` (an encoded image) -> a pool of px x px photos.
 
         Photos that do not decode are listed in `broken` and left out. Raises PhotosError for no

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bs_ray.editing.run import Predict, Query
+from bs_ray.editing.run import DenoiseRequest, Predict
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import Prediction, batch_noise
 
 
 @dataclass(frozen=True)
-class Work:
+class EditContext:
     """One run of a method."""
 
     predict: Predict
@@ -45,16 +45,16 @@ class Work:
         """int64 [rows], all t."""
         return torch.full((rows,), t, device=self.x0.device)
 
-    def base(self, x_t: Tensor, t: int, condition: Condition | None = None) -> Query:
+    def base(self, x_t: Tensor, t: int, condition: Condition | None = None) -> DenoiseRequest:
         """The base at rows [S]."""
         off = self.strengths.new_zeros(len(x_t), self.strengths.shape[1])
-        return Query(x_t, self.at(t, len(x_t)), condition or self.condition, off)
+        return DenoiseRequest(x_t, self.at(t, len(x_t)), condition or self.condition, off)
 
-    def edited(self, x_t: Tensor, t: int, estimate: Tensor | None = None) -> Query:
+    def edited(self, x_t: Tensor, t: int, estimate: Tensor | None = None) -> DenoiseRequest:
         """The base with the sliders on, at rows [T]."""
-        told = self.condition.rows(self.source_of)
-        return Query(x_t, self.at(t, len(x_t)), told, self.strengths, estimate)
+        cond = self.condition.rows(self.source_of)
+        return DenoiseRequest(x_t, self.at(t, len(x_t)), cond, self.strengths, estimate)
 
-    def answer(self, query: Query) -> Tensor:
+    def answer(self, query: DenoiseRequest) -> Tensor:
         """The prediction at once, for methods that differentiate through it."""
         return self.predict(query.x_t, query.t, query.condition, query.strengths)

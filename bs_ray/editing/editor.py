@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
+from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods import METHODS
-from bs_ray.editing.run import Going, Steps, drive
+from bs_ray.editing.run import EditGenerator, EditRun, run_alone
 from bs_ray.images.pixels import images_of
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.resident import Resident
@@ -71,13 +71,18 @@ def outputs_of(outcome: Outcome) -> list[Edited]:
     raise outcome
 
 
-class EditsGoing(Going):
+class PhotoEditRun(EditRun):
     """Edits of one working size and method under way."""
 
     def __init__(
-        self, model: DiffusionModel, edits: Sequence[Edit], sliders: Sequence[Slider],
-        moving: Sequence[int], work: Work, steps: Steps,
-    ):  # fmt: skip
+        self,
+        model: DiffusionModel,
+        edits: Sequence[Edit],
+        sliders: Sequence[Slider],
+        moving: Sequence[int],
+        work: EditContext,
+        steps: EditGenerator,
+    ):
         """moving: which of all the edits' outputs `work` has as rows; the others stay."""
         super().__init__(steps, sliders)
         self._model, self.edits = model, edits
@@ -104,9 +109,14 @@ class Editor:
     """
 
     def __init__(
-        self, model: DiffusionModel, sliders: Sequence[Slider], settings: EditorSettings,
-        *, slots: int | None = None, rank: int = 1,
-    ):  # fmt: skip
+        self,
+        model: DiffusionModel,
+        sliders: Sequence[Slider],
+        settings: EditorSettings,
+        *,
+        slots: int | None = None,
+        rank: int = 1,
+    ):
         """slots, rank: room for sliders that are yet to come into `sliders`.
 
         Raises SliderError where a slider was trained on another base.
@@ -211,13 +221,13 @@ class Editor:
                 buckets[self.working_size(*edit.pixels.shape[:2]), edit.settings].append(index)
         for bucket in buckets.values():
             for indices in self._groups(edits, bucket):
-                going = self.begin([edits[i] for i in indices])
-                drive(going, self.predict)
-                outcomes |= dict(zip(indices, self.finish(going), strict=True))
+                run = self.begin([edits[i] for i in indices])
+                run_alone(run, self.predict)
+                outcomes |= dict(zip(indices, self.finish(run), strict=True))
         return [outcomes[index] for index in range(len(edits))]
 
     @torch.no_grad()
-    def begin(self, edits: Sequence[Edit], beside: Sequence[Slider] = ()) -> EditsGoing:
+    def begin(self, edits: Sequence[Edit], beside: Sequence[Slider] = ()) -> PhotoEditRun:
         """Edits that passed `check`, of one working size and settings, before their first step.
 
         beside: as in `strengths`, which says what is raised.
@@ -235,15 +245,15 @@ class Editor:
         work = self._work(edits, strengths[rows], source_of[rows])
         steps = METHODS[settings.method](work, settings) if len(rows) else _nothing(work)
         sliders = list(self.moved(mixes).values())
-        return EditsGoing(self.model, edits, sliders, rows.tolist(), work, steps)
+        return PhotoEditRun(self.model, edits, sliders, rows.tolist(), work, steps)
 
-    def finish(self, going: EditsGoing) -> list[list[Edited]]:
+    def finish(self, run: PhotoEditRun) -> list[list[Edited]]:
         """The outputs of edits that have no query left."""
-        assert going.latents is not None
-        found = going.pixels(going.latents)
+        assert run.latents is not None
+        found = run.pixels(run.latents)
         return [
             [Edited(p, self.notes(mix)) for p, mix in zip(pixels, edit.mixes, strict=True)]
-            for pixels, edit in zip(found, going.edits, strict=True)
+            for pixels, edit in zip(found, run.edits, strict=True)
         ]
 
     def _groups(self, edits: Sequence[Edit], bucket: list[int]) -> list[list[int]]:
@@ -268,7 +278,7 @@ class Editor:
         tall, wide = side * aspect**0.5, side / aspect**0.5
         return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
 
-    def _work(self, edits: Sequence[Edit], strengths: Tensor, source_of: Tensor) -> Work:
+    def _work(self, edits: Sequence[Edit], strengths: Tensor, source_of: Tensor) -> EditContext:
         """Rows [T] with the photos that they are of as latents."""
         model = self.model
         used = source_of.unique()
@@ -280,15 +290,20 @@ class Editor:
         else:
             x0 = torch.zeros(0, *model.latent_shape, device=model.device)
         same = torch.zeros(len(edits), dtype=torch.int64)
-        return Work(
-            predict=self.predict, prediction=model.prediction, x0=x0,
-            condition=self._condition.rows(same), empty=self._empty.rows(same),
-            strengths=strengths, source_of=torch.searchsorted(used, source_of).to(model.device),
-            seeds=[edit.seed for edit in edits], keys=[edit.key for edit in edits],
-        )  # fmt: skip
+        return EditContext(
+            predict=self.predict,
+            prediction=model.prediction,
+            x0=x0,
+            condition=self._condition.rows(same),
+            empty=self._empty.rows(same),
+            strengths=strengths,
+            source_of=torch.searchsorted(used, source_of).to(model.device),
+            seeds=[edit.seed for edit in edits],
+            keys=[edit.key for edit in edits],
+        )
 
 
-def _nothing(work: Work) -> Steps:
+def _nothing(work: EditContext) -> EditGenerator:
     """No rows, no queries."""
     return work.x0
     yield

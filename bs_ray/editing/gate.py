@@ -12,7 +12,7 @@ from torch import Tensor
 from bs_ray.config import QualityGate
 from bs_ray.editing.editor import Edit, Edited, Editor, Outcome, to_uint8
 from bs_ray.images.pixels import images_of
-from bs_ray.judges.load import Judging
+from bs_ray.judges.load import JudgeSet
 from bs_ray.models.base import BaseNotFound
 
 
@@ -26,7 +26,7 @@ class _Trial:
     backed_off: int = 0
 
 
-def check_gate(judging: Judging, gate: QualityGate) -> None:
+def check_gate(judging: JudgeSet, gate: QualityGate) -> None:
     """Raises BaseNotFound where a judge that the gate needs is not at hand."""
     needed = ["identity", *(["clip"] if gate.effect else [])]
     if missing := [name for name in needed if name in judging.absent]:
@@ -39,7 +39,7 @@ def check_gate(judging: Judging, gate: QualityGate) -> None:
 class GatedEditor:
     """An Editor whose outputs were measured: the same face as `Editor.edit`."""
 
-    def __init__(self, editor: Editor, judging: Judging, gate: QualityGate):
+    def __init__(self, editor: Editor, judging: JudgeSet, gate: QualityGate):
         """Raises BaseNotFound as `check_gate`."""
         check_gate(judging, gate)
         self.editor, self.judging, self.gate = editor, judging, gate

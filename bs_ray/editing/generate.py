@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bs_ray.editing.editor import Editor
-from bs_ray.editing.run import Going, Query, drive, euler
+from bs_ray.editing.run import DenoiseRequest, EditRun, euler, run_alone
 from bs_ray.models.diffusion import batch_noise
 from bs_ray.sliders.bank import banded
 from bs_ray.sliders.slider import Slider
@@ -19,7 +19,7 @@ al. 2023, section 4.1)."""
 
 
 @torch.no_grad()
-def begin_drawing(
+def begin_generating(
     editor: Editor,
     prompts: Sequence[str],
     mixes: Sequence[dict[str, float]],
@@ -30,7 +30,7 @@ def begin_drawing(
     guidance_scale: float,
     late: float = LATE_ACTIVATION,
     beside: Sequence[Slider] = (),
-) -> Going:
+) -> EditRun:
     """One picture for each prompt, mix, key and seed, before its first step.
 
     Raises SliderError as `Editor.strengths`, which also says what `beside` is.
@@ -42,18 +42,18 @@ def begin_drawing(
     bands = torch.tensor([[0, last]] * gates.shape[1], device=gates.device)
     noise = batch_noise(model.latent_shape, seeds, keys, 0).to(model.device)
 
-    def ask(x: Tensor, now: int, estimate: Tensor | None) -> Query:
+    def ask(x: Tensor, now: int, estimate: Tensor | None) -> DenoiseRequest:
         """Told and untold rows share a pass."""
         t = torch.full((2 * count,), now, device=x.device)
-        return Query(x.repeat(2, 1, 1, 1), t, condition, banded(gates, t, bands), estimate)
+        return DenoiseRequest(x.repeat(2, 1, 1, 1), t, condition, banded(gates, t, bands), estimate)
 
     def guided(prediction: Tensor) -> Tensor:
-        told, untold = prediction.chunk(2)
-        return model.guide(told, untold, guidance_scale)
+        cond, uncond = prediction.chunk(2)
+        return model.guide(cond, uncond, guidance_scale)
 
     times = model.prediction.timesteps(steps)
     drawing = euler(model.prediction, noise, times, ask, guided)
-    return Going(drawing, list(editor.moved(mixes).values()))
+    return EditRun(drawing, list(editor.moved(mixes).values()))
 
 
 def pictures(editor: Editor, latents: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def generate(
     below this share of the noise range; 1 is always. Raises SliderError as `Editor.strengths`.
     """
     count = len(mixes[0])
-    going = begin_drawing(
+    run = begin_generating(
         editor,
         [prompt for prompt in prompts for _ in range(count)],
         [mix for row in mixes for mix in row],
@@ -89,5 +89,5 @@ def generate(
         guidance_scale=guidance_scale,
         late=late,
     )
-    latents = drive(going, editor.predict)
+    latents = run_alone(run, editor.predict)
     return pictures(editor, latents).unflatten(0, (len(prompts), count))

@@ -22,7 +22,7 @@ Predict = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Query:
+class DenoiseRequest:
     """Rows for the denoiser."""
 
     x_t: Tensor
@@ -37,19 +37,19 @@ class Query:
     """What the result looks like so far, latents [T, C, h, w], where the method can say."""
 
 
-Steps = Generator[Query, Tensor, Tensor]
+EditGenerator = Generator[DenoiseRequest, Tensor, Tensor]
 """A method under way; what it returns are edited latents [T, C, h, w]."""
 
 
-class Going:
+class EditRun:
     """A method between two of its queries."""
 
-    def __init__(self, steps: Steps, sliders: Sequence[Slider] = ()):
+    def __init__(self, steps: EditGenerator, sliders: Sequence[Slider] = ()):
         """sliders: those whose slots in the bank its queries' strengths count on."""
         self._steps, self.sliders = steps, sliders
         self.evaluated = 0
         """Queries that were answered."""
-        self.query: Query | None = None
+        self.query: DenoiseRequest | None = None
         self.latents: Tensor | None = None
         """The result, once there is no query left."""
         self._resume(None)
@@ -68,32 +68,34 @@ class Going:
 
 
 @torch.no_grad()
-def answers(queries: Sequence[Query], predict: Predict) -> list[Tensor]:
+def denoise_together(request_count: Sequence[DenoiseRequest], predict: Predict) -> list[Tensor]:
     """The prediction for each query, in one forward pass; their latents have one size."""
     read = predict(
-        torch.cat([query.x_t for query in queries]),
-        torch.cat([query.t for query in queries]),
-        Condition.cat([query.condition for query in queries]),
-        torch.cat([query.strengths for query in queries]),
+        torch.cat([query.x_t for query in request_count]),
+        torch.cat([query.t for query in request_count]),
+        Condition.cat([query.condition for query in request_count]),
+        torch.cat([query.strengths for query in request_count]),
     )
-    return list(read.split([len(query.x_t) for query in queries]))
+    return list(read.split([len(query.x_t) for query in request_count]))
 
 
 @torch.no_grad()
-def drive(going: Going, predict: Predict) -> Tensor:
+def run_alone(run: EditRun, predict: Predict) -> Tensor:
     """A method alone, to its end."""
-    while going.query:
-        [prediction] = answers([going.query], predict)
-        going.take(prediction)
-    assert going.latents is not None
-    return going.latents
+    while run.query:
+        [prediction] = denoise_together([run.query], predict)
+        run.take(prediction)
+    assert run.latents is not None
+    return run.latents
 
 
 def euler(
-    kind: Prediction, x: Tensor, times: Sequence[int],
-    ask: Callable[[Tensor, int, Tensor | None], Query],
+    kind: Prediction,
+    x: Tensor,
+    times: Sequence[int],
+    ask: Callable[[Tensor, int, Tensor | None], DenoiseRequest],
     read: Callable[[Tensor], Tensor] = lambda prediction: prediction,
-) -> Steps:  # fmt: skip
+) -> EditGenerator:
     """Denoise x [T, C, h, w] from times[0] on by DDIM with eta 0: `euler_path` as queries.
 
     ask(x, t, estimate) makes the query, with the last step's estimate of x0; read makes the

@@ -28,9 +28,15 @@ class OnePhoto:
     """A photo, and an Editor with the sliders that are asked of it."""
 
     def __init__(
-        self, photo: Path, sliders: Mapping[str, float], settings: EditorSettings, *,
-        base: str = "tiny", registry: str = "sliders", seed: int = 0,
-    ):  # fmt: skip
+        self,
+        photo: Path,
+        sliders: Mapping[str, float],
+        settings: EditorSettings,
+        *,
+        base: str = "tiny",
+        registry: str = "sliders",
+        seed: int = 0,
+    ):
         """sliders: reference -> strength, in the order in which `compose` adds them.
 
         Raises EditError for a photo that cannot be read, SliderError and BaseNotFound.

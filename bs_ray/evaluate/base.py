@@ -44,9 +44,14 @@ def vae_figures(model: DiffusionModel, reader: AttributeReader, count: int) -> d
 
 @torch.no_grad()
 def caption_figures(
-    model: DiffusionModel, reader: AttributeReader, count: int, seed: int = 0, steps: int = 20,
-    guidance_scale: float = 7.5, drawn: Callable[[int], None] = lambda pictures: None,
-) -> dict:  # fmt: skip
+    model: DiffusionModel,
+    reader: AttributeReader,
+    count: int,
+    seed: int = 0,
+    steps: int = 20,
+    guidance_scale: float = 7.5,
+    drawn: Callable[[int], None] = lambda pictures: None,
+) -> dict:
     """`class_accuracy` by attribute: generate from captions, read which side each comes out on.
 
     drawn: told of pictures as they come.

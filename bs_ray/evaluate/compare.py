@@ -21,7 +21,7 @@ from bs_ray.config import EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.evaluate.sweep import HELD_OUT_SEED, STRIPS
 from bs_ray.images.pixels import images_of, pixels_of
-from bs_ray.judges.load import Judges
+from bs_ray.judges.load import WorldJudges
 from bs_ray.models import base_folder, load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import faces
@@ -60,12 +60,19 @@ def matching_parts(job: EvalJob) -> list[Part]:
     """Every method over the grid of scales, on faces that no figure uses."""
     grid = (*(-scale for scale in reversed(_GRID)), *_GRID)
     return [
-        Part(method, setting, job.seed, first, min(job.batch_size, _MATCH_FACES - first),
-             dict.fromkeys(job.sliders, grid), matching=True)
+        Part(
+            method,
+            setting,
+            job.seed,
+            first,
+            min(job.batch_size, _MATCH_FACES - first),
+            dict.fromkeys(job.sliders, grid),
+            matching=True,
+        )
         for method in job.methods
         for setting in job.settings
         for first in range(0, _MATCH_FACES, job.batch_size)
-    ]  # fmt: skip
+    ]
 
 
 def measuring_parts(job: EvalJob, matched: dict[tuple[str, str, str], float]) -> list[Part]:
@@ -75,13 +82,18 @@ def measuring_parts(job: EvalJob, matched: dict[tuple[str, str, str], float]) ->
     every face once, and its spread over seeds counts both.
     """
     return [
-        Part(method, setting, job.seed + turn % job.seeds, first,
-             min(job.batch_size, count - first),
-             {s: tuple(k * matched[method, setting, s] for k in SHARES) for s in job.sliders})
+        Part(
+            method,
+            setting,
+            job.seed + turn % job.seeds,
+            first,
+            min(job.batch_size, count - first),
+            {s: tuple(k * matched[method, setting, s] for k in SHARES) for s in job.sliders},
+        )
         for method in job.methods
         for setting, count in job.settings.items()
         for turn, first in enumerate(range(0, count, job.batch_size))
-    ]  # fmt: skip
+    ]
 
 
 def match(goal: float, scales: tuple[float, ...], readings: np.ndarray) -> tuple[float, float]:
@@ -110,7 +122,7 @@ class Comparer:
         self.job = job
         self.model = load_base(job.base)
         self.sliders = {r: Registry(job.registry).resolve(r) for r in job.sliders}
-        self.judges = Judges.load(base_folder(job.base))
+        self.judges = WorldJudges.load(base_folder(job.base))
 
     def editor(self, method: str) -> Editor:
         """Scales are the LoRA's own: methods are matched by what they do."""
@@ -167,16 +179,22 @@ class Comparer:
         named = [(slider, k) for slider, scales in part.scales.items() for k in range(len(scales))]
         return [
             {
-                "part": part.name, "method": part.method, "setting": part.setting,
-                "seed": part.seed, "face": face, "slider": slider, "place": k,
-                "scale": part.scales[slider][k], "readings": readings[index].tolist(),
+                "part": part.name,
+                "method": part.method,
+                "setting": part.setting,
+                "seed": part.seed,
+                "face": face,
+                "slider": slider,
+                "place": k,
+                "scale": part.scales[slider][k],
+                "readings": readings[index].tolist(),
                 "photo_readings": photo_readings,
                 "pixels": float(pixels[index]),
                 "picture": _thumbnail(pictures[index]) if self._kept(part, face) else None,
                 **{name: float(score[index]) for name, score in scores.items()},
             }
             for index, (slider, k) in enumerate(named)
-        ]  # fmt: skip
+        ]
 
     def _kept(self, part: Part, face: int) -> bool:
         return not part.matching and face < STRIPS and part.seed == self.job.seed

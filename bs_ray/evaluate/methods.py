@@ -53,13 +53,19 @@ def compare(job: EvalJob, *, console: Console | None = None) -> dict:
         "name": job.name,
         "goals": job.effects,
         "matched": [
-            {"method": m, "setting": s, "slider": r, "scale": scale, "effect": effect,
-             "reached": effect >= job.effects[r]}
+            {
+                "method": m,
+                "setting": s,
+                "slider": r,
+                "scale": scale,
+                "effect": effect,
+                "reached": effect >= job.effects[r],
+            }
             for (m, s, r), (scale, effect) in matched.items()
         ],
         "costs": costs,
         "methods": summarise(job, table, names),
-    }  # fmt: skip
+    }
     table.to_parquet(output / "methods.parquet")
     (output / "methods.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_methods_report(job, figures, table, output / "report.html")
@@ -76,9 +82,12 @@ def methods_table(figures: dict) -> Table:
     for row in figures["methods"]:
         cost = figures["costs"][row["method"]]
         table.add_row(
-            row["method"], row["setting"], *(form.format(row[n]) for n, form in SHOWN.items()),
-            f"{cost['evaluations']:.0f}", f"{cost['seconds']:.2f}",
-        )  # fmt: skip
+            row["method"],
+            row["setting"],
+            *(form.format(row[n]) for n, form in SHOWN.items()),
+            f"{cost['evaluations']:.0f}",
+            f"{cost['seconds']:.2f}",
+        )
     return table
 
 
@@ -100,12 +109,15 @@ def summarise(job: EvalJob, table: pd.DataFrame, names: Sequence[str]) -> list[d
             by_slider = frame.groupby(level=1).mean()
             found.append(
                 {
-                    "method": method, "setting": setting, "faces": rows["face"].nunique(),
-                    "seeds": len(seeds), **seeds.mean().to_dict(),
+                    "method": method,
+                    "setting": setting,
+                    "faces": rows["face"].nunique(),
+                    "seeds": len(seeds),
+                    **seeds.mean().to_dict(),
                     "spread": seeds.std(ddof=0).to_dict(),
                     "sliders": by_slider.T.to_dict(),
                 }
-            )  # fmt: skip
+            )
     return found
 
 

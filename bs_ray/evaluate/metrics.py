@@ -50,9 +50,14 @@ class SliderFigures:
 
 
 def slider_figures(
-    strengths: Array, readings: Array, own: int, identity: Array, perceptual: Array, clip: Array,
+    strengths: Array,
+    readings: Array,
+    own: int,
+    identity: Array,
+    perceptual: Array,
+    clip: Array,
     zero_exact: bool,
-) -> SliderFigures:  # fmt: skip
+) -> SliderFigures:
     """Summarise a sweep. identity, perceptual, clip: float [F, K]; own: index of the attribute."""
     low, high = int(np.argmax(strengths == -1)), int(np.argmax(strengths == 1))
     move = readings[:, high] - readings[:, low]

@@ -37,9 +37,14 @@ _COLUMNS = {
 
 
 def write_report(
-    job: EvalJob, figures: dict, table: pd.DataFrame, path: Path, *, summary: dict | None = None,
+    job: EvalJob,
+    figures: dict,
+    table: pd.DataFrame,
+    path: Path,
+    *,
+    summary: dict | None = None,
     contact_sheet: Path | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the page. `summary` (label -> value) and `contact_sheet` come from a whole run."""
     pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
     page = pages.get_template("evaluate/report.html.j2")
@@ -68,7 +73,10 @@ def write_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame, path:
     ]
     path.write_text(
         pages.get_template("evaluate/methods.html.j2").render(
-            title=f"bs_ray: {job.name}", job=job, version=__version__, rows=rows,
+            title=f"bs_ray: {job.name}",
+            job=job,
+            version=__version__,
+            rows=rows,
             missed=[m for m in figures["matched"] if not m["reached"]],
             strips=[
                 {
@@ -81,7 +89,7 @@ def write_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame, path:
             ],
         ),
         encoding="utf-8",
-    )  # fmt: skip
+    )
 
 
 def _methods_strip(
@@ -140,9 +148,15 @@ def _interference(job: EvalJob, moves: dict[str, dict[str, float]]) -> str:
         own = attributes[column] == list(job.sliders.values())[row]
         dark = abs(value) > 0.6 * most
         axes.text(
-            column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8,
-            color="white" if dark else "black", fontweight="bold" if own else "normal",
-        )  # fmt: skip
+            column,
+            row,
+            f"{value:+.2f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+            fontweight="bold" if own else "normal",
+        )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return _data_uri(buffer.getvalue())

@@ -19,7 +19,7 @@ from bs_ray.evaluate.base import caption_figures, vae_figures
 from bs_ray.evaluate.metrics import slider_figures
 from bs_ray.evaluate.report import write_report
 from bs_ray.evaluate.sweep import Sweeper, tasks
-from bs_ray.judges.load import Judges
+from bs_ray.judges.load import WorldJudges
 from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.ray_session import ray_session
@@ -67,7 +67,7 @@ def check(job: EvalJob) -> list[str]:
     model = load_base(job.base)
     registry = Registry(job.registry)
     registry.store.check()
-    reader = Judges.load(folder).reader
+    reader = WorldJudges.load(folder).reader
     for reference, attribute in job.sliders.items():
         registry.resolve(reference).check_base(model.base_id)
         if attribute not in reader.names:
@@ -80,7 +80,7 @@ def check(job: EvalJob) -> list[str]:
 
 def base_figures(job: EvalJob, console: Console) -> dict:
     """How good the base is (see evaluate/base.py), from `job.base_images` pictures."""
-    model, judges = load_base(job.base), Judges.load(base_folder(job.base))
+    model, judges = load_base(job.base), WorldJudges.load(base_folder(job.base))
     count = job.base_images
     with _bar(console, "Measuring the base", count, "captions") as drawn:
         return {

@@ -13,7 +13,7 @@ from bs_ray.config import EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.editing.generate import generate
 from bs_ray.images.pixels import images_of, pixels_of
-from bs_ray.judges.load import Judges
+from bs_ray.judges.load import WorldJudges
 from bs_ray.models import base_folder, load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.tiny import captions, faces
@@ -54,7 +54,7 @@ class Sweeper:
         sliders = [Registry(job.registry).resolve(reference) for reference in job.sliders]
         self.names = dict(zip(job.sliders, (s.card.name for s in sliders), strict=True))
         self.editor = Editor(model, sliders, job.editor)
-        self.judges = Judges.load(base_folder(job.base))
+        self.judges = WorldJudges.load(base_folder(job.base))
 
     def measure(self, task: Task) -> list[dict]:
         """One row per face and strength: readings, scores, and the first faces' pictures."""
@@ -87,8 +87,8 @@ class Sweeper:
         own = {phrase for ends in captions.PHRASES[attribute] for phrase in ends}
         prompts = []
         for row in range(task.count):
-            told = [p for p in captions.phrases(scene, row, rng) if p not in own]
-            prompts.append(", ".join(["a photo of a person", *rng.sample(told, 4)]))
+            true = [p for p in captions.phrases(scene, row, rng) if p not in own]
+            prompts.append(", ".join(["a photo of a person", *rng.sample(true, 4)]))
         images = generate(
             self.editor,
             prompts,

@@ -41,7 +41,7 @@ Photo = tuple[str, bytes]
 Decoded = list[DecodedRow | QuarantinedRow]
 
 
-class Guard:
+class DecodePool:
     """Decodes lists of photos; what breaks the decoder is quarantined by name.
 
     Start one for each process and keep it: `guard_of`.
@@ -81,9 +81,9 @@ class Guard:
 
 
 @lru_cache(maxsize=1)
-def guard_of(seconds: float, memory_mb: int) -> Guard:
+def shared_decode_pool(seconds: float, memory_mb: int) -> DecodePool:
     """This process' Guard, started on first use."""
-    return Guard(seconds, memory_mb)
+    return DecodePool(seconds, memory_mb)
 
 
 class DecoderError(RuntimeError):

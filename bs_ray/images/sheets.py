@@ -43,7 +43,7 @@ def _cell(data: bytes) -> Image.Image:
     return ImageOps.pad(upright, (_CELL_PX, _CELL_PX), Image.Resampling.BICUBIC, color=_PAPER)
 
 
-_LEAST_SIDE_PX, _MOST_SIDE_PX = 128, 384
+_MIN_SIDE_PX, _MAX_SIDE_PX = 128, 384
 _LINE_PX, _SEAM_PX = 22, 4
 
 
@@ -52,7 +52,7 @@ def draw_strip(
 ) -> Image.Image:
     """Pictures uint8 [H, W, 3], rows x columns of one size, as one RGB image with labels."""
     tall, wide = pixels[0][0].shape[:2]
-    scale = min(max(max(tall, wide), _LEAST_SIDE_PX), _MOST_SIDE_PX) / max(tall, wide)
+    scale = min(max(max(tall, wide), _MIN_SIDE_PX), _MAX_SIDE_PX) / max(tall, wide)
     width, height = max(1, round(wide * scale)), max(1, round(tall * scale))
     font = ImageFont.load_default(13)
     across, down = width + _SEAM_PX, height + _SEAM_PX

@@ -19,7 +19,7 @@ from bs_ray.models.base import BaseNotFound
 
 
 @dataclass(frozen=True)
-class Judging:
+class JudgeSet:
     """The judges at hand for any base; each may be absent."""
 
     clip: ClipScore | None = None
@@ -32,7 +32,7 @@ class Judging:
         return [name for name, judge in vars(self).items() if judge is None]
 
 
-def find_judges(base: Path) -> Judging:
+def find_judges(base: Path) -> JudgeSet:
     """Those in `<base>/judges`: a CLIP folder `clip`, `perceptual` and `identity` .safetensors.
 
     The tiny bases bring all three. Beside another base, put any transformers CLIP there.
@@ -45,7 +45,7 @@ def find_judges(base: Path) -> Judging:
 
     clip = ClipScore.load(folder / "clip") if (folder / "clip/config.json").is_file() else None
     perceptual, identity = network("perceptual"), network("identity")
-    return Judging(
+    return JudgeSet(
         clip,
         Perceptual(perceptual) if perceptual else None,
         Identity(identity) if identity else None,
@@ -53,7 +53,7 @@ def find_judges(base: Path) -> Judging:
 
 
 @dataclass(frozen=True)
-class Judges:
+class WorldJudges:
     """The tiny world's judges."""
 
     reader: AttributeReader
@@ -62,7 +62,7 @@ class Judges:
     clip: ClipScore
 
     @classmethod
-    def load(cls, base: Path) -> Judges:
+    def load(cls, base: Path) -> WorldJudges:
         """Read them from `<base>/judges`. Raises BaseNotFound where they are missing."""
         folder = base / "judges"
         if not (folder / "reader.safetensors").is_file():

@@ -118,7 +118,7 @@ class DiffusionModel(Protocol):
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's prediction at x_t, float32, same shape. Differentiable."""
 
-    def guide(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance as the family has it; 1 is none."""
 
     def slider_targets(self) -> list[str]:

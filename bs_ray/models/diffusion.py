@@ -186,9 +186,9 @@ def euler_path(
     yield x, None
 
 
-def classifier_free(told: Tensor, untold: Tensor, scale: float) -> Tensor:
+def classifier_free(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance of two predictions (Ho & Salimans 2022); 1 is none."""
-    return untold + scale * (told - untold)
+    return uncond + scale * (cond - uncond)
 
 
 def guided(
@@ -206,8 +206,8 @@ def guided(
     both = condition.cat([condition, without])
 
     def forward(x: Tensor, t: Tensor) -> Tensor:
-        told, untold = predict(torch.cat([x, x]), t.repeat(2), both).chunk(2)
-        return guide(told, untold, guidance_scale)
+        cond, uncond = predict(torch.cat([x, x]), t.repeat(2), both).chunk(2)
+        return guide(cond, uncond, guidance_scale)
 
     return forward
 
@@ -229,8 +229,8 @@ def sample_euler(
     """
     condition = model.embed([*prompts, *([""] * len(prompts))])
     count = len(prompts)
-    told, untold = condition.rows(slice(0, count)), condition.rows(slice(count, 2 * count))
-    forward = guided(rows_forward or model.predict, told, untold, guidance_scale, guide=model.guide)
+    cond, uncond = condition.rows(slice(0, count)), condition.rows(slice(count, 2 * count))
+    forward = guided(rows_forward or model.predict, cond, uncond, guidance_scale, guide=model.guide)
     x = batch_noise(model.latent_shape, [seed] * count, keys, 0).to(model.device)
     *_, (x0, _) = euler_path(model.prediction, forward, x, model.prediction.timesteps(steps))
     return x0

@@ -24,9 +24,17 @@ class FlowModel:
     """Which layers of the transformer a slider adapts."""
 
     def __init__(
-        self, transformer: Any, vae: Any, prediction: FlowMatching, base_id: str,
-        *, channels: int, native_px: int, factor: int, multiple_px: int,
-    ):  # fmt: skip
+        self,
+        transformer: Any,
+        vae: Any,
+        prediction: FlowMatching,
+        base_id: str,
+        *,
+        channels: int,
+        native_px: int,
+        factor: int,
+        multiple_px: int,
+    ):
         """factor: pixels a side of one latent."""
         self.transformer, self.vae = transformer, vae
         self.prediction, self.base_id = prediction, base_id
@@ -83,9 +91,14 @@ class OneTower(FlowModel):
     """What its folder is called, and where one may be downloaded."""
 
     def __init__(
-        self, transformer: Any, vae: Any, prediction: FlowMatching, base_id: str,
-        text: tuple[Any, Any], **sizes: int,
-    ):  # fmt: skip
+        self,
+        transformer: Any,
+        vae: Any,
+        prediction: FlowMatching,
+        base_id: str,
+        text: tuple[Any, Any],
+        **sizes: int,
+    ):
         """text: (tokenizer, encoder); sizes: those of FlowModel."""
         super().__init__(transformer, vae, prediction, base_id, **sizes)
         self.text = text
@@ -108,10 +121,12 @@ class OneTower(FlowModel):
         )
         make: Any = cls  # a family's own constructor reads the scheduler
         made: Self = make(
-            transformer, vae,
+            transformer,
+            vae,
             text=(AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.model),
-            scheduler=scheduler_config(folder), base_id=base_hash(folder),
-        )  # fmt: skip
+            scheduler=scheduler_config(folder),
+            base_id=base_hash(folder),
+        )
         return made
 
 

@@ -38,18 +38,29 @@ class Flux(FlowModel):
     )
 
     def __init__(
-        self, transformer: Any, vae: Any, clip: tuple[Any, Any], t5: tuple[Any, Any],
-        scheduler: dict[str, Any], base_id: str, guidance: float,
-    ):  # fmt: skip
+        self,
+        transformer: Any,
+        vae: Any,
+        clip: tuple[Any, Any],
+        t5: tuple[Any, Any],
+        scheduler: dict[str, Any],
+        base_id: str,
+        guidance: float,
+    ):
         """clip, t5: (tokenizer, encoder)."""
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         side = vae.config.sample_size // factor
         mu = linear_mu(scheduler, (side // 2) ** 2)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
-            channels=transformer.config.in_channels // 4, native_px=vae.config.sample_size,
-            factor=factor, multiple_px=2 * factor,
-        )  # fmt: skip
+            transformer,
+            vae,
+            FlowMatching(shift=flow_shift(scheduler, mu)),
+            base_id,
+            channels=transformer.config.in_channels // 4,
+            native_px=vae.config.sample_size,
+            factor=factor,
+            multiple_px=2 * factor,
+        )
         self.clip, self.t5, self.guidance = clip, t5, guidance
 
     @classmethod

@@ -37,16 +37,26 @@ class Flux2Klein(OneTower):
     )
 
     def __init__(
-        self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
+        self,
+        transformer: Any,
+        vae: Any,
+        text: tuple[Any, Any],
+        scheduler: dict[str, Any],
         base_id: str,
-    ):  # fmt: skip
+    ):
         factor = 2 * 2 ** (len(vae.config.block_out_channels) - 1)
         mu = _empirical_mu((vae.config.sample_size // factor) ** 2, _STEPS)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id, text,
-            channels=transformer.config.in_channels, native_px=vae.config.sample_size,
-            factor=factor, multiple_px=factor,
-        )  # fmt: skip
+            transformer,
+            vae,
+            FlowMatching(shift=flow_shift(scheduler, mu)),
+            base_id,
+            text,
+            channels=transformer.config.in_channels,
+            native_px=vae.config.sample_size,
+            factor=factor,
+            multiple_px=factor,
+        )
 
     def _norm(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the patches' channels, each float32 [1, C, 1, 1]."""
@@ -74,10 +84,12 @@ class Flux2Klein(OneTower):
         chats = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}],
-                tokenize=False, add_generation_prompt=True, enable_thinking=False,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
             )
             for prompt in prompts
-        ]  # fmt: skip
+        ]
         inputs = tokenizer(
             chats, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
         ).to(self.device)

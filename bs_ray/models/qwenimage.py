@@ -44,15 +44,26 @@ class QwenImage(OneTower):
     )
 
     def __init__(
-        self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
+        self,
+        transformer: Any,
+        vae: Any,
+        text: tuple[Any, Any],
+        scheduler: dict[str, Any],
         base_id: str,
-    ):  # fmt: skip
+    ):
         factor = 2 ** len(vae.config.temperal_downsample)
         mu = linear_mu(scheduler, (_NATIVE_PX // factor // 2) ** 2)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id, text,
-            channels=vae.config.z_dim, native_px=_NATIVE_PX, factor=factor, multiple_px=2 * factor,
-        )  # fmt: skip
+            transformer,
+            vae,
+            FlowMatching(shift=flow_shift(scheduler, mu)),
+            base_id,
+            text,
+            channels=vae.config.z_dim,
+            native_px=_NATIVE_PX,
+            factor=factor,
+            multiple_px=2 * factor,
+        )
 
     def _norm(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents' channels, each float32 [1, C, 1, 1]."""
@@ -75,10 +86,10 @@ class QwenImage(OneTower):
         return images.float()
 
     @staticmethod
-    def guide(told: Tensor, untold: Tensor, scale: float) -> Tensor:
+    def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance that leaves every 2 x 2 patch as long as `told` has it."""
-        mixed = F.pixel_unshuffle(classifier_free(told, untold, scale), 2)
-        length = F.pixel_unshuffle(told, 2).norm(dim=1, keepdim=True)
+        mixed = F.pixel_unshuffle(classifier_free(cond, uncond, scale), 2)
+        length = F.pixel_unshuffle(cond, 2).norm(dim=1, keepdim=True)
         return F.pixel_shuffle(mixed * (length / mixed.norm(dim=1, keepdim=True)), 2)
 
     @torch.no_grad()
@@ -87,8 +98,11 @@ class QwenImage(OneTower):
         tokenizer, encoder = self.text
         inputs = tokenizer(
             [_TEMPLATE.format(prompt) for prompt in prompts],
-            padding=True, max_length=_TOKENS + _DROPPED, truncation=True, return_tensors="pt",
-        )  # fmt: skip
+            padding=True,
+            max_length=_TOKENS + _DROPPED,
+            truncation=True,
+            return_tensors="pt",
+        )
         states = encoder(
             input_ids=inputs.input_ids.to(self.device),
             attention_mask=inputs.attention_mask.to(self.device),

@@ -36,18 +36,29 @@ class SD3(FlowModel):
     )
 
     def __init__(
-        self, transformer: Any, vae: Any, clips: tuple[Any, Any], tokenizers: tuple[Any, Any],
-        t5: tuple[Any, Any] | None, scheduler: dict[str, Any], base_id: str,
-    ):  # fmt: skip
+        self,
+        transformer: Any,
+        vae: Any,
+        clips: tuple[Any, Any],
+        tokenizers: tuple[Any, Any],
+        t5: tuple[Any, Any] | None,
+        scheduler: dict[str, Any],
+        base_id: str,
+    ):
         """t5: (tokenizer, encoder), or None."""
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         side, patch = transformer.config.sample_size, transformer.config.patch_size
         mu = linear_mu(scheduler, (side // patch) ** 2)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id,
-            channels=transformer.config.in_channels, native_px=side * factor,
-            factor=factor, multiple_px=factor * patch,
-        )  # fmt: skip
+            transformer,
+            vae,
+            FlowMatching(shift=flow_shift(scheduler, mu)),
+            base_id,
+            channels=transformer.config.in_channels,
+            native_px=side * factor,
+            factor=factor,
+            multiple_px=factor * patch,
+        )
         self.clips, self.tokenizers, self.t5 = clips, tokenizers, t5
 
     @classmethod

@@ -26,9 +26,14 @@ class SDXL:
     family, part = "sdxl", "unet"
 
     def __init__(
-        self, unet: Any, vae: Any, encoders: tuple[Any, Any], tokenizers: tuple[Any, Any],
-        prediction: Prediction, base_id: str,
-    ):  # fmt: skip
+        self,
+        unet: Any,
+        vae: Any,
+        encoders: tuple[Any, Any],
+        tokenizers: tuple[Any, Any],
+        prediction: Prediction,
+        base_id: str,
+    ):
         self.unet, self.vae = unet, vae
         self.text_encoders, self.tokenizers = encoders, tokenizers
         self.prediction = prediction

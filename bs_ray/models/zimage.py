@@ -33,17 +33,27 @@ class ZImage(OneTower):
     )
 
     def __init__(
-        self, transformer: Any, vae: Any, text: tuple[Any, Any], scheduler: dict[str, Any],
+        self,
+        transformer: Any,
+        vae: Any,
+        text: tuple[Any, Any],
+        scheduler: dict[str, Any],
         base_id: str,
-    ):  # fmt: skip
+    ):
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         side = vae.config.sample_size // factor
         mu = linear_mu(scheduler, (side // 2) ** 2)
         super().__init__(
-            transformer, vae, FlowMatching(shift=flow_shift(scheduler, mu)), base_id, text,
-            channels=transformer.config.in_channels, native_px=vae.config.sample_size,
-            factor=factor, multiple_px=2 * factor,
-        )  # fmt: skip
+            transformer,
+            vae,
+            FlowMatching(shift=flow_shift(scheduler, mu)),
+            base_id,
+            text,
+            channels=transformer.config.in_channels,
+            native_px=vae.config.sample_size,
+            factor=factor,
+            multiple_px=2 * factor,
+        )
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
@@ -52,10 +62,12 @@ class ZImage(OneTower):
         chats = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}],
-                tokenize=False, add_generation_prompt=True, enable_thinking=True,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=True,
             )
             for prompt in prompts
-        ]  # fmt: skip
+        ]
         inputs = tokenizer(
             chats, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
         )

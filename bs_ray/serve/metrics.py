@@ -38,7 +38,7 @@ _NODE_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 
 
-class EngineMetrics:
+class ReplicaMetrics:
     """What a replica that computes edits reports. In a Serve replica each carries its name."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class EngineMetrics:
         gauge.set(count)
 
 
-def _keep_gauges(of: weakref.ref[EngineMetrics]) -> None:
+def _keep_gauges(of: weakref.ref[ReplicaMetrics]) -> None:
     """Set the gauges to what they are, for as long as there is someone who counts."""
     while (metrics := of()) is not None:
         for gauge, count in metrics._counts.items():

@@ -40,8 +40,11 @@ def setup(service: str) -> bool:
     except ImportError as error:
         _log.warning(
             "tracing: got %s, but %s; expected both packages. No spans are sent until you "
-            "`pip install %s`", ENDPOINT, error, " ".join(PACKAGES),
-        )  # fmt: skip
+            "`pip install %s`",
+            ENDPOINT,
+            error,
+            " ".join(PACKAGES),
+        )
         return False
     # Our own rather than the process's: another library may have set that one.
     _provider = TracerProvider(resource=Resource.create({"service.name": service}))

@@ -119,11 +119,17 @@ def import_slider(path: Path, name: str, base: str, model: DiffusionModel) -> Sl
     rank = max(a.shape[0] for a, _ in factors.values())
     told = found.card
     card = Card(
-        name=name, base=base, base_id=model.base_id, family=model.family, part=model.part,
-        rank=rank, training={"imported_from": path.name},
-        prompts=told.prompts if told else None, pictured=told.pictured if told else "",
+        name=name,
+        base=base,
+        base_id=model.base_id,
+        family=model.family,
+        part=model.part,
+        rank=rank,
+        training={"imported_from": path.name},
+        prompts=told.prompts if told else None,
+        pictured=told.pictured if told else "",
         calibration=told.calibration if told else None,
-    )  # fmt: skip
+    )
     return Slider(card, {layer: _to_rank(a, b, rank) for layer, (a, b) in factors.items()})
 
 

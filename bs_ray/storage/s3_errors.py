@@ -18,10 +18,15 @@ class DamagedBody(Exception):
 
 _CREDENTIAL_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _TRANSIENT_CODES = {
-    "SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict",
+    "SlowDown",
+    "RequestTimeout",
+    "OperationAborted",
+    "ConditionalRequestConflict",
     # The body was damaged or cut on its way.
-    "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody",
-}  # fmt: skip
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+    "IncompleteBody",
+}
 
 
 def status_of(error: Exception) -> int:

@@ -21,9 +21,15 @@ PICTURES = {"clean": 12_000, "cluttered": 3_000, "wild": 3_000}
 
 
 def build(
-    out: Path, work: Path, *, stages: str | None = None, workers: int = 1,
-    threads: int | None = None, share: float = 1.0, console: Console | None = None,
-) -> None:  # fmt: skip
+    out: Path,
+    work: Path,
+    *,
+    stages: str | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    share: float = 1.0,
+    console: Console | None = None,
+) -> None:
     """Train the stages (a comma list; all of them by default) into the diffusers folder `out`.
 
     `work` keeps the rendered pictures, a checkpoint and sample sheets per stage; running the same

@@ -47,7 +47,7 @@ def vocabulary() -> list[str]:
 
 
 def slots() -> dict[str, int]:
-    """What a caption can tell, and in how many ways each (0 is always "not told")."""
+    """What a caption can say, and in how many ways (0 always means that it does not say it)."""
     return {
         **dict.fromkeys(PHRASES, 3),
         "noun": 3,
@@ -56,8 +56,8 @@ def slots() -> dict[str, int]:
     }
 
 
-def told(caption: str) -> list[int]:
-    """What a caption tells, one number per slot: the text towers learn to read this back."""
+def slot_values(caption: str) -> list[int]:
+    """What a caption says, one number per slot: the text towers learn to read this back."""
     found = dict.fromkeys(slots(), 0)
     head, *rest = caption.split(", ")
     found["noun"] = {"man": 1, "woman": 2}.get(head.rpartition(" ")[2], 0)

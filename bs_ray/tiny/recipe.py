@@ -208,7 +208,7 @@ class TextStage(Stage):
         rows = torch.randint(len(scene["age"]), (128,), generator=rng).tolist()
         words = random.Random(int(torch.randint(2**31, (), generator=rng)))
         texts = [captions.caption(scene, row, words, words.random() < 0.2) for row in rows]
-        truth = torch.tensor([captions.told(text) for text in texts])
+        truth = torch.tensor([captions.slot_values(text) for text in texts])
         total = torch.zeros(())
         for index, tower in enumerate(self.net["towers"]):
             ids = nets.tokenize(self.tokenizers[index], texts)
@@ -490,9 +490,15 @@ def grid(x: Tensor, columns: int) -> Tensor:
 
 
 _STAGES = (
-    ReaderStage, TextStage, VaeStage, UnetStage, ClipStage, PerceptualStage, IdentityStage,
+    ReaderStage,
+    TextStage,
+    VaeStage,
+    UnetStage,
+    ClipStage,
+    PerceptualStage,
+    IdentityStage,
     FlowStage,
-)  # fmt: skip
+)
 
 
 def build_stage(name: str, world: World, base: Path) -> Stage:

@@ -22,11 +22,11 @@ from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.masks import magnitude_mask, soft_mask
 from bs_ray.train.losses import guidance_target
-from bs_ray.train.targets.teacher import Taught, Teacher
+from bs_ray.train.targets.teacher import Teacher, TeacherOutput
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainBatch:
     """What R rows of the student are to predict, and where."""
 
     x_t: Tensor  # float32 [R, C, h, w]
@@ -41,10 +41,10 @@ class Lesson:
     near_total: int  # near rows over all workers
 
 
-class Lessons(Protocol):
+class Batches(Protocol):
     """Where lessons come from; the same face for every mode."""
 
-    def at(self, step: int, rows: range) -> Lesson:
+    def at(self, step: int, rows: range) -> TrainBatch:
         """What the global rows `rows` of a step are taught."""
 
     def refresh(self, step: int, rows: range) -> None:
@@ -52,7 +52,7 @@ class Lessons(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RowDraws:
     """What chance decides about B rows."""
 
     photo: list[int]
@@ -69,9 +69,13 @@ def row_generator(seed: int, step: int, row: int) -> torch.Generator:
 
 
 def draw(
-    job: TrainJob, rows: range, step: int, photos: int, timesteps: int,
+    job: TrainJob,
+    rows: range,
+    step: int,
+    photos: int,
+    timesteps: int,
     latent_shape: tuple[int, int, int],
-) -> Drawn:  # fmt: skip
+) -> RowDraws:
     """Photo, timestep, strengths and noise of the global rows of a step, on the CPU.
 
     Even rows lie in the band of the image terms (t <= image_timestep_max), odd ones above it.
@@ -91,16 +95,24 @@ def draw(
         turn = torch.tensor(step * job.batch_size + row)
         drawn.append((photo, t, strength, noise, turn))
     numbers, times, strengths, noises, turns = zip(*drawn, strict=True)
-    return Drawn(
-        list(numbers), torch.stack(times), torch.stack(strengths, 1), torch.stack(noises),
+    return RowDraws(
+        list(numbers),
+        torch.stack(times),
+        torch.stack(strengths, 1),
+        torch.stack(noises),
         torch.stack(turns),
-    )  # fmt: skip
+    )
 
 
-def text_lesson(
-    job: TrainJob, teacher: Teacher, rows: range, drawn: Drawn, x_t: Tensor, t: Tensor,
-    taught: Taught,
-) -> Lesson:  # fmt: skip
+def text_batch(
+    job: TrainJob,
+    teacher: Teacher,
+    rows: range,
+    drawn: RowDraws,
+    x_t: Tensor,
+    t: Tensor,
+    taught: TeacherOutput,
+) -> TrainBatch:
     """A lesson for every slider on the same x_t: Eq 5, 6, 11."""
     count, sliders = len(rows), len(job.slider_names)
     strength = drawn.strength.to(x_t.device)
@@ -111,7 +123,7 @@ def text_lesson(
     gates = torch.zeros(sliders * count, sliders, device=x_t.device)
     gates[torch.arange(sliders * count), of] = strength.flatten()
     near = [index for index, row in enumerate(rows) if row % 2 == 0]
-    return Lesson(
+    return TrainBatch(
         x_t=x_t.repeat(sliders, 1, 1, 1),
         t=t.repeat(sliders),
         gates=gates,
@@ -126,7 +138,7 @@ def text_lesson(
 
 
 @dataclass
-class LiveLessons:
+class LiveBatches:
     """Noised photos, and what the frozen base says about them now."""
 
     job: TrainJob
@@ -134,28 +146,32 @@ class LiveLessons:
     photos: PhotoPool
     teacher: Teacher
 
-    def at(self, step: int, rows: range) -> Lesson:
+    def at(self, step: int, rows: range) -> TrainBatch:
         drawn, x_t, t = self.noised(step, rows)
         taught = self.teacher(x_t, t, drawn.turn)
-        return text_lesson(self.job, self.teacher, rows, drawn, x_t, t, taught)
+        return text_batch(self.job, self.teacher, rows, drawn, x_t, t, taught)
 
     def refresh(self, step: int, rows: range) -> None:
         """Nothing here depends on the slider's weights."""
 
-    def noised(self, step: int, rows: range) -> tuple[Drawn, Tensor, Tensor]:
+    def noised(self, step: int, rows: range) -> tuple[RowDraws, Tensor, Tensor]:
         """(what was drawn, x_t, t): Eq 1, x_t = a x0 + b n, x0 a photo's latents."""
         kind, device = self.model.prediction, self.model.device
         drawn = draw(
-            self.job, rows, step, len(self.photos), kind.num_train_timesteps,
+            self.job,
+            rows,
+            step,
+            len(self.photos),
+            kind.num_train_timesteps,
             self.photos.latent_shape,
-        )  # fmt: skip
+        )
         t = drawn.t.to(device)
         x0 = self.photos.latents(drawn.photo)
         return drawn, kind.add_noise(x0, drawn.noise.to(device), t), t
 
 
 @dataclass
-class PairLessons:
+class PairBatches:
     """Pictures of one thing at two strengths: the slider learns to tell them apart.
 
     Rows 2 i and 2 i + 1 are one pair under one noise and timestep, the first at a lower strength
@@ -170,7 +186,7 @@ class PairLessons:
     def __post_init__(self) -> None:
         self.sets = pair_sets(self.photos.keys)
 
-    def at(self, step: int, rows: range) -> Lesson:
+    def at(self, step: int, rows: range) -> TrainBatch:
         kind, device, job = self.model.prediction, self.model.device, self.job
         # One draw a pair, numbered like the rows of a text slider: even ones are near.
         pairs = range(rows.start // 2, rows.stop // 2)
@@ -189,7 +205,7 @@ class PairLessons:
         t = drawn.t.repeat_interleave(2).to(device)
         noise = drawn.noise.repeat_interleave(2, 0).to(device)
         near = [index for index in range(len(rows)) if pairs[index // 2] % 2 == 0]
-        return Lesson(
+        return TrainBatch(
             x_t=kind.add_noise(x0, noise, t),
             t=t,
             gates=torch.tensor(strengths, device=device)[:, None],

@@ -16,14 +16,14 @@ from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.train import checkpoint
-from bs_ray.train.batches import Lessons, LiveLessons, PairLessons
+from bs_ray.train.batches import Batches, LiveBatches, PairBatches
 from bs_ray.train.checkpoint import Progress
 from bs_ray.train.discriminator import Discriminator
 from bs_ray.train.engines import Engine
 from bs_ray.train.losses import Features
-from bs_ray.train.step import Parts, Student, TrainingDiverged, train_step
-from bs_ray.train.targets.concept_sliders import reference_step
-from bs_ray.train.targets.samples import CachedLessons
+from bs_ray.train.step import Student, TrainingDiverged, TrainState, train_step
+from bs_ray.train.targets.concept_sliders import concept_sliders_step
+from bs_ray.train.targets.samples import CachedBatches
 from bs_ray.train.targets.teacher import Teacher
 from bs_ray.train.watching.watch import Watch
 
@@ -47,7 +47,7 @@ def assemble(
     rank: int = 0,
     workers: int = 1,
     samples: Iterable[Mapping[str, Any]] = (),
-) -> Parts:
+) -> TrainState:
     """Put together what a run trains with; the same on every worker.
 
     samples: the rows of the teacher's cache, where the job has one. Raises ValueError where rows
@@ -68,11 +68,19 @@ def assemble(
         # Little momentum: the slider moves the discriminator's target at every step.
         discriminator = make_engine(network, job.discriminator_lr, (0.5, 0.99))
     teacher = Teacher(model, job.concepts) if job.concepts else None
-    lessons = _lessons(job, model, photos, teacher, bank, samples)
-    return Parts(
-        job, model, photos, teacher, lessons, student, discriminator, features,
-        rank=rank, workers=workers,
-    )  # fmt: skip
+    batches = _lessons(job, model, photos, teacher, bank, samples)
+    return TrainState(
+        job,
+        model,
+        photos,
+        teacher,
+        batches,
+        student,
+        discriminator,
+        features,
+        rank=rank,
+        workers=workers,
+    )
 
 
 def make_discriminator(job: TrainJob, photos: PhotoPool) -> Discriminator:
@@ -84,24 +92,28 @@ def make_discriminator(job: TrainJob, photos: PhotoPool) -> Discriminator:
 
 
 def _lessons(
-    job: TrainJob, model: DiffusionModel, photos: PhotoPool, teacher: Teacher | None,
-    bank: SliderBank, samples: Iterable[Mapping[str, Any]],
-) -> Lessons:  # fmt: skip
+    job: TrainJob,
+    model: DiffusionModel,
+    photos: PhotoPool,
+    teacher: Teacher | None,
+    bank: SliderBank,
+    samples: Iterable[Mapping[str, Any]],
+) -> Batches:
     if teacher is None:
         assert job.pairs is not None
-        return PairLessons(job, model, photos, model.embed([job.pairs.target]))
+        return PairBatches(job, model, photos, model.embed([job.pairs.target]))
     if job.teacher.mode == "cached":
-        return CachedLessons.load(
+        return CachedBatches.load(
             samples, job=job, model=model, photos=photos, teacher=teacher, bank=bank
         )
-    return LiveLessons(job, model, photos, teacher)
+    return LiveBatches(job, model, photos, teacher)
 
 
-def one_step(parts: Parts, step: int) -> dict[str, float]:
+def one_step(state: TrainState, step: int) -> dict[str, float]:
     """One step of the job's algorithm."""
-    if parts.job.algorithm == "concept_sliders":
-        return reference_step(parts, step)
-    return train_step(parts, step)
+    if state.job.algorithm == "concept_sliders":
+        return concept_sliders_step(state, step)
+    return train_step(state, step)
 
 
 def check_rows(job: TrainJob, workers: int) -> None:
@@ -117,28 +129,31 @@ def check_rows(job: TrainJob, workers: int) -> None:
 
 
 def run(
-    parts: Parts, report: Report, post: Post, resume_from: Path | None = None,
+    state: TrainState,
+    report: Report,
+    post: Post,
+    resume_from: Path | None = None,
     watch: Watch | None = None,
-) -> Progress:  # fmt: skip
+) -> Progress:
     """Train to the job's last step, or a plateau; the progress made, earlier attempts included.
 
     Raises PromptsDoNotSeparate before step 0, CheckpointError where `resume_from` is not of this
     job, and TrainingDiverged with the last good checkpoint kept.
     """
-    job = parts.job
+    job = state.job
     progress = Progress()
     if resume_from is None:
-        progress.gaps = check_teacher(parts)
+        progress.gaps = check_teacher(state)
     else:
-        progress = _resume(parts, resume_from)
+        progress = _resume(state, resume_from)
     if watch:
         watch.begin(progress)
     earlier_s, start_s = progress.seconds, time.monotonic()
 
     for step in range(progress.step, 0 if progress.stopped else job.steps):
         if step % job.checkpoint_every == 0:
-            parts.lessons.refresh(step, parts.rows)
-        numbers = one_step(parts, step)
+            state.batches.refresh(step, state.rows)
+        numbers = one_step(state, step)
         progress.step = step + 1
         progress.seconds = earlier_s + time.monotonic() - start_s
         progress.stopped = watch.after_step(progress, numbers) if watch else False
@@ -146,10 +161,10 @@ def run(
 
         if last or step % max(1, job.steps // _HISTORY) == 0:
             progress.history.append({"step": float(step), **numbers})
-        if parts.rank == 0:
+        if state.rank == 0:
             post(progress.step, numbers | (watch.shown if watch else {}))
         if last or progress.step % job.checkpoint_every == 0:
-            _save(parts, progress, numbers, report)
+            _save(state, progress, numbers, report)
             if watch:
                 watch.saved()
         if last:
@@ -157,45 +172,45 @@ def run(
     return progress
 
 
-def check_teacher(parts: Parts) -> dict[str, float]:
+def check_teacher(state: TrainState) -> dict[str, float]:
     """The teacher's gap by slider; raises PromptsDoNotSeparate where there is none."""
-    if parts.teacher is None:
+    if state.teacher is None:
         return {}
-    live = LiveLessons(parts.job, parts.model, parts.photos, parts.teacher)
+    live = LiveBatches(state.job, state.model, state.photos, state.teacher)
     _, x_t, t = live.noised(0, range(_GAP_ROWS))  # the same rows on every worker
-    return parts.teacher.check_gap(x_t, t)
+    return state.teacher.check_gap(x_t, t)
 
 
-def _engines(parts: Parts) -> dict[str, Engine]:
-    found = {"slider": parts.student}
-    if parts.discriminator:
-        found["discriminator"] = parts.discriminator
+def _engines(state: TrainState) -> dict[str, Engine]:
+    found = {"slider": state.student}
+    if state.discriminator:
+        found["discriminator"] = state.discriminator
     return found
 
 
-def _resume(parts: Parts, folder: Path) -> Progress:
-    progress, states = checkpoint.read(folder, parts.job)
+def _resume(state: TrainState, folder: Path) -> Progress:
+    progress, engine_states = checkpoint.read(folder, state.job)
     # Optimizers have no moments before their first step: take one, of which nothing stays.
-    parts.lessons.refresh(progress.step, parts.rows)
-    one_step(parts, progress.step)
-    for name, engine in _engines(parts).items():
-        engine.load_state(states[name])
-    parts.scales.load(progress.scales)
+    state.batches.refresh(progress.step, state.rows)
+    one_step(state, progress.step)
+    for name, engine in _engines(state).items():
+        engine.load_state(engine_states[name])
+    state.normaliser.load(progress.scales)
     return progress
 
 
-def _save(parts: Parts, progress: Progress, numbers: dict[str, float], report: Report) -> None:
-    progress.scales = parts.scales.state()
-    states = {name: engine.state() for name, engine in _engines(parts).items()}
-    for name, state in states.items():
-        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+def _save(state: TrainState, progress: Progress, numbers: dict[str, float], report: Report) -> None:
+    progress.scales = state.normaliser.state()
+    engine_states = {name: engine.state() for name, engine in _engines(state).items()}
+    for name, tensors in engine_states.items():
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise TrainingDiverged(
                 f"step {progress.step}: got {name} weights that are not finite; lower lr"
             )
-    if parts.rank:
+    if state.rank:
         report(numbers, None)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / f"step-{progress.step:06d}"
-        checkpoint.write(folder, parts.job, progress, states)
+        checkpoint.write(folder, state.job, progress, engine_states)
         report(numbers, folder)

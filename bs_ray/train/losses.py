@@ -101,7 +101,7 @@ def weights_at(step: int, steps: int, losses: Losses) -> Weights:
     )
 
 
-class Scales:
+class LossNormaliser:
     """Running means that the losses are divided by, so that the weights of Eq 8 mean something.
 
     Not of the losses themselves: against the frozen reference the perceptual loss starts at 0, and
@@ -121,10 +121,10 @@ class Scales:
     def settled(self) -> bool:
         return self._steps >= self.SETTLE_STEPS
 
-    def update(self, yardsticks: dict[str, float]) -> None:
+    def update(self, norms: dict[str, float]) -> None:
         """Take in one step's yardsticks, means over all workers' rows."""
         self._steps += 1
-        for name, value in yardsticks.items():
+        for name, value in norms.items():
             self._sums[name] += value
 
     def __getitem__(self, name: str) -> float:

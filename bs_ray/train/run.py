@@ -43,10 +43,10 @@ from bs_ray.train.checkpoint import CheckpointError, IncompleteCheckpoint, Progr
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
-from bs_ray.train.step import Parts, TrainingDiverged
+from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.cache import ensure_cache, load_photos, read_cache
 from bs_ray.train.targets.teacher import PromptsDoNotSeparate
-from bs_ray.train.watching.preview import notice
+from bs_ray.train.watching.preview import missing_judges_message
 from bs_ray.train.watching.tracking import check_tracking, open_trackers
 from bs_ray.train.watching.watch import Watch
 
@@ -100,7 +100,7 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     if len(sliders) == len(job.slider_names):
         say(f"run {run_name} is finished: {_references(sliders)} in {job.registry}")
     else:
-        cpus = math.ceil(job.most_workers * job.cpus_per_worker)
+        cpus = math.ceil(job.max_workers * job.cpus_per_worker)
         with ray_session(num_cpus=cpus), progress(console, job.name) as board:
             trained = _fit(job, model, run_name, board, say)
         missing = [slider for slider in trained if slider.card.name not in sliders]
@@ -127,7 +127,7 @@ def _references(sliders: dict[str, Slider]) -> str:
 def _check(job: TrainJob) -> DiffusionModel:
     """Everything that can be known to be missing before workers start; the base without weights."""
     model = load_base(job.base, device="meta")
-    check_rows(job, job.most_workers)
+    check_rows(job, job.max_workers)
     check_tracking(job)
     if job.resolution and job.resolution % model.multiple_px:
         raise ValueError(
@@ -169,7 +169,9 @@ def _fit(
     datasets = _datasets(job, model, base, board, say)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
     say(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
-    if job.preview_every and (absent := notice(find_judges(base_folder(base)), base)):
+    if job.preview_every and (
+        absent := missing_judges_message(find_judges(base_folder(base)), base)
+    ):
         say(absent)
     store = Store(job.runs).join(run_name)
     _tidy(store, say)
@@ -212,9 +214,9 @@ def _datasets(
 
 def _scaling(job: TrainJob) -> ray.train.ScalingConfig:
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": 1.0} if job.use_gpu else {})
-    fixed = job.least_workers == job.most_workers
+    fixed = job.min_workers == job.max_workers
     return ray.train.ScalingConfig(
-        num_workers=job.most_workers if fixed else (job.least_workers, job.most_workers),
+        num_workers=job.max_workers if fixed else (job.min_workers, job.max_workers),
         use_gpu=job.use_gpu,
         resources_per_worker=resources,
     )
@@ -283,7 +285,7 @@ def _worker(settings: dict[str, Any]) -> _Outcome:
 
 def _train_here(settings: dict[str, Any]) -> _Outcome:
     job, board = TrainJob.model_validate(settings["job"]), settings["board"]
-    parts = _assemble_here(job, settings["base"], board)
+    state = _assemble_here(job, settings["base"], board)
 
     def post(step: int, numbers: dict[str, float]) -> None:
         board.post("train", step, job.steps, numbers)
@@ -291,16 +293,16 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     # A worker's working folder is its own.
     shown = job.model_copy(update={"runs": settings["runs"]})
     watch = Watch(
-        parts,
+        state,
         find_judges(base_folder(settings["base"])),
         lambda step: open_trackers(shown, settings["run"], step),
     )
     newest = _newest(settings["store"], board)
     with checkpoint.downloaded(settings["store"], newest) as folder:
-        done = run(parts, _report, post, folder, watch)
+        done = run(state, _report, post, folder, watch)
     calibrations = watch.calibrations()
     watch.close()
-    sliders = _sliders(parts, done, settings["run"], calibrations)
+    sliders = _sliders(state, done, settings["run"], calibrations)
     return _Outcome(tuple(slider.to_bytes() for slider in sliders))
 
 
@@ -312,7 +314,7 @@ def _newest(store: Store, board: Board) -> str | None:
     return ray.train.collective.broadcast_from_rank_zero(name)
 
 
-def _assemble_here(job: TrainJob, base: str, board: Board) -> Parts:
+def _assemble_here(job: TrainJob, base: str, board: Board) -> TrainState:
     import torch
 
     context = ray.train.get_context()
@@ -327,10 +329,10 @@ def _assemble_here(job: TrainJob, base: str, board: Board) -> Parts:
         board.post("photos", len(photos), len(photos), {"broken": len(photos.broken)})
     features = load_features(base_folder(base), device) if job.losses.perceptual else None
     samples = ray.train.get_dataset_shard("teacher").iter_rows() if _cached(job) else ()
-    parts = assemble(job, model, photos, features, _engine(job), rank, workers, samples)
+    state = assemble(job, model, photos, features, _engine(job), rank, workers, samples)
     if job.engine == "deepspeed" and job.zero_stage == 3:
         shard_frozen(model.denoiser)
-    return parts
+    return state
 
 
 def _cached(job: TrainJob) -> bool:
@@ -371,12 +373,12 @@ def _report(numbers: dict[str, float], folder: Path | None) -> None:
 
 
 def _sliders(
-    parts: Parts, done: Progress, run_name: str, calibrations: dict[str, Calibration]
+    state: TrainState, done: Progress, run_name: str, calibrations: dict[str, Calibration]
 ) -> list[Slider]:
-    job, model = parts.job, parts.model
-    training = _training(parts, done, run_name)
+    job, model = state.job, state.model
+    training = _training(state, done, run_name)
     return [
-        parts.bank.to_slider(
+        state.bank.to_slider(
             Card(
                 name=name,
                 base=job.base,
@@ -394,18 +396,18 @@ def _sliders(
     ]
 
 
-def _training(parts: Parts, done: Progress, run_name: str) -> dict[str, Any]:
+def _training(state: TrainState, done: Progress, run_name: str) -> dict[str, Any]:
     """What a card tells about the run."""
-    broken = parts.photos.broken
+    broken = state.photos.broken
     return {
         "run": run_name,
-        "job": parts.job.model_dump(),
+        "job": state.job.model_dump(),
         "steps": done.step,
         "stopped_early": done.stopped,
         "gaps": done.gaps,
         "seconds": round(done.seconds, 3),
-        "world_size": parts.workers,
-        "photos": len(parts.photos),
+        "world_size": state.workers,
+        "photos": len(state.photos),
         "photos_broken": len(broken),
         "photos_broken_keys": broken[:_LISTED],
         "losses": done.history[-1],

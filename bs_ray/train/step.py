@@ -16,12 +16,12 @@ from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.train.batches import Lesson, Lessons
+from bs_ray.train.batches import Batches, TrainBatch
 from bs_ray.train.discriminator import Discriminator
 from bs_ray.train.engines import Engine, mean_over_workers
 from bs_ray.train.losses import (
     Features,
-    Scales,
+    LossNormaliser,
     adversarial_loss,
     margin_loss,
     perceptual_loss,
@@ -52,7 +52,7 @@ class Student(nn.Module):
 
 
 @dataclass
-class Parts:
+class TrainState:
     """What one worker trains with.
 
     `teacher` is None for image pairs; `features` and `discriminator` are where their l is 0.
@@ -62,13 +62,13 @@ class Parts:
     model: DiffusionModel
     photos: PhotoPool
     teacher: Teacher | None
-    lessons: Lessons
+    batches: Batches
     student: Engine
     discriminator: Engine | None
     features: Features | None
     rank: int = 0
     workers: int = 1
-    scales: Scales = field(default_factory=Scales)
+    normaliser: LossNormaliser = field(default_factory=LossNormaliser)
 
     @property
     def rows(self) -> range:
@@ -84,21 +84,21 @@ class Parts:
         return student.bank
 
 
-def train_step(parts: Parts, step: int) -> dict[str, float]:
+def train_step(state: TrainState, step: int) -> dict[str, float]:
     """Step the sliders, then the discriminator; the losses, means over all workers' rows.
 
     Raises TrainingDiverged, before any step, where a loss is not finite.
     """
-    job, model, losses = parts.job, parts.model, parts.job.losses
+    job, model, losses = state.job, state.model, state.job.losses
     weights = weights_at(step, job.steps, losses)
     latent = losses.discriminator == "latent"
 
-    lesson = parts.lessons.at(step, parts.rows)
-    near, x_t, t = lesson.near, lesson.x_t, lesson.t
-    predicted = parts.student(x_t, t, lesson.gates, lesson.condition)
-    found = {"triplet": _triplet(job, lesson, predicted)}
-    start = lesson.neutral if lesson.neutral is not None else predicted.detach()
-    yardsticks = {"triplet": _triplet(job, lesson, start)}
+    batch = state.batches.at(step, state.rows)
+    near, x_t, t = batch.near, batch.x_t, batch.t
+    predicted = state.student(x_t, t, batch.gates, batch.condition)
+    found = {"triplet": _triplet(job, batch, predicted)}
+    start = batch.neutral if batch.neutral is not None else predicted.detach()
+    norms = {"triplet": _triplet(job, batch, start)}
 
     # G(x_t): the one-step x0 estimate, and as a picture, where it is more than blur.
     def estimate(prediction: Tensor) -> Tensor:
@@ -108,76 +108,78 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
     fake = model.decode(fake_x0) if losses.image_terms else None
 
     # Eq 7: |phi(G(x_t)) - phi(X)|^2, X the real photo or the frozen base's own estimate.
-    if parts.features and fake is not None:
+    if state.features and fake is not None:
         with torch.no_grad():
-            if losses.perceptual_reference == "real" or lesson.neutral is None:
-                reference = parts.photos.images(lesson.photos)
+            if losses.perceptual_reference == "real" or batch.neutral is None:
+                reference = state.photos.images(batch.photos)
             else:
-                reference = model.decode(estimate(lesson.neutral))
-            if not parts.scales.settled:
-                ideal = model.decode(estimate(lesson.target))
-                yardsticks["perceptual"] = perceptual_loss(parts.features, ideal, reference)
-        found["perceptual"] = perceptual_loss(parts.features, fake, reference)
+                reference = model.decode(estimate(batch.neutral))
+            if not state.normaliser.settled:
+                ideal = model.decode(estimate(batch.target))
+                norms["perceptual"] = perceptual_loss(state.features, ideal, reference)
+        found["perceptual"] = perceptual_loss(state.features, fake, reference)
 
     # The slider against the frozen discriminator: `module`, for through the engine DeepSpeed
     # would take the discriminator's part of this backward for its own.
     judged = fake_x0 if latent else fake
-    if parts.discriminator and judged is not None and weights.adversarial:
-        network = parts.discriminator.module.requires_grad_(False)
+    if state.discriminator and judged is not None and weights.adversarial:
+        network = state.discriminator.module.requires_grad_(False)
         assert isinstance(network, Discriminator)
         found["adversarial"] = adversarial_loss(network.score(judged))
 
     # Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, each in units of its yardstick.
-    numbers = _means(parts, lesson, step, found | {f"yard_{n}": v for n, v in yardsticks.items()})
-    if not parts.scales.settled:
-        parts.scales.update({name: numbers[f"yard_{name}"] for name in yardsticks})
-    total = weights.triplet * _share(parts, lesson, found["triplet"]) / parts.scales["triplet"]
+    numbers = _means(state, batch, step, found | {f"yard_{n}": v for n, v in norms.items()})
+    if not state.normaliser.settled:
+        state.normaliser.update({name: numbers[f"yard_{name}"] for name in norms})
+    total = weights.triplet * _share(state, batch, found["triplet"]) / state.normaliser["triplet"]
     if "perceptual" in found:
-        perceptual = _share(parts, lesson, found["perceptual"]) / parts.scales["perceptual"]
+        perceptual = _share(state, batch, found["perceptual"]) / state.normaliser["perceptual"]
         total = total + weights.perceptual * perceptual
     if "adversarial" in found:
-        total = total + weights.adversarial * _share(parts, lesson, found["adversarial"])
-    parts.student.backward_and_step(total)
+        total = total + weights.adversarial * _share(state, batch, found["adversarial"])
+    state.student.backward_and_step(total)
 
-    if parts.discriminator and judged is not None:
-        numbers |= _discriminator_step(parts, parts.discriminator, lesson, step, judged.detach())
+    if state.discriminator and judged is not None:
+        numbers |= _discriminator_step(state, state.discriminator, batch, step, judged.detach())
     shown = {name: value for name, value in numbers.items() if not name.startswith("yard_")}
     return shown | {"w_triplet": weights.triplet, "w_perceptual": weights.perceptual}
 
 
 def _discriminator_step(
-    parts: Parts, engine: Engine, lesson: Lesson, step: int, drawn: Tensor
+    state: TrainState, engine: Engine, batch: TrainBatch, step: int, drawn: Tensor
 ) -> dict[str, float]:
     """III-C: step the discriminator on real photos and what the slider has just drawn."""
     engine.module.requires_grad_(True)
     with torch.no_grad():
-        real = parts.photos.latents(lesson.photos)
-        if parts.job.losses.discriminator == "pixel":
-            real = parts.model.decode(real)
+        real = state.photos.latents(batch.photos)
+        if state.job.losses.discriminator == "pixel":
+            real = state.model.decode(real)
     found = {"discriminator": engine(real, drawn)}
-    numbers = _means(parts, lesson, step, found)
-    engine.backward_and_step(_share(parts, lesson, found["discriminator"]))
+    numbers = _means(state, batch, step, found)
+    engine.backward_and_step(_share(state, batch, found["discriminator"]))
     return numbers
 
 
-def _triplet(job: TrainJob, lesson: Lesson, prediction: Tensor) -> Tensor:
+def _triplet(job: TrainJob, batch: TrainBatch, prediction: Tensor) -> Tensor:
     """Eq 5, 6 in the form that the job asks for, per row."""
-    if job.losses.triplet_form == "margin" and lesson.neutral is not None:
-        return margin_loss(prediction, lesson.target, lesson.neutral, job.losses.margin)
-    return triplet_loss(prediction, lesson.target)
+    if job.losses.triplet_form == "margin" and batch.neutral is not None:
+        return margin_loss(prediction, batch.target, batch.neutral, job.losses.margin)
+    return triplet_loss(prediction, batch.target)
 
 
-def _share(parts: Parts, lesson: Lesson, losses: Tensor) -> Tensor:
+def _share(state: TrainState, batch: TrainBatch, losses: Tensor) -> Tensor:
     """This worker's rows as a scalar whose mean over workers is the mean over all rows."""
-    total = lesson.rows_total if len(losses) == len(lesson.t) else lesson.near_total
-    return losses.sum() * parts.workers / total
+    total = batch.rows_total if len(losses) == len(batch.t) else batch.near_total
+    return losses.sum() * state.workers / total
 
 
-def _means(parts: Parts, lesson: Lesson, step: int, losses: dict[str, Tensor]) -> dict[str, float]:
+def _means(
+    state: TrainState, batch: TrainBatch, step: int, losses: dict[str, Tensor]
+) -> dict[str, float]:
     """Means over all workers' rows. Raises TrainingDiverged, on every worker, unless finite."""
-    shares = torch.stack([_share(parts, lesson, rows.detach()) for rows in losses.values()])
+    shares = torch.stack([_share(state, batch, rows.detach()) for rows in losses.values()])
     means = dict(zip(losses, mean_over_workers(shares).tolist(), strict=True))
-    check_finite(means, step, parts.job)
+    check_finite(means, step, state.job)
     return means
 
 

@@ -35,9 +35,9 @@ def test_a_grid_is_several_edits_of_each_photo(
 ) -> None:
     write_wild(Store(tmp_path / "in"), photos=4, broken=1, seed=0)
     job = make_job(sliders={"smile": [-1, 0, 1]})
-    summary, told = run(job)
+    summary, printed = run(job)
     assert (summary.inputs, summary.edited, summary.quarantined, summary.outputs) == (4, 3, 1, 9)
-    assert "4 photos = 3 edited (9 edits) + 1 quarantined" in told
+    assert "4 photos = 3 edited (9 edits) + 1 quarantined" in printed
     rows = manifest(job)
     assert [row["edit"] for row in rows] == ["smile-1", "smile+0", "smile+1"] * 3
     for row in rows:
@@ -77,12 +77,18 @@ def test_photos_that_say_what_to_do_with_them(
     summary, _ = run(job)
     assert (summary.inputs, summary.edited, summary.outputs) == (8, 3, 4)
     assert [(row["key"][-1], row["edit"]) for row in manifest(job)] == [
-        ("0", "up"), ("0", "down"), ("1", ""), ("7", "same"),
-    ]  # fmt: skip
+        ("0", "up"),
+        ("0", "down"),
+        ("1", ""),
+        ("7", "same"),
+    ]
     made = [read_provenance(read_output(Store(job.output), r["output"])) for r in manifest(job)]
     assert [m and m["sliders"] for m in made] == [
-        {"smile@1": 1.0}, {"smile@1": -1.0}, {"smile@1": 1.0}, None,
-    ]  # fmt: skip
+        {"smile@1": 1.0},
+        {"smile@1": -1.0},
+        {"smile@1": 1.0},
+        None,
+    ]
     assert manifest(job)[0]["output"] == "images/up/photos/00000000.png"
     assert {row["stage"] for row in quarantine(job)} == {"plan"}
     reasons = [row["reason"] for row in quarantine(job)]

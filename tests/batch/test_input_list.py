@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bs_ray.batch.input_list import JobChangedError, Manifest, open_manifest
+from bs_ray.batch.input_list import InputList, JobChangedError, open_input_list
 from bs_ray.batch.listing import list_photos
 from bs_ray.config import EditJob
 from bs_ray.images.rows import EmptyInputError
@@ -17,10 +17,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return request.getfixturevalue("bucket") if request.param == "s3" else Store(tmp_path / "root")
 
 
-def opened(source: Store, output: Store, settings: dict[str, Any], shard_images: int) -> Manifest:
+def opened(source: Store, output: Store, settings: dict[str, Any], shard_images: int) -> InputList:
     job = EditJob(name="t", input=source.uri, output=output.uri, sliders={"smile": 1.0})
     listed = lambda folder: list_photos(source, job, folder, lambda count: None)  # noqa: E731
-    return open_manifest(output, settings, shard_images, listed)
+    return open_input_list(output, settings, shard_images, listed)
 
 
 def test_listed_once_sorted_and_cut(store: Store) -> None:
@@ -44,10 +44,10 @@ def test_shards_of_many_photos_are_found_across_row_groups(tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     for index in range(5000):
         (tmp_path / "in" / f"{index:05d}.png").touch()
-    manifest = opened(source, output, {}, shard_images=7)
-    assert manifest.shards == 715
-    shards = [manifest.shard(number) for number in range(715)]
-    assert [row["key"] for rows in shards for row in rows] == list(manifest.keys())
+    input_list = opened(source, output, {}, shard_images=7)
+    assert input_list.shards == 715
+    shards = [input_list.shard(number) for number in range(715)]
+    assert [row["key"] for rows in shards for row in rows] == list(input_list.keys())
     assert all(row["shard"] == number for number, rows in enumerate(shards) for row in rows)
     assert [len(rows) for rows in shards[-2:]] == [7, 2]
 

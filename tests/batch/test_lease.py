@@ -25,15 +25,15 @@ def output(tmp_path: Path) -> Store:
 
 
 def test_the_living_are_left_to_their_work(output: Store) -> None:
-    told: list[str] = []
-    with Lease(output, told.append) as first:
+    printed: list[str] = []
+    with Lease(output, printed.append) as first:
         first.record = {"photos": 3}
         with pytest.raises(JobTakenError, match=r"process \d+ on .* is at work on this job"):
-            Lease(output, told.append).__enter__()
-    assert len(told) == 1 and not first.superseded
-    with Lease(output, told.append):
+            Lease(output, printed.append).__enter__()
+    assert len(printed) == 1 and not first.superseded
+    with Lease(output, printed.append):
         pass
-    assert len(told) == 1  # the first had said that it was through
+    assert len(printed) == 1  # the first had said that it was through
     assert earlier_runs(output) == [{"released": True, "photos": 3}]  # the second took none in
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bs_ray.batch.input_list import Manifest, open_manifest
+from bs_ray.batch.input_list import InputList, open_input_list
 from bs_ray.batch.ledger import commit_shard, done_shards, read_lines, reopen, write_reports
 from bs_ray.batch.listing import list_photos
 from bs_ray.batch.rows import EditedRow, OutputRow
@@ -49,25 +49,25 @@ def made(row: EditedRow) -> dict[str, object]:
     return {"source_sha256": row["sha256"], "sliders": row["mix"]}
 
 
-def manifest_of(output: Store, keys: list[str], data: bytes) -> Manifest:
+def manifest_of(output: Store, keys: list[str], data: bytes) -> InputList:
     source = Store(f"{output.uri}-in")
     for key in keys:
         source.write(key, data)
     job = EditJob(name="t", input=source.uri, output=output.uri, sliders={"smile": 1.0})
-    return open_manifest(
+    return open_input_list(
         output, {"seed": 0}, 2, lambda folder: list_photos(source, job, folder, lambda n: None)
     )
 
 
 def test_the_ledger_reconciles(photo: bytes, output: Store, tmp_path: Path) -> None:
-    manifest = manifest_of(output, ["a.png", "b.png", "c.png"], photo)
+    input_list = manifest_of(output, ["a.png", "b.png", "c.png"], photo)
     first = [edited("a.png", photo), quarantined("b.png", "edit", "failed: odd")]
     commit_shard(output, "images", 0, first, made)
     assert done_shards(output) == {0}
     with pytest.raises(Exception, match=r"00001\.json"):
-        write_reports(output, manifest)  # not done
+        write_reports(output, input_list)  # not done
     commit_shard(output, "images", 1, [edited("c.png", photo)], made)
-    summary = write_reports(output, manifest)
+    summary = write_reports(output, input_list)
     counts = [summary[name] for name in ("inputs", "edited", "quarantined", "outputs")]
     assert counts == [3, 2, 1, 2]
     assert summary["quarantined_by_reason"] == {"edit: failed": 1}
@@ -106,8 +106,8 @@ def test_a_tar_is_webdataset_samples(photo: bytes, output: Store) -> None:
     with tarfile.open(fileobj=io.BytesIO(output.read("shards/00000.tar"))) as archive:
         names = archive.getnames()
         assert names == ["smile+1%2E5/x/a%2Eb.png", "smile+1%2E5/x/a%2Eb.json"]
-        told = json.loads(archive.extractfile(names[1]).read())  # type: ignore[union-attr]
-    assert told["sliders"] == {"smile": 1.0}
+        printed = json.loads(archive.extractfile(names[1]).read())  # type: ignore[union-attr]
+    assert printed["sliders"] == {"smile": 1.0}
 
 
 def test_a_photo_whose_edits_cannot_all_be_written_is_given_up_whole(
@@ -128,10 +128,10 @@ def test_the_first_line_of_a_shard_stays(photo: bytes, output: Store) -> None:
 
 
 def test_foreign_lines_are_noticed(output: Store) -> None:
-    manifest = manifest_of(output, ["a.png"], b"x")
+    input_list = manifest_of(output, ["a.png"], b"x")
     commit_shard(output, "images", 0, [quarantined("z.png", "decode", "empty: x")], made)
     with pytest.raises(RuntimeError, match=r"do not match the 1 inputs key by key, first at 'z"):
-        write_reports(output, manifest)
+        write_reports(output, input_list)
     assert not output.exists("summary.json")
 
 

@@ -93,10 +93,14 @@ def test_parquet_rows_by_name_or_number(listed: Listed, source: Store) -> None:
 def test_tar_members_and_their_plans(listed: Listed, source: Store) -> None:
     plan = {"young": {"age": -1}}
     members = {
-        "./s/1.jpg": b"one", "./s/1.json": json.dumps({"plan": plan}).encode(),
-        "s/2.png": b"two!", "s/2.txt": b"", "../evil.png": b"three", "s/4.jpg": b"4",
+        "./s/1.jpg": b"one",
+        "./s/1.json": json.dumps({"plan": plan}).encode(),
+        "s/2.png": b"two!",
+        "s/2.txt": b"",
+        "../evil.png": b"three",
+        "s/4.jpg": b"4",
         "s/4.json": b"not json",
-    }  # fmt: skip
+    }
     write_tar(source, "x.tar", members)
     found = listed(source, plan="plan", input_format="webdataset")
     rows = rows_of(found)
@@ -191,8 +195,14 @@ def test_what_is_wrong_with_the_store_stops_the_job(
     object_store: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row: ImageRow = {
-        "key": "a.png", "size": 1, "etag": "", "file": "", "at": 0, "plan": "", "shard": 0,
-    }  # fmt: skip
+        "key": "a.png",
+        "size": 1,
+        "etag": "",
+        "file": "",
+        "at": 0,
+        "plan": "",
+        "shard": 0,
+    }
     missing = Store("s3://no-such-bucket/x")
     with pytest.raises(MissingBucketError):
         fetch_all(missing, [row], job_for(missing))

@@ -56,10 +56,10 @@ def whole(ray_cluster: None, object_store: object, random_base: Path, registry: 
         shard_images=4,
         batch_size=3,
     )
-    summary, told = run(job)
+    summary, printed = run(job)
     assert (summary.inputs, summary.edited, summary.quarantined, summary.ignored) == (24, 19, 5, 1)
     assert summary.outputs == 19
-    assert "24 photos = 19 edited + 5 quarantined" in told
+    assert "24 photos = 19 edited + 5 quarantined" in printed
     return job
 
 
@@ -74,11 +74,11 @@ def test_a_second_run_writes_nothing_and_says_so(whole: EditJob, slider: Slider)
     before = {e.key: e.etag for e in output.list()}
     newer = Slider(slider.card.model_copy(update={"base": "another name"}), slider.factors)
     Registry(whole.registry).publish(newer)
-    again, told = run(whole)
+    again, printed = run(whole)
     Store(whole.registry).delete("smile/0002.safetensors")
     assert again.nothing_to_do and again.skipped_shards == 6 and again.outputs == 19
-    assert "nothing to do, all 24 photos are done" in told
-    assert "goes on with smile@1, as it began; smile@2 is newer" in told
+    assert "nothing to do, all 24 photos are done" in printed
+    assert "goes on with smile@1, as it began; smile@2 is newer" in printed
     assert {e.key: e.etag for e in output.list()} == before
 
 
@@ -250,9 +250,14 @@ def test_the_other_embedded_base_is_found_by_workers_too(ray_cluster: None, tmp_
     write_wild(Store(tmp_path / "in"), photos=2, broken=0, seed=0)
     Registry(str(tmp_path / "sliders")).publish(random_slider(load_base("tiny-flow"), "smile", 0))
     job = EditJob(
-        name="flow", base="tiny-flow", input=str(tmp_path / "in"), output=str(tmp_path / "out"),
-        registry=str(tmp_path / "sliders"), sliders={"smile": 1.0}, editor=EditorSettings(steps=1),
-    )  # fmt: skip
+        name="flow",
+        base="tiny-flow",
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        registry=str(tmp_path / "sliders"),
+        sliders={"smile": 1.0},
+        editor=EditorSettings(steps=1),
+    )
     summary, _ = run(job)
     assert (summary.inputs, summary.outputs) == (2, 2)
 

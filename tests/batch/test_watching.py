@@ -49,14 +49,14 @@ def test_a_job_leaves_pictures_a_report_and_counts_that_agree(
     monkeypatch.setattr(Metrics, "close", scrape_and_close)
     monkeypatch.setattr(board_module, "_SHEET_EVERY_S", 0.1)
     job = make_job(cost_per_hour=3.6)
-    summary, told = run(job, metrics_port=0)
+    summary, printed = run(job, metrics_port=0)
     assert last["bs_ray_edit_images_totaldone"] == summary.edited == 9
     assert last["bs_ray_edit_images_totalquarantined"] == summary.quarantined == 3
     assert last["bs_ray_edit_images_expected"] == summary.inputs == 12
     assert last["bs_ray_edit_outputs_total"] == summary.outputs == 9
     assert last["bs_ray_edit_shards_total"] == summary.shards == 3
     assert last["bs_ray_edit_stage_busy_seconds_totaledit"] > 0
-    assert "12 of 12, 3 quarantined," in told and "cost 0." in told and "busy: fetch" in told
+    assert "12 of 12, 3 quarantined," in printed and "cost 0." in printed and "busy: fetch" in printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<b>12</b> photos = <b>9</b> edited" in page and "decode: truncated" in page
     assert "data:image/png;base64," in page
@@ -85,9 +85,9 @@ def test_counts_go_on_where_an_earlier_run_stopped(
     write_wild(Store(tmp_path / "in"), photos=8, broken=2, seed=0)
     job = make_job(sliders={"smile": [0, 1]})
     run(job)
-    plan, metrics = prepare(job, Console(file=io.StringIO())), Metrics(0)
+    prepared, metrics = prepare(job, Console(file=io.StringIO())), Metrics(0)
     try:
-        Board(Console(file=io.StringIO()), plan, [0, 1], metrics, lambda shards: None)
+        Board(Console(file=io.StringIO()), prepared, [0, 1], metrics, lambda shards: None)
         found = scraped(metrics.port)
     finally:
         metrics.close()
@@ -109,9 +109,11 @@ def test_the_second_driver_leaves_and_says_so(make_job: MakeJob, tmp_path: Path)
 
 
 def test_the_command_leaves_it_with_exit_code_0(
-    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    make_job: MakeJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     write_wild(Store(tmp_path / "in"), photos=2, broken=0, seed=0)
     job, path = make_job(), tmp_path / "job.yaml"
     path.write_text(job.model_dump_json())
@@ -119,14 +121,16 @@ def test_the_command_leaves_it_with_exit_code_0(
     with Lease(Store(job.output), print), pytest.raises(SystemExit) as left:
         main()
     assert left.value.code in (None, 0)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "is at work on this job; leaving it to it" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "is at work on this job; leaving it to it" in printed
 
 
 def test_a_plan_is_a_table(
-    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    make_job: MakeJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     write_wild(Store(tmp_path / "in"), photos=9, broken=0, seed=0)
     path = tmp_path / "job.yaml"
     path.write_text(make_job().model_dump_json())
@@ -134,8 +138,8 @@ def test_a_plan_is_a_table(
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit):
         main()
-    told = capsys.readouterr().out
-    assert "8 in images" in told and "images/s a worker, measured on this machine" in told
+    printed = capsys.readouterr().out
+    assert "8 in images" in printed and "images/s a worker, measured on this machine" in printed
     assert json.loads((tmp_path / "f").read_text())["photos"] == 8
     assert not (tmp_path / "out").exists()
 

@@ -21,8 +21,11 @@ def test_every_mode_takes_real_steps() -> None:
     figures = fullsize(said.append, base="tiny", px=64)
     assert set(figures["seconds_per_sample"]) == set(MODES)
     assert figures["forward_equivalents_per_sample"] == {
-        "whole_method": 6, "cached": 3, "live": 6, "concept_sliders": 62
-    }  # fmt: skip
+        "whole_method": 6,
+        "cached": 3,
+        "live": 6,
+        "concept_sliders": 62,
+    }
     assert figures["ratio_cached"] > figures["ratio_live"] > 1
     assert figures["peak_bytes"]["whole_method"] > 0 and figures["cache_seconds_per_sample"] > 0
     assert any("discriminator" in line for line in said)

@@ -26,10 +26,13 @@ def test_nobody_who_asks_twice_is_refused(
             registry.publish(random_slider(model, f"s{i:02}", i))
         job = ServeJob.model_validate(
             {
-                "name": "faults", "base": str(random_base), "sliders": ["*"],
-                "registry": registry.store.uri, "editor": {"prompt": "a person", "steps": 4},
+                "name": "faults",
+                "base": str(random_base),
+                "sliders": ["*"],
+                "registry": registry.store.uri,
+                "editor": {"prompt": "a person", "steps": 4},
             }
-        )  # fmt: skip
+        )
         lines: list[str] = []
         found = faults(job, store, lines.append)
     assert found["failed_after_one_retry"] == 0, lines

@@ -32,8 +32,11 @@ class Nodes:
     def __enter__(self) -> "Nodes":
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.cluster"],
-            env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.session = self._process.pid
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -20,8 +20,12 @@ class Command:
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bs_ray", "edit", str(job)],
-                env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                env=env,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         self.session = self._process.pid
 
     @property
@@ -30,7 +34,7 @@ class Command:
         return self._process.poll()
 
     @property
-    def told(self) -> str:
+    def printed(self) -> str:
         """What it printed."""
         return self.log.read_text(errors="replace")
 

@@ -43,14 +43,14 @@ class Play:
         for number in range(_RUNS):
             self.proxy.arm(dict(enumerate(self.scenario.steps)).get(number))
             before, start = len(self.proxy.events), time.monotonic()
-            code, told = self._run_once()
+            code, printed = self._run_once()
             flips = check_flips(self.proxy.events[before:], failed=code != 0)
             self.notes.append(f"exit {code} after {time.monotonic() - start:.0f} s, {dict(flips)}")
             if code == 0:
                 assert self.struck or not self.scenario.steps, "the step was never reached"
                 return
-            assert code == -signal.SIGKILL or ("error:" in told and "Traceback" not in told), told
-        raise AssertionError(f"still failing after {_RUNS} runs, the last with: {told}")
+            assert code == -signal.SIGKILL or ("error:" in printed and "Traceback" not in printed), printed
+        raise AssertionError(f"still failing after {_RUNS} runs, the last with: {printed}")
 
     def _run_once(self) -> tuple[int, str]:
         self.command = Command(self.job, self.env, self.log)
@@ -68,7 +68,7 @@ class Play:
             self.command.clean_up()
 
     def _told(self) -> str:
-        return f"{self.command.told}\n({self.notes})"
+        return f"{self.command.printed}\n({self.notes})"
 
     def editors(self) -> list[int]:
         """The pids of the actors that hold the model, as soon as there are any."""
@@ -139,7 +139,7 @@ def _folder_disk(play: Play) -> Iterator[None]:
     while play.command.code is None:  # no store to wait for: the job gives up at once
         assert time.monotonic() < deadline, "the job did not end on a full disk"
         time.sleep(0.1)
-    assert play.command.code == 1 and "space" in play.command.told, play.command.told
+    assert play.command.code == 1 and "space" in play.command.printed, play.command.printed
     ballast.unlink()
 
 

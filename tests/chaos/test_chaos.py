@@ -64,10 +64,16 @@ def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     write_wild(Store(folder / "photos"), PHOTOS, _BROKEN, seed=3)
     photos = files(Store(folder / "photos"))
     job = {
-        "name": "chaos", "base": str(random_base), "registry": registry.store.uri,
-        "sliders": {"smile": 1.0}, "editor": {"steps": 1}, "shard_images": 4, "batch_size": 3,
-        "input": f"s3://{_BUCKET}/in", "decode_s": 300,
-    }  # fmt: skip
+        "name": "chaos",
+        "base": str(random_base),
+        "registry": registry.store.uri,
+        "sliders": {"smile": 1.0},
+        "editor": {"steps": 1},
+        "shard_images": 4,
+        "batch_size": 3,
+        "input": f"s3://{_BUCKET}/in",
+        "decode_s": 300,
+    }
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env["BS_RAY_CACHE"] = str(folder / "cache")
     with (
@@ -86,7 +92,7 @@ def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         try:
             while command.code is None:
                 time.sleep(0.1)
-            assert command.code == 0, command.told
+            assert command.code == 0, command.printed
         finally:
             command.clean_up()
         yield World(store, photos, job, files(Store(output)), env)
@@ -106,9 +112,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("seed", _seeds())
 def test_scenario(
-    seed: int, world: World, tmp_path: Path, request: pytest.FixtureRequest,
+    seed: int,
+    world: World,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     story = scenario(seed)
     try:
         with ExitStack() as stack:
@@ -126,9 +135,13 @@ def test_scenario(
 
 
 def _play(
-    story: Scenario, world: World, store: LocalObjectStore, disk: Path, tmp_path: Path,
+    story: Scenario,
+    world: World,
+    store: LocalObjectStore,
+    disk: Path,
+    tmp_path: Path,
     stack: ExitStack,
-) -> None:  # fmt: skip
+) -> None:
     proxy = stack.enter_context(Proxy(store.endpoint_url, seed=story.seed, rates=story.weather))
     env = world.env | store.env | {"AWS_ENDPOINT_URL": proxy.url}
     env["BS_RAY_CACHE"] = str(tmp_path / "cache")

@@ -126,7 +126,18 @@ def test_version_and_help_are_quick() -> None:
         [sys.executable, "-m", "bs_ray", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0
-    for verb in ("demo", "train", "edit", "serve", "evaluate", "tiny", "ingest", "sliders",
-                 "submit", "bench", "doctor"):  # fmt: skip
+    for verb in (
+        "demo",
+        "train",
+        "edit",
+        "serve",
+        "evaluate",
+        "tiny",
+        "ingest",
+        "sliders",
+        "submit",
+        "bench",
+        "doctor",
+    ):
         assert verb in done.stdout
     assert time.monotonic() - start < 20

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
+from bs_ray.editing.context import EditContext
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.editing.methods.displacement import displacement
-from bs_ray.editing.run import Going, drive
+from bs_ray.editing.run import EditRun, run_alone
 from bs_ray.models import load_base
 from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.slider import SliderError
@@ -51,13 +51,19 @@ def test_zero_strength_returns_the_photo(editor: Editor, size: tuple[int, int]) 
 
 def test_zero_strength_is_zero_without_the_shortcut_too(editor: Editor) -> None:
     """The editor skips rows at 0; the method itself leaves them in place as well."""
-    x0, told = torch.randn(2, *editor.model.latent_shape), editor.model.embed(["a", "a"])
-    work = Work(
-        predict=editor.predict, prediction=editor.model.prediction, x0=x0, condition=told,
-        empty=told, strengths=editor.strengths([{}, {"smile": 1.0}]),
-        source_of=torch.tensor([0, 1]), seeds=[0, 0], keys=["a", "b"],
-    )  # fmt: skip
-    d = drive(Going(displacement(work, SETTINGS)), editor.predict) - x0
+    x0, cond = torch.randn(2, *editor.model.latent_shape), editor.model.embed(["a", "a"])
+    work = EditContext(
+        predict=editor.predict,
+        prediction=editor.model.prediction,
+        x0=x0,
+        condition=cond,
+        empty=cond,
+        strengths=editor.strengths([{}, {"smile": 1.0}]),
+        source_of=torch.tensor([0, 1]),
+        seeds=[0, 0],
+        keys=["a", "b"],
+    )
+    d = run_alone(EditRun(displacement(work, SETTINGS)), editor.predict) - x0
     assert float(d[0].abs().max()) < 1e-5
     assert float(d[1].abs().max()) > 1e-3
 
@@ -188,11 +194,11 @@ def test_more_sliders_than_the_bank_holds_take_turns(model) -> None:
 
 def test_closing_restores_the_base(model) -> None:
     x, t = torch.randn(1, *model.latent_shape), torch.tensor([500])
-    told = model.embed(["a"])
+    cond = model.embed(["a"])
     with torch.no_grad():
-        before = model.predict(x, t, told)
+        before = model.predict(x, t, cond)
         editor = Editor(model, [random_slider(model, "a", 0)], SETTINGS)
-        moved = editor.predict(x, t, told, editor.strengths([{"a": 1.0}]))
+        moved = editor.predict(x, t, cond, editor.strengths([{"a": 1.0}]))
         assert not torch.equal(moved, before)
         editor.close()
-        assert torch.equal(model.predict(x, t, told), before)
+        assert torch.equal(model.predict(x, t, cond), before)

@@ -9,7 +9,7 @@ import torch
 from bs_ray.config import EditorSettings, QualityGate
 from bs_ray.editing.editor import Edit, Editor, outputs_of
 from bs_ray.editing.gate import GatedEditor
-from bs_ray.judges.load import Judging, find_judges
+from bs_ray.judges.load import JudgeSet, find_judges
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.slider import SliderError
@@ -37,7 +37,7 @@ def photos(count: int) -> list[np.ndarray]:
 
 
 def gated(editor: Editor, **gate) -> GatedEditor:
-    return GatedEditor(editor, Judging(identity=Distance()), QualityGate(**gate))  # type: ignore[arg-type]
+    return GatedEditor(editor, JudgeSet(identity=Distance()), QualityGate(**gate))  # type: ignore[arg-type]
 
 
 def test_only_what_fails_is_weakened(editor: Editor) -> None:

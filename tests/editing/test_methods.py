@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
+from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods import METHODS
 from bs_ray.editing.methods.displacement import WEIGHT_RULES
-from bs_ray.editing.run import Going, drive
+from bs_ray.editing.run import EditRun, run_alone
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import EpsPrediction, FlowMatching, Prediction, VPrediction
@@ -31,7 +31,7 @@ KINDS = {
 MANY = 400
 
 
-def world(kind: Prediction, strengths: list[list[float]], source_of: list[int]) -> Work:
+def world(kind: Prediction, strengths: list[list[float]], source_of: list[int]) -> EditContext:
     """Two photos; the slider's column i moves the mean of half the latents, that of channel i."""
 
     def predict(x_t: Tensor, t: Tensor, condition: Condition, gates: Tensor) -> Tensor:
@@ -42,17 +42,23 @@ def world(kind: Prediction, strengths: list[list[float]], source_of: list[int]) 
         return kind.truth(mean + a * away, b * away, t)
 
     generator = torch.Generator().manual_seed(0)
-    told = Condition(torch.zeros(2, 1, 4))
-    return Work(
-        predict=predict, prediction=kind, x0=torch.randn(2, *SHAPE, generator=generator),
-        condition=told, empty=told, strengths=torch.tensor(strengths),
-        source_of=torch.tensor(source_of), seeds=[0, 0], keys=["a", "b"],
-    )  # fmt: skip
+    cond = Condition(torch.zeros(2, 1, 4))
+    return EditContext(
+        predict=predict,
+        prediction=kind,
+        x0=torch.randn(2, *SHAPE, generator=generator),
+        condition=cond,
+        empty=cond,
+        strengths=torch.tensor(strengths),
+        source_of=torch.tensor(source_of),
+        seeds=[0, 0],
+        keys=["a", "b"],
+    )
 
 
-def moved(method: str, work: Work, **settings) -> Tensor:
+def moved(method: str, work: EditContext, **settings) -> Tensor:
     steps = METHODS[method](work, EditorSettings(method=method, **settings))
-    found = drive(Going(steps), work.predict)
+    found = run_alone(EditRun(steps), work.predict)
     return found - work.x0[work.source_of]
 
 
@@ -139,17 +145,24 @@ def test_a_soft_mask_keeps_the_edit_where_the_slider_acts() -> None:
 def test_null_text_gives_the_photo_back_under_guidance() -> None:
     """Guided DDIM leaves the photo; the fitted empty prompt brings it back."""
     model = load_base("tiny")
-    told, empty = model.embed(["a photo of a person"]), model.embed([""])
+    cond, empty = model.embed(["a photo of a person"]), model.embed([""])
 
     def predict(x_t: Tensor, t: Tensor, condition: Condition, gates: Tensor) -> Tensor:
         return model.predict(x_t, t, condition)
 
     with torch.no_grad():
         x0 = model.encode(render(sample_scenes(1, 2_000_000)))
-    work = Work(
-        predict=predict, prediction=model.prediction, x0=x0, condition=told, empty=empty,
-        strengths=torch.zeros(1, 1), source_of=torch.tensor([0]), seeds=[0], keys=["a"],
-    )  # fmt: skip
+    work = EditContext(
+        predict=predict,
+        prediction=model.prediction,
+        x0=x0,
+        condition=cond,
+        empty=empty,
+        strengths=torch.zeros(1, 1),
+        source_of=torch.tensor([0]),
+        seeds=[0],
+        keys=["a"],
+    )
     with pytest.MonkeyPatch.context() as patch:
         fitted = float(moved("null_text", work, steps=8).square().mean())
         patch.setattr("bs_ray.editing.methods.inversion._INNER_STEPS", 0)

@@ -54,8 +54,12 @@ def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: 
     assert found["effect"] == pytest.approx(float(np.mean(moves)), abs=1e-6)
     assert found["zero_exact"] is True
     assert set(figures["base"]["class_accuracy"]) == {
-        "smile", "age", "chubby", "glasses", "hair_length"
-    }  # fmt: skip
+        "smile",
+        "age",
+        "chubby",
+        "glasses",
+        "hair_length",
+    }
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4  # two plots and two strips
@@ -100,9 +104,14 @@ def test_methods_are_compared_and_a_second_run_measures_nothing_again(
 ) -> None:
     monkeypatch.setattr("bs_ray.evaluate.compare._MATCH_FACES", 2)
     job = make_job(
-        random_base, registry, tmp_path / "out", methods=METHODS, effects={"smile": 0.01},
-        settings={"faces": 3, "wild": 2}, seeds=2,
-    )  # fmt: skip
+        random_base,
+        registry,
+        tmp_path / "out",
+        methods=METHODS,
+        effects={"smile": 0.01},
+        settings={"faces": 3, "wild": 2},
+        seeds=2,
+    )
     figures = compare(job)
     found = {(row["method"], row["setting"]): row for row in figures["methods"]}
     assert len(found) == 6 and {row["faces"] for row in found.values()} == {3, 2}
@@ -117,7 +126,7 @@ def test_methods_are_compared_and_a_second_run_measures_nothing_again(
     assert json.loads((tmp_path / "out" / "methods.json").read_text()) == figures
     text = Console(width=80, file=io.StringIO(), record=True)
     text.print(methods_table(figures))
-    assert "re-noised" in (told := text.export_text()) and "…" not in told
+    assert "re-noised" in (printed := text.export_text()) and "…" not in printed
 
     monkeypatch.setattr("bs_ray.evaluate.methods.measured", None)  # would be called otherwise
     again = compare(job)

@@ -153,8 +153,13 @@ def _header_swapped(draws: np.random.Generator, data: bytes, other: bytes) -> by
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    _flipped, _header_flipped, _cut, _spliced, _length_changed, _header_swapped,
-)  # fmt: skip
+    _flipped,
+    _header_flipped,
+    _cut,
+    _spliced,
+    _length_changed,
+    _header_swapped,
+)
 
 
 def mutated(photos: Sequence[Photo], count: int, seed: int) -> Iterator[Photo]:

@@ -40,10 +40,15 @@ def test_orientation_is_applied_and_taken_out(
     exif[274], exif[271] = orientation, "Maker"
     row = decoded(saved(Image.fromarray(gradient), "PNG", exif=exif))
     turned = [
-        gradient, gradient[:, ::-1], gradient[::-1, ::-1], gradient[::-1],
-        gradient.swapaxes(0, 1), np.rot90(gradient, -1),
-        gradient[::-1, ::-1].swapaxes(0, 1), np.rot90(gradient),
-    ]  # fmt: skip
+        gradient,
+        gradient[:, ::-1],
+        gradient[::-1, ::-1],
+        gradient[::-1],
+        gradient.swapaxes(0, 1),
+        np.rot90(gradient, -1),
+        gradient[::-1, ::-1].swapaxes(0, 1),
+        np.rot90(gradient),
+    ]
     assert np.array_equal(row["pixels"], turned[orientation - 1])
     kept = Image.Exif()
     kept.load(row["exif"])

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from bs_ray.images.decode_pool import DecoderError, Guard
+from bs_ray.images.decode_pool import DecodePool, DecoderError
 from bs_ray.images.rows import is_quarantined
 
 Save = Callable[..., bytes]
@@ -49,20 +49,25 @@ if "bs_ray.images.decode_worker" in sys.orig_argv:
 
 
 @pytest.fixture
-def guard(hostile: None) -> Iterator[Guard]:
-    guard = Guard(seconds=2.0, memory_mb=1024)
+def guard(hostile: None) -> Iterator[DecodePool]:
+    guard = DecodePool(seconds=2.0, memory_mb=1024)
     yield guard
     guard.close()
 
 
 def test_what_breaks_the_decoder_is_named_and_the_rest_goes_on(
-    guard: Guard, gradient: np.ndarray, saved: Save
+    guard: DecodePool, gradient: np.ndarray, saved: Save
 ) -> None:
     good = saved(Image.fromarray(gradient), "PNG")
     photos = [
-        ("a.png", good), ("b.png", b"hang"), ("c.png", b"crash"), ("d.png", good),
-        ("e.png", b"memory"), ("f.png", b""), ("g.png", good),
-    ]  # fmt: skip
+        ("a.png", good),
+        ("b.png", b"hang"),
+        ("c.png", b"crash"),
+        ("d.png", good),
+        ("e.png", b"memory"),
+        ("f.png", b""),
+        ("g.png", good),
+    ]
     begun = time.monotonic()
     rows = guard.decode(photos, max_pixels=10_000)
     assert time.monotonic() - begun < 15
@@ -74,7 +79,7 @@ def test_what_breaks_the_decoder_is_named_and_the_rest_goes_on(
 
 def test_a_decoder_that_ends_while_idle_costs_no_photo(gradient: np.ndarray, saved: Save) -> None:
     photos = [(f"{i}.png", saved(Image.fromarray(gradient), "PNG")) for i in range(20)]
-    guard = Guard(seconds=20.0, memory_mb=1024)
+    guard = DecodePool(seconds=20.0, memory_mb=1024)
     for _ in range(2):
         rows = guard.decode(photos, max_pixels=10_000)
         assert [row["key"] for row in rows if not is_quarantined(row)] == [k for k, _ in photos]
@@ -91,7 +96,7 @@ def test_a_decoder_that_does_not_start_is_no_photos_fault(
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DecoderError, match="got exit code 1; expected a decoder"):
-        Guard(seconds=2.0, memory_mb=1024).decode([("a", b"")], max_pixels=9)
+        DecodePool(seconds=2.0, memory_mb=1024).decode([("a", b"")], max_pixels=9)
 
 
 ORPHAN = """

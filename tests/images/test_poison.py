@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from bs_ray.config import EditJob
-from bs_ray.images.decode_pool import guard_of
+from bs_ray.images.decode_pool import shared_decode_pool
 from bs_ray.images.rows import DecodedRow, QuarantinedRow, is_quarantined
 from tests.images.poison import NotToBeHad, Photo, mutated, pillow_images, sound_photos
 
@@ -26,8 +26,8 @@ _LARGEST_BYTES = 30_000  # of Pillow's images, to damage: small files run throug
 @pytest.fixture(scope="module", autouse=True)
 def _no_decoders_left() -> Iterator[None]:
     yield
-    guard_of(DECODE_S, DECODE_MB).close()
-    guard_of.cache_clear()
+    shared_decode_pool(DECODE_S, DECODE_MB).close()
+    shared_decode_pool.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +58,11 @@ def test_every_test_image_of_pillow(from_pillow: list[Photo]) -> None:
 
 def test_damaged_photos(sound: list[Photo], from_pillow: list[Photo]) -> None:
     suffixes = (".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo")
-    small = [(f"pillow/{name.replace('/', '-')}", data) for name, data in from_pillow
-             if name.endswith(suffixes) and 0 < len(data) <= _LARGEST_BYTES]  # fmt: skip
+    small = [
+        (f"pillow/{name.replace('/', '-')}", data)
+        for name, data in from_pillow
+        if name.endswith(suffixes) and 0 < len(data) <= _LARGEST_BYTES
+    ]
     # Half of them ours: there are many more of theirs, mostly of the same kind.
     photos = [*sound * (len(small) // len(sound)), *small]
     kinds = kinds_of(decoded_twice(list(mutated(photos, 10_000, seed=0))))
@@ -86,7 +89,7 @@ def decoded_twice(photos: Sequence[Photo]) -> list[DecodedRow | QuarantinedRow]:
 
 
 def decoded(photos: Sequence[Photo]) -> Iterator[DecodedRow | QuarantinedRow]:
-    guard = guard_of(DECODE_S, DECODE_MB)
+    guard = shared_decode_pool(DECODE_S, DECODE_MB)
     for first in range(0, len(photos), SHARD):
         begun = time.monotonic()
         rows = guard.decode(photos[first : first + SHARD], max_pixels=MAX_PIXELS)
@@ -112,8 +115,9 @@ def fingerprint(row: DecodedRow | QuarantinedRow) -> dict:
     """The row, with its arrays as hashes."""
     hashes = {
         name: (value.shape, hashlib.sha256(value.tobytes()).hexdigest())
-        for name, value in row.items() if isinstance(value, np.ndarray)
-    }  # fmt: skip
+        for name, value in row.items()
+        if isinstance(value, np.ndarray)
+    }
     return {**row, **hashes}
 
 

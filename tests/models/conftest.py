@@ -54,9 +54,14 @@ class Family:
         if not self.name.startswith("sdxl"):
             settings["sigmas"] = [(t + 1) / 1000 for t in self.timesteps]
         images: Tensor = self.pipe(
-            prompt=list(PROMPTS), height=HEIGHT, width=WIDTH, latents=self.to_pipe(self.noise()),
-            output_type="pt", **settings, **self._guidance_settings(),
-        ).images  # fmt: skip
+            prompt=list(PROMPTS),
+            height=HEIGHT,
+            width=WIDTH,
+            latents=self.to_pipe(self.noise()),
+            output_type="pt",
+            **settings,
+            **self._guidance_settings(),
+        ).images
         return images
 
     def _guidance_settings(self) -> dict[str, Any]:
@@ -93,9 +98,12 @@ def open_pipe(folder: Path, name: str) -> Any:
     pipe.set_progress_bar_config(disable=True)
     if name.startswith("sdxl"):
         pipe.scheduler = diffusers.DDIMScheduler.from_config(
-            pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True,
-            clip_sample=False, steps_offset=0,
-        )  # fmt: skip
+            pipe.scheduler.config,
+            timestep_spacing="trailing",
+            set_alpha_to_one=True,
+            clip_sample=False,
+            steps_offset=0,
+        )
     else:
         pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     return pipe

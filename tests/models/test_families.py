@@ -36,8 +36,8 @@ def test_text_to_image_is_the_pipelines(family: Family) -> None:
 
     x, t = torch.cat(family.samples), torch.tensor(family.timesteps).repeat_interleave(len(PROMPTS))
     condition = family.model.embed([*PROMPTS, *([""] * len(PROMPTS))])
-    told, untold = condition.rows(slice(0, 2)).tile(STEPS), condition.rows(slice(2, 4)).tile(STEPS)
-    forward = guided(family.model.predict, told, untold, family.guidance, guide=family.model.guide)
+    cond, uncond = condition.rows(slice(0, 2)).tile(STEPS), condition.rows(slice(2, 4)).tile(STEPS)
+    forward = guided(family.model.predict, cond, uncond, family.guidance, guide=family.model.guide)
     close(forward(x, t), torch.cat(family.outputs), 1e-4)
 
 

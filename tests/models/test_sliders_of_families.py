@@ -27,9 +27,14 @@ STRENGTH = -1.3
 def job_of() -> TrainJob:
     # alpha differs from the rank on purpose; lr is large so that three steps are seen.
     return make_job(
-        losses={"perceptual": 0, "adversarial": 0}, steps=3, batch_size=2, rank=2, alpha=3.0,
-        lr=0.2, resolution=32,
-    )  # fmt: skip
+        losses={"perceptual": 0, "adversarial": 0},
+        steps=3,
+        batch_size=2,
+        rank=2,
+        alpha=3.0,
+        lr=0.2,
+        resolution=32,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -37,16 +42,21 @@ def slider(family: Family) -> Slider:
     """Three steps of the loop, without a loss on pictures."""
     job, model = job_of(), load_base(str(family.folder))
     pool = PhotoPool.load(photo_rows(2), model, px=job.resolution)
-    parts = assemble(job, model, pool, None, PlainEngine)
-    progress = run(parts, lambda *_: None, lambda *_: None)
+    state = assemble(job, model, pool, None, PlainEngine)
+    progress = run(state, lambda *_: None, lambda *_: None)
     assert progress.step == 3
     assert job.prompts is not None
     prompts: Prompts = job.prompts
     card = Card(
-        name=job.name, base="b", base_id=model.base_id, family=model.family, part=model.part,
-        prompts=prompts, rank=job.rank,
-    )  # fmt: skip
-    return parts.bank.to_slider(card)
+        name=job.name,
+        base="b",
+        base_id=model.base_id,
+        family=model.family,
+        part=model.part,
+        prompts=prompts,
+        rank=job.rank,
+    )
+    return state.bank.to_slider(card)
 
 
 @torch.no_grad()
@@ -62,9 +72,14 @@ def ours(family: Family, slider: Slider, strength: float) -> Tensor:
     bank.attach(family.model.denoiser)
     try:
         latents = sample_euler(
-            family.model, PROMPTS, KEYS, seed=0, steps=STEPS, guidance_scale=family.guidance,
+            family.model,
+            PROMPTS,
+            KEYS,
+            seed=0,
+            steps=STEPS,
+            guidance_scale=family.guidance,
             rows_forward=forward,
-        )  # fmt: skip
+        )
     finally:
         bank.detach()
     images: Tensor = family.model.decode(latents)

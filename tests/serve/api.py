@@ -18,7 +18,7 @@ from PIL import Image
 
 from bs_ray.config import Prompts, ServeJob
 from bs_ray.editing.editor import Edited
-from bs_ray.serve.engine.tasks import DrawTask, EditTask, Event, Partial, Result, Step, Task
+from bs_ray.serve.engine.tasks import EditTask, Event, GenerateTask, Partial, Result, Step, Task
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.ingress import create_app
 from bs_ray.sliders.calibration import Calibration
@@ -114,7 +114,7 @@ class StubBackend:
             mask = 1.0 if edit.mask is None else edit.mask[:, :, None]
             pixels = np.clip(edit.pixels + change * mask, 0, 255)
         else:
-            assert isinstance(task, DrawTask)
+            assert isinstance(task, GenerateTask)
             grey = 128 + 10 * sum(task.mixes[index].values())
             pixels = np.full((64, 64, 3), grey, np.float32)
         return pixels if task.floats else np.rint(pixels).astype(np.uint8)
@@ -135,9 +135,14 @@ class SilentMetrics:
 
 
 CALIBRATION = Calibration(
-    judge="stub", strengths=[-4.0, -2.0, 0.0, 2.0, 4.0], effect=[-4.0, -2.0, 0.0, 2.0, 4.0],
-    drift=[1.0, 0.5, 0.0, 0.5, 1.0], unit=1.0, low=-2.0, high=2.0,
-)  # fmt: skip
+    judge="stub",
+    strengths=[-4.0, -2.0, 0.0, 2.0, 4.0],
+    effect=[-4.0, -2.0, 0.0, 2.0, 4.0],
+    drift=[1.0, 0.5, 0.0, 0.5, 1.0],
+    unit=1.0,
+    low=-2.0,
+    high=2.0,
+)
 
 
 def stub_app(backend: StubBackend | None = None, metrics: object = None, **settings) -> FastAPI:
@@ -154,8 +159,12 @@ def stub_app(backend: StubBackend | None = None, metrics: object = None, **setti
     listed = {card.name: Listed(card, f"{card.name}@{card.version}") for card in cards}
     catalogue = Catalogue(Registry(job.registry), job.sliders, "0", 1e9, listed=listed)
     return create_app(
-        job, "0", catalogue, backend or StubBackend(), metrics or SilentMetrics()  # type: ignore[arg-type]
-    )  # fmt: skip
+        job,
+        "0",
+        catalogue,
+        backend or StubBackend(),
+        metrics or SilentMetrics(),  # type: ignore[arg-type]
+    )
 
 
 def stub_client(backend: StubBackend | None = None, **settings) -> TestClient:

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import cloudpickle, serve
 
 from bs_ray.serve import tracing
-from bs_ray.serve.metrics import STEP_ROWS, EngineMetrics, IngressMetrics, exposition, merged
+from bs_ray.serve.metrics import STEP_ROWS, IngressMetrics, ReplicaMetrics, exposition, merged
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "observability"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
@@ -98,7 +98,7 @@ class Recorder:
     """Stands where the engine and the ingress do: in a Serve replica."""
 
     def __init__(self) -> None:
-        self.engine, self.ingress = EngineMetrics(), IngressMetrics()
+        self.engine, self.ingress = ReplicaMetrics(), IngressMetrics()
 
     def record(self) -> str:
         """Every event above, once. Returns the replica's name."""
@@ -331,7 +331,7 @@ def test_gauges_stay_while_nothing_happens(ray_cluster: None) -> None:
 
     class Idle:
         def __init__(self) -> None:
-            self.metrics = EngineMetrics()
+            self.metrics = ReplicaMetrics()
             self.metrics.resident(77)
 
     actor = ray.remote(num_cpus=0.1)(Idle).remote()

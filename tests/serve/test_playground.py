@@ -50,9 +50,14 @@ CSP = (
     "script-src 'unsafe-inline'; connect-src 'self'"
 )
 QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 HTML = "<img src=x onerror=alert(1)>"
 """In texts of the server: must show as it stands."""
 
@@ -129,11 +134,17 @@ def event(kind: str, **members: Any) -> str:
 def slider_info(name: str) -> SliderInfo:
     """`smile` is calibrated, others are not."""
     return SliderInfo(
-        name=name, version=1, base="tiny", base_id="0" * 16, rank=4, training={},
+        name=name,
+        version=1,
+        base="tiny",
+        base_id="0" * 16,
+        rank=4,
+        training={},
         prompts=Prompts(target="face", positive=f"face, {name}", negative=HTML),
-        range=(-1.37, 2.11) if name == "smile" else None, unit=None,
+        range=(-1.37, 2.11) if name == "smile" else None,
+        unit=None,
         preview=f"/v1/sliders/{name}/preview",
-    )  # fmt: skip
+    )
 
 
 async def read_form(request: Request) -> EditRequest:
@@ -147,11 +158,16 @@ def reply_to(asked: EditRequest) -> ImagesReply:
     mixes = asked.mixes()
     pictures = [brighter(asked.image[0], 10 * sum(mix.values())) for mix in mixes]
     meta = Meta(
-        request_id="r", batch_rows=1, queue_seconds=0, seconds=0.25, base_id="0" * 16,
-        sliders={f"{name}@1": scale for name, scale in mixes[0].items()}, seed=asked.seed,
+        request_id="r",
+        batch_rows=1,
+        queue_seconds=0,
+        seconds=0.25,
+        base_id="0" * 16,
+        sliders={f"{name}@1": scale for name, scale in mixes[0].items()},
+        seed=asked.seed,
         sweep=asked.sweep.scales if asked.sweep else [],
         notes=[f"age: +2 is a lot {HTML}"] if mixes[0].get("age") == 2 else [],
-    )  # fmt: skip
+    )
     data = [ImageReply(b64_json=base64.b64encode(picture).decode()) for picture in pictures]
     return ImagesReply(created=0, data=data, meta=meta)
 
@@ -465,9 +481,14 @@ def test_the_wipe_moves_by_keyboard(page: Any, page_url: str) -> None:
     divider = page.get_by_role("slider", name="Divider between before and after")
     divider.focus()
     for keys, percent in (
-        (["ArrowLeft"], 48), (["Shift+ArrowRight"], 58), (["PageUp"], 68), (["Home"], 0),
-        (["ArrowLeft"], 0), (["End"], 100), (["PageDown", "ArrowDown"], 88),
-    ):  # fmt: skip
+        (["ArrowLeft"], 48),
+        (["Shift+ArrowRight"], 58),
+        (["PageUp"], 68),
+        (["Home"], 0),
+        (["ArrowLeft"], 0),
+        (["End"], 100),
+        (["PageDown", "ArrowDown"], 88),
+    ):
         for key in keys:
             divider.press(key)
         expect(divider).to_have_attribute("aria-valuenow", str(percent))

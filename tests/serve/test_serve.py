@@ -148,15 +148,23 @@ def test_batch_edit_one_and_serve_give_the_same(
     shared = {"base": world.job.base, "registry": world.job.registry, "editor": world.job.editor}
     edit_batch(
         EditJob(
-            name="same", input=str(tmp_path / "in"), output=str(tmp_path / "out"), sliders=mix,
-            seed=seed, **shared,
+            name="same",
+            input=str(tmp_path / "in"),
+            output=str(tmp_path / "out"),
+            sliders=mix,
+            seed=seed,
+            **shared,
         )
-    )  # fmt: skip
+    )
     [edited] = (tmp_path / "out").rglob("a.png")
     one = OnePhoto(
-        tmp_path / "in" / "a.png", mix, world.job.editor, base=world.job.base,
-        registry=world.job.registry, seed=seed,
-    )  # fmt: skip
+        tmp_path / "in" / "a.png",
+        mix,
+        world.job.editor,
+        base=world.job.base,
+        registry=world.job.registry,
+        seed=seed,
+    )
     (reply,) = files_of(ask(served, data, scales(**mix), seed=seed))
     pictures = [pixels_of(reply), pixels_of(edited.read_bytes()), pixels_of(one.edit()[0])]
     for picture in pictures[1:]:  # what lies within TOLERANCE may round to neighbours
@@ -208,9 +216,11 @@ def test_a_client_that_leaves_frees_its_place(served: httpx.Client) -> None:
     """A thousand steps would take a minute; after two seconds nobody shares the batch."""
     with pytest.raises(httpx.ReadTimeout):
         served.post(
-            "/v1/images/edits", files={"image": photo(0)}, timeout=1.5,
+            "/v1/images/edits",
+            files={"image": photo(0)},
+            timeout=1.5,
             data={"sliders": json.dumps(scales(smile=1)), "steps": "1000"},
-        )  # fmt: skip
+        )
     time.sleep(1.0)
     assert ask(served, photo(1), scales(smile=1)).json()["meta"]["batch_rows"] == 1
 

@@ -86,12 +86,12 @@ def predict(model: DiffusionModel, bank: SliderBank | None, strengths: Tensor) -
     """The rows' predictions, each at a timestep of its own."""
     rows = len(strengths)
     x = batch_noise(model.latent_shape, [0] * rows, [str(i) for i in range(rows)], 0)
-    t, told = torch.linspace(0, 999, rows).long(), model.embed(["a person"]).repeat(rows)
+    t, cond = torch.linspace(0, 999, rows).long(), model.embed(["a person"]).repeat(rows)
     with torch.no_grad():
         if bank is None:
-            return model.predict(x, t, told)
+            return model.predict(x, t, cond)
         with bank.strengths(strengths):
-            return model.predict(x, t, told)
+            return model.predict(x, t, cond)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,11 @@ def test_bench_measures_all_it_promises(random_base: Path) -> None:
     assert figures["bank_max_error"] < 1e-4 < figures["bank_moves"]
     assert figures["mixed_over_uniform"] > 0 and figures["mixed_over_set_adapters"] > 0
     assert figures["row_seconds"].keys() == {
-        "bare", "uniform", "mixed", "peft_uniform", "set_adapters",
-    }  # fmt: skip
+        "bare",
+        "uniform",
+        "mixed",
+        "peft_uniform",
+        "set_adapters",
+    }
     assert all(found.keys() == {"1", "4"} for found in figures["row_seconds"].values())
     assert len(said) == 2

@@ -33,17 +33,17 @@ def slider(model: DiffusionModel) -> Slider:
 @torch.no_grad()
 def probe(model: DiffusionModel) -> tuple[torch.Tensor, ...]:
     x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
-    told = model.embed(["a face", "a man"])
-    return x, torch.tensor([100, 700]), told
+    condition = model.embed(["a face", "a man"])
+    return x, torch.tensor([100, 700]), condition
 
 
 @torch.no_grad()
 def ours(model: DiffusionModel, slider: Slider, strength: float = STRENGTH) -> torch.Tensor:
     bank = SliderBank.of([slider])
     bank.attach(model.denoiser)
-    x, t, told = probe(model)
+    x, t, condition = probe(model)
     with bank.strengths(torch.full((2, 1), strength)):
-        out = model.predict(x, t, told)
+        out = model.predict(x, t, condition)
     bank.detach()
     return out
 
@@ -57,10 +57,10 @@ def written(slider: Slider, form: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def by_unet(unet: torch.nn.Module, model: DiffusionModel) -> torch.Tensor:
-    x, t, told = probe(model)
+    x, t, condition = probe(model)
     ids = torch.tensor([64, 64, 0, 0, 64, 64]).expand(2, 6).float()
-    added = {"text_embeds": told.pooled, "time_ids": ids}
-    return unet(x, t, encoder_hidden_states=told.tokens, added_cond_kwargs=added).sample
+    added = {"text_embeds": condition.pooled, "time_ids": ids}
+    return unet(x, t, encoder_hidden_states=condition.tokens, added_cond_kwargs=added).sample
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
@@ -144,12 +144,14 @@ def test_a_transformer_slider_goes_through_diffusers(tmp_path) -> None:
     )
     pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="smile")
     pipe.set_adapters("smile", STRENGTH)
-    x, t, told = probe(flow)
+    x, t, condition = probe(flow)
     with torch.no_grad():
         theirs = pipe.transformer(
-            x, timestep=t.float() + 1, encoder_hidden_states=told.tokens,
-            pooled_projections=told.pooled,
-        ).sample  # fmt: skip
+            x,
+            timestep=t.float() + 1,
+            encoder_hidden_states=condition.tokens,
+            pooled_projections=condition.pooled,
+        ).sample
     expected = ours(flow, slider)
     assert torch.allclose(theirs, expected, atol=1e-4)
     assert float((expected - ours(flow, slider, 0.0)).abs().max()) > 1e-3
@@ -166,21 +168,21 @@ def test_a_transformer_slider_goes_through_diffusers(tmp_path) -> None:
 )
 def test_peft_scales_are_those_of_its_config(model, slider, tmp_path, config, factor) -> None:
     folder = written(slider, "peft", tmp_path)
-    told = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(told | config))
+    condition = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(condition | config))
     mine = import_slider(folder, "x", "tiny", model)
     layer = next(name for name in mine.factors if name.endswith("attn1.to_q"))
     assert torch.allclose(mine.factors[layer][1], slider.factors[layer][1] * factor)
     for other in ({"use_dora": True}, {"peft_type": "LOHA"}):
-        (folder / "adapter_config.json").write_text(json.dumps(told | other))
+        (folder / "adapter_config.json").write_text(json.dumps(condition | other))
         with pytest.raises(SliderError, match="expected a plain LoRA"):
             import_slider(folder, "x", "tiny", model)
 
 
 def test_diffusers_header_settings_are_read(model, slider, tmp_path) -> None:
     file = written(slider, "diffusers", tmp_path)
-    told = json.dumps({"unet.r": 4, "unet.lora_alpha": 8})
-    save_file(load_file(file), tmp_path / "d.safetensors", {"lora_adapter_metadata": told})
+    condition = json.dumps({"unet.r": 4, "unet.lora_alpha": 8})
+    save_file(load_file(file), tmp_path / "d.safetensors", {"lora_adapter_metadata": condition})
     mine = import_slider(tmp_path / "d.safetensors", "x", "tiny", model)
     layer = next(iter(mine.factors))
     assert torch.allclose(mine.factors[layer][1], 2 * slider.factors[layer][1])
@@ -209,15 +211,22 @@ def test_a_pickle_with_code_is_refused_unrun(model, tmp_path) -> None:
     [
         (lambda t: {"lora_te_x.lora_down.weight": torch.ones(1)}, "got a text encoder's key"),
         (lambda t: {"rubbish": torch.ones(1)}, "got an unknown key 'rubbish'"),
-        (lambda t: {"lora_unet_nowhere.lora_down.weight": torch.ones(1, 1),
-                    "lora_unet_nowhere.lora_up.weight": torch.ones(1, 1)}, "no such layer"),
+        (
+            lambda t: {
+                "lora_unet_nowhere.lora_down.weight": torch.ones(1, 1),
+                "lora_unet_nowhere.lora_up.weight": torch.ones(1, 1),
+            },
+            "no such layer",
+        ),
         (lambda t: {k: v for k, v in t.items() if "lora_up" not in k}, "got half a LoRA"),
         (lambda t: {k: v * float("nan") for k, v in t.items()}, "not finite"),
-        (lambda t: {k: v[..., :1].contiguous() if v.dim() else v for k, v in t.items()},
-         "expected the base that it was trained on"),
+        (
+            lambda t: {k: v[..., :1].contiguous() if v.dim() else v for k, v in t.items()},
+            "expected the base that it was trained on",
+        ),
         (lambda t: {}, "got no tensors"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_said(model, slider, tmp_path, change, message) -> None:
     file = written(slider, "kohya", tmp_path)
     save_file(change(load_file(file)), tmp_path / "changed.safetensors")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bs_ray.evaluate.base import CLASSES, caption_figures, vae_figures
-from bs_ray.judges.load import Judges
+from bs_ray.judges.load import WorldJudges
 from bs_ray.models import EMBEDDED, load_base
 from bs_ray.tiny import faces
 
@@ -20,8 +20,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def judges() -> Judges:
-    return Judges.load(TINY)
+def judges() -> WorldJudges:
+    return WorldJudges.load(TINY)
 
 
 def test_it_is_small_and_holds_no_pickle() -> None:
@@ -44,13 +44,13 @@ def test_diffusers_loads_and_generates() -> None:
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     ).images
-    reader = Judges.load(TINY).reader
+    reader = WorldJudges.load(TINY).reader
     read = dict(zip(reader.names, reader.read(image * 2 - 1)[0].tolist(), strict=True))
     assert image.shape == (1, 3, 64, 64)
     assert read["smile"] > 0.5 and read["hair_length"] > 0.5 and read["man"] < 0.5
 
 
-def test_round_trips_keep_the_face(model, judges: Judges) -> None:
+def test_round_trips_keep_the_face(model, judges: WorldJudges) -> None:
     found = vae_figures(model, judges.reader, 128)
     assert found["vae_psnr_db"] >= 33
     for name in CLASSES:
@@ -58,12 +58,12 @@ def test_round_trips_keep_the_face(model, judges: Judges) -> None:
         assert found["read_original"][name] > 0.95
 
 
-def test_captions_come_out_true(model, judges: Judges) -> None:
+def test_captions_come_out_true(model, judges: WorldJudges) -> None:
     found = caption_figures(model, judges.reader, 96)["class_accuracy"]
     assert min(found.values()) >= 0.9, found
 
 
-def test_the_identity_judge_knows_people_apart(judges: Judges) -> None:
+def test_the_identity_judge_knows_people_apart(judges: WorldJudges) -> None:
     scene = faces.sample_scenes(64, HELD_OUT)
     one, other = faces.render(scene), faces.render(faces.same_person(scene, HELD_OUT + 1))
     same = judges.identity.similarity(one, other)
@@ -71,15 +71,17 @@ def test_the_identity_judge_knows_people_apart(judges: Judges) -> None:
     assert float((same > different).float().mean()) > 0.9
 
 
-def test_the_perceptual_judge_orders_changes(judges: Judges) -> None:
+def test_the_perceptual_judge_orders_changes(judges: WorldJudges) -> None:
     images = faces.render(faces.sample_scenes(32, HELD_OUT))
-    noisy = [images + s * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-             for s in (0.0, 0.03, 0.1, 0.3)]  # fmt: skip
+    noisy = [
+        images + s * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        for s in (0.0, 0.03, 0.1, 0.3)
+    ]
     distances = [float(judges.perceptual.distance(images, other).mean()) for other in noisy]
     assert distances[0] == 0 and distances == sorted(distances)
 
 
-def test_the_clip_judge_prefers_the_truth(judges: Judges) -> None:
+def test_the_clip_judge_prefers_the_truth(judges: WorldJudges) -> None:
     scene = faces.sample_scenes(64, HELD_OUT)
     images = faces.render(scene)
     margin = judges.clip.score(images, "a photo of a person, glasses")

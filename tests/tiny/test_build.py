@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bs_ray.judges.load import Judges
+from bs_ray.judges.load import WorldJudges
 from bs_ray.models import load_base
 from bs_ray.tiny.loop import fit
 from bs_ray.tiny.recipe import World, build_stage
@@ -59,5 +59,5 @@ def test_the_whole_recipe_runs_on_ray_train(tmp_path: Path) -> None:
 
     build(tmp_path / "base", tmp_path / "work", share=0.005)
     assert load_base(str(tmp_path / "base")).native_px == 64
-    Judges.load(tmp_path / "base")
+    WorldJudges.load(tmp_path / "base")
     assert list((tmp_path / "work" / "sheets").glob("unet-*.png"))

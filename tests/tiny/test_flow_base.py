@@ -57,10 +57,10 @@ def test_a_slider_moves_its_attribute_both_ways(world) -> None:
     losses = {"perceptual": 0, "adversarial": 0}
     job = bench_job("age", 0, batch_size=4, steps=25, losses=losses)
     with fresh_hooks(world.model):
-        parts = world.parts(job)
+        state = world.train_state(job)
         for step in range(job.steps):
-            one_step(parts, step)
-        slider = world.slider(parts, "age")
+            one_step(state, step)
+        slider = world.slider(state, "age")
     up, down = (world.effect(slider, "age", (strength,)) for strength in (1.0, -1.0))
     print(up, down)
     assert up["effect"] > 0.3 and down["effect"] > 0.2

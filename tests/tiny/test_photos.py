@@ -26,8 +26,10 @@ def test_world_is_as_ordered(tmp_path: Path) -> None:
         "truncated",
     ]
     assert {row["pixels"].shape[:2] for row in rows if not is_quarantined(row)} == {
-        (64, 64), (96, 96), (128, 128),
-    }  # fmt: skip
+        (64, 64),
+        (96, 96),
+        (128, 128),
+    }
     photos = pq.read_table(tmp_path / "a" / "lfw" / "shard-00000.parquet").to_pylist()
     assert photos[1]["key"] == "Ben_Bababa/Ben_Bababa_0001.jpg"
     ingest_tiny_world(str(tmp_path / "b"), photos=30, people=6, broken=5, seed=1)

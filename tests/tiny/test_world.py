@@ -56,20 +56,20 @@ def test_captions_are_true() -> None:
     for row in range(100):
         text = captions.caption(scene, row, random.Random(row))
         for name, (low, high) in captions.PHRASES.items():
-            told = [p.strip() for p in text.split(",")]
-            if any(phrase in told for phrase in high):
+            named = [p.strip() for p in text.split(",")]
+            if any(phrase in named for phrase in high):
                 assert scene[name][row] > 0.6
-            if any(phrase in told for phrase in low):
+            if any(phrase in named for phrase in low):
                 assert scene[name][row] < 0.4
 
 
 def test_what_a_caption_tells_can_be_read_back() -> None:
     slots = list(captions.slots())
     text = "a photo of a woman, sad, wearing glasses, on a blue background, in a white shirt"
-    told = dict(zip(slots, captions.told(text), strict=True))
+    named = dict(zip(slots, captions.named(text), strict=True))
     blue, white = (1 + list(faces.PALETTE).index(colour) for colour in ("blue", "white"))
     expected = {"smile": 1, "glasses": 2, "noun": 2, "background": blue, "shirt": white}
-    assert {name: way for name, way in told.items() if way} == expected
+    assert {name: way for name, way in named.items() if way} == expected
 
 
 def test_the_tokenizer_knows_every_word_and_survives_others() -> None:

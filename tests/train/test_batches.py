@@ -9,8 +9,8 @@ from bs_ray.config import Prompts, TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.train.batches import LiveLessons, PairLessons, draw, pair_sets
-from bs_ray.train.targets.samples import PATH_SAMPLES, CachedLessons, SampleMaker, sample_number
+from bs_ray.train.batches import LiveBatches, PairBatches, draw, pair_sets
+from bs_ray.train.targets.samples import PATH_SAMPLES, CachedBatches, SampleMaker, sample_number
 from bs_ray.train.targets.teacher import PromptsDoNotSeparate, Teacher, forwards_a_row
 from tests.train.conftest import PROMPTS, make_job, photo_rows
 
@@ -30,8 +30,8 @@ def two_sliders(**changes) -> TrainJob:
     return make_job(prompts=None, sliders={"smile": PROMPTS, "age": AGE}, **changes)
 
 
-def live(job: TrainJob, model: DiffusionModel, photos: PhotoPool) -> LiveLessons:
-    return LiveLessons(job, model, photos, Teacher(model, job.concepts))
+def live(job: TrainJob, model: DiffusionModel, photos: PhotoPool) -> LiveBatches:
+    return LiveBatches(job, model, photos, Teacher(model, job.concepts))
 
 
 # --- chance --------------------------------------------------------------------------------------
@@ -67,11 +67,11 @@ def test_the_first_slider_is_taught_the_same_in_company(model, photos) -> None:
 # --- the teacher ---------------------------------------------------------------------------------
 def test_target_by_hand(model, photos) -> None:
     job = text_job()
-    lesson = live(job, model, photos).at(0, range(2))
-    told = [model.embed([text]).repeat(2) for text in PROMPTS.values()]
-    neutral, positive, negative = (model.predict(lesson.x_t, lesson.t, c) for c in told)
-    expected = neutral + lesson.gates.view(-1, 1, 1, 1) * job.losses.eta * (positive - negative)
-    assert torch.allclose(lesson.target, expected, atol=1e-4)
+    batch = live(job, model, photos).at(0, range(2))
+    condition = [model.embed([text]).repeat(2) for text in PROMPTS.values()]
+    neutral, positive, negative = (model.predict(batch.x_t, batch.t, c) for c in condition)
+    expected = neutral + batch.gates.view(-1, 1, 1, 1) * job.losses.eta * (positive - negative)
+    assert torch.allclose(batch.target, expected, atol=1e-4)
 
 
 def test_erase_is_enhance_backwards(model, photos) -> None:
@@ -133,19 +133,19 @@ def pair_pool(model: DiffusionModel, strengths: list[str]) -> PhotoPool:
 def test_pairs_share_noise_and_timestep_and_differ_in_strength(model) -> None:
     pool = pair_pool(model, ["-2", "-1", "1", "2"])
     job = pair_job()
-    lesson = PairLessons(job, model, pool, model.embed(["a face"])).at(1, range(4))
-    assert torch.equal(lesson.t[0::2], lesson.t[1::2])
-    strength = lesson.gates[:, 0]
+    batch = PairBatches(job, model, pool, model.embed(["a face"])).at(1, range(4))
+    assert torch.equal(batch.t[0::2], batch.t[1::2])
+    strength = batch.gates[:, 0]
     assert bool((strength[0::2] < strength[1::2]).all())
-    keys = [pool.keys[number] for number in lesson.photos]
-    assert len(lesson.photos) == len(lesson.near) == 2 and lesson.near_total == 2
+    keys = [pool.keys[number] for number in batch.photos]
+    assert len(batch.photos) == len(batch.near) == 2 and batch.near_total == 2
     assert len({key.partition("/")[2] for key in keys}) == 1  # one person, two strengths
-    for gate, key in zip(strength[lesson.near].tolist(), keys, strict=True):
+    for gate, key in zip(strength[batch.near].tolist(), keys, strict=True):
         assert gate == pytest.approx(float(key.partition("/")[0]), rel=job.pairs.jitter + 1e-6)
     # What is to be predicted is the noise in the picture itself.
-    x0 = model.prediction.to_x0(lesson.x_t, lesson.target, lesson.t)
-    near = torch.tensor(lesson.near)
-    assert torch.allclose(x0[near], pool.latents(lesson.photos), atol=1e-4)
+    x0 = model.prediction.to_x0(batch.x_t, batch.target, batch.t)
+    near = torch.tensor(batch.near)
+    assert torch.allclose(x0[near], pool.latents(batch.photos), atol=1e-4)
 
 
 def test_pairs_without_order_are_refused() -> None:
@@ -166,11 +166,11 @@ def maker(job: TrainJob, model: DiffusionModel, photos: PhotoPool) -> SampleMake
     return SampleMaker(job, model, photos, Teacher(model, job.concepts))
 
 
-def lessons(job: TrainJob, model: DiffusionModel, photos: PhotoPool, rows: list) -> CachedLessons:
+def batches(job: TrainJob, model: DiffusionModel, photos: PhotoPool, rows: list) -> CachedBatches:
     bank = SliderBank.trainable(
         job.slider_names, model.denoiser, model.slider_targets(), 4, 4.0, seed=0
     )
-    return CachedLessons.load(
+    return CachedBatches.load(
         rows, job=job, model=model, photos=photos, teacher=Teacher(model, job.concepts), bank=bank
     )
 
@@ -179,16 +179,16 @@ def test_a_stored_sample_teaches_what_the_live_teacher_does(model, photos) -> No
     job = cached()
     rows = list(maker(job, model, photos).make(range(8)))
     random.Random(0).shuffle(rows)
-    stored = lessons(job, model, photos, rows)
+    stored = batches(job, model, photos, rows)
     stored.samples = {n: stored.samples[n % 8] for n in range(32)}
-    lesson = stored.at(0, range(4))
+    batch = stored.at(0, range(4))
     teacher = Teacher(model, job.concepts)
-    said = teacher(lesson.x_t[:4], lesson.t[:4], torch.zeros(4, dtype=torch.int64))
-    assert torch.allclose(lesson.neutral[:4], said.neutral[0], atol=2e-3)
-    move = lesson.gates.sum(1).view(-1, 1, 1, 1) * job.losses.eta
+    said = teacher(batch.x_t[:4], batch.t[:4], torch.zeros(4, dtype=torch.int64))
+    assert torch.allclose(batch.neutral[:4], said.neutral[0], atol=2e-3)
+    move = batch.gates.sum(1).view(-1, 1, 1, 1) * job.losses.eta
     expected = said.neutral.flatten(0, 1) + move * said.direction.flatten(0, 1)
-    assert torch.allclose(lesson.target, expected, atol=1e-2)
-    assert bool((lesson.t[lesson.near] <= 400).all())
+    assert torch.allclose(batch.target, expected, atol=1e-2)
+    assert bool((batch.t[batch.near] <= 400).all())
 
 
 def test_samples_do_not_depend_on_who_makes_them(model, photos) -> None:
@@ -217,7 +217,7 @@ def test_every_sample_is_taken_once_before_any_twice(batch: int, samples: int) -
 def test_on_policy_rows_change_with_the_weights_and_only_at_a_refresh(model, photos) -> None:
     job = cached(teacher={"on_policy_fraction": 0.5}, checkpoint_every=2)
     rows = list(maker(job, model, photos).make(range(32)))
-    stored = lessons(job, model, photos, rows)
+    stored = batches(job, model, photos, rows)
     stored.bank.attach(model.denoiser)
     stored.refresh(0, range(4))
     first = stored.at(0, range(4))

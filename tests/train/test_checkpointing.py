@@ -17,10 +17,10 @@ def test_recomputed_activations_see_the_same_strengths(base) -> None:
         model = load_base(str(base))
         job = make_job(losses=losses, gradient_checkpointing=checkpointing)
         photos = PhotoPool.load(photo_rows(), model)
-        parts = assemble(job, model, photos, None, PlainEngine)
+        state = assemble(job, model, photos, None, PlainEngine)
         for step in range(2):
-            one_step(parts, step)
-        found.append([p.detach() for p in parts.bank.parameters()])
+            one_step(state, step)
+        found.append([p.detach() for p in state.bank.parameters()])
     plain, recomputed = found
     assert any(p.abs().max() > 1e-4 for p in plain)
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(plain, recomputed, strict=True))

@@ -70,9 +70,16 @@ def test_a_node_goes_and_another_comes(base: Path, tmp_path: Path) -> None:
     places = {name: str(tmp_path / name) for name in ("photos", "registry", "runs")}
     # Each node has room for one worker; the head for the tasks that read photos.
     job = make_job(
-        **places, base=str(base), workers=(1, 2), cpus_per_worker=1.5, steps=24,
-        checkpoint_every=2, max_failures=3, calibrate=False, tracking={"tensorboard": False},
-    )  # fmt: skip
+        **places,
+        base=str(base),
+        workers=(1, 2),
+        cpus_per_worker=1.5,
+        steps=24,
+        checkpoint_every=2,
+        max_failures=3,
+        calibrate=False,
+        tracking={"tensorboard": False},
+    )
     child = multiprocessing.get_context("spawn").Process(target=with_a_cluster, args=(job,))
     child.start()
     child.join(timeout=2 * _PATIENCE_S)
@@ -88,11 +95,11 @@ def test_a_node_goes_and_another_comes(base: Path, tmp_path: Path) -> None:
 def one_process(job: TrainJob) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     model = load_base(job.base)
     pool = PhotoPool.load(photo_rows(), model)
-    parts = assemble(job, model, pool, load_features(Path(job.base), "cpu"), PlainEngine)
-    run(parts, lambda *_: None, lambda *_: None)
+    state = assemble(job, model, pool, load_features(Path(job.base), "cpu"), PlainEngine)
+    run(state, lambda *_: None, lambda *_: None)
     return {
-        key.replace("/", "."): (a.detach(), parts.bank.up[key].detach() * parts.bank.scale)
-        for key, a in parts.bank.down.items()
+        key.replace("/", "."): (a.detach(), state.bank.up[key].detach() * state.bank.scale)
+        for key, a in state.bank.down.items()
     }
 
 

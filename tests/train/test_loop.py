@@ -16,7 +16,7 @@ from bs_ray.train.checkpoint import CheckpointError, Progress
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, run
-from bs_ray.train.step import Parts, TrainingDiverged
+from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.samples import SampleMaker
 from bs_ray.train.targets.teacher import PromptsDoNotSeparate, Teacher
 from tests.train.conftest import PROMPTS, make_job, photo_rows
@@ -24,7 +24,7 @@ from tests.train.conftest import PROMPTS, make_job, photo_rows
 
 def parts_of(
     job: TrainJob, model: DiffusionModel, photos: PhotoPool, base: Path, samples: Sequence = ()
-) -> Parts:
+) -> TrainState:
     # Another run's slider must not stay hooked in.
     for layer in model.slider_targets():
         model.denoiser.get_submodule(layer)._forward_hooks.clear()
@@ -96,7 +96,7 @@ def test_every_mode_trains_and_resumes_bit_for_bit(model, base, tmp_path, mode) 
         for i, row in enumerate(rows):
             row["key"] = f"{(-1, 1)[i % 2]}/{i // 2}.jpg"
 
-    def fresh() -> Parts:
+    def fresh() -> TrainState:
         pool = PhotoPool.load(rows, model)
         samples = []
         if job.teacher.mode == "cached":
@@ -117,21 +117,21 @@ def test_every_mode_trains_and_resumes_bit_for_bit(model, base, tmp_path, mode) 
 
 def test_prompts_that_do_not_separate_are_refused(model, photos, base) -> None:
     same = PROMPTS | {"negative": PROMPTS["positive"]}
-    parts = parts_of(make_job(prompts=same), model, photos, base)
+    state = parts_of(make_job(prompts=same), model, photos, base)
     with pytest.raises(PromptsDoNotSeparate, match=r"got 'a photo of a person, smiling' and .*"):
-        run(parts, silent, silent)
+        run(state, silent, silent)
 
 
 def test_divergence_stops_and_keeps_the_last_checkpoint(model, photos, base, tmp_path) -> None:
-    parts, keeper = parts_of(make_job(), model, photos, base), Keeper(tmp_path)
+    state, keeper = parts_of(make_job(), model, photos, base), Keeper(tmp_path)
 
     def poison(step: int, _: dict[str, float]) -> None:
         if step == 4:
-            next(iter(parts.student.module.bank.up.values())).data.fill_(float("nan"))
+            next(iter(state.student.module.bank.up.values())).data.fill_(float("nan"))
 
     with pytest.raises(TrainingDiverged, match="step 4: got"):
-        run(parts, keeper, poison)
-    progress, _ = checkpoint.read(tmp_path / "step-000003", parts.job)
+        run(state, keeper, poison)
+    progress, _ = checkpoint.read(tmp_path / "step-000003", state.job)
     assert progress.step == 3 and len(keeper.reports) == 1
 
 

@@ -11,7 +11,7 @@ from bs_ray.models.base import BaseNotFound
 from bs_ray.train.discriminator import Discriminator
 from bs_ray.train.features import VGG16_FILE, load_features
 from bs_ray.train.losses import (
-    Scales,
+    LossNormaliser,
     adversarial_loss,
     discriminator_loss,
     guidance_target,
@@ -87,14 +87,14 @@ def test_floor_keeps_the_perceptual_loss_awake() -> None:
 
 
 def test_scales_are_running_means_that_settle() -> None:
-    scales = Scales()
+    scales = LossNormaliser()
     scales.update({"triplet": 1.0, "perceptual": 4.0})
     scales.update({"triplet": 3.0, "perceptual": 0.0})
     assert scales["triplet"] == 2.0 and scales["perceptual"] == 2.0 and not scales.settled
-    restored = Scales()
+    restored = LossNormaliser()
     restored.load(scales.state())
     assert restored["triplet"] == 2.0
-    for _ in range(Scales.SETTLE_STEPS):
+    for _ in range(LossNormaliser.SETTLE_STEPS):
         restored.update({"triplet": 1.0})
     assert restored.settled
 

@@ -61,13 +61,13 @@ def left_alone(job: TrainJob) -> Factors:
     torch.set_num_threads(os.cpu_count() or 1)  # as a worker that has the machine to itself
     model = load_base(job.base)
     pool = PhotoPool.load(photo_rows(), model)
-    parts = assemble(job, model, pool, load_features(Path(job.base), "cpu"), PlainEngine)
-    run(parts, lambda *_: None, lambda *_: None)
+    state = assemble(job, model, pool, load_features(Path(job.base), "cpu"), PlainEngine)
+    run(state, lambda *_: None, lambda *_: None)
     factors = {
-        key.replace("/", "."): (a.detach().clone(), parts.bank.up[key].detach() * parts.bank.scale)
-        for key, a in parts.bank.down.items()
+        key.replace("/", "."): (a.detach().clone(), state.bank.up[key].detach() * state.bank.scale)
+        for key, a in state.bank.down.items()
     }
-    parts.bank.detach()
+    state.bank.detach()
     return factors
 
 

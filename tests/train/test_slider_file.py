@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bs_ray.config import EditorSettings, Prompts
-from bs_ray.editing.context import Work
+from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods.sdedit import sdedit
-from bs_ray.editing.run import Going, drive
+from bs_ray.editing.run import EditRun, drive
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import batch_noise
@@ -62,12 +62,19 @@ def ours(model: DiffusionModel, slider: Slider, x0, strength: float) -> torch.Te
             return model.predict(x_t, t, condition)
 
     condition = model.embed([PROMPT])
-    work = Work(
-        predict=predict, prediction=model.prediction, x0=x0, condition=condition, empty=condition,
-        strengths=torch.full((1, 1), strength), source_of=torch.tensor([0]), seeds=[1], keys=["k"],
-    )  # fmt: skip
+    work = EditContext(
+        predict=predict,
+        prediction=model.prediction,
+        x0=x0,
+        condition=condition,
+        empty=condition,
+        strengths=torch.full((1, 1), strength),
+        source_of=torch.tensor([0]),
+        seeds=[1],
+        keys=["k"],
+    )
     steps = sdedit(work, EditorSettings(method="sdedit", steps=12, strength=0.6))
-    edited = drive(Going(steps), predict)
+    edited = drive(EditRun(steps), predict)
     bank.detach()
     return model.decode(edited)
 
@@ -83,9 +90,13 @@ def theirs(pipe, image: torch.Tensor, noise: torch.Tensor, strength: float, monk
 
     monkeypatch.setattr(pipe, "prepare_latents", latents)
     return pipe(
-        PROMPT, image=image, strength=0.6, num_inference_steps=20, guidance_scale=1.0,
+        PROMPT,
+        image=image,
+        strength=0.6,
+        num_inference_steps=20,
+        guidance_scale=1.0,
         output_type="pt",
-    ).images  # fmt: skip
+    ).images
 
 
 @pytest.mark.parametrize("strength", [0.7])

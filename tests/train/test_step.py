@@ -10,12 +10,12 @@ from bs_ray.models.base import DiffusionModel
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, check_rows
-from bs_ray.train.step import Parts, TrainingDiverged, train_step
+from bs_ray.train.step import TrainingDiverged, TrainState, train_step
 from tests.train.conftest import make_job
 
 
 @pytest.fixture
-def parts(model: DiffusionModel, photos: PhotoPool, base: Path) -> Parts:
+def state(model: DiffusionModel, photos: PhotoPool, base: Path) -> TrainState:
     return assemble(make_job(), model, photos, load_features(base, "cpu"), PlainEngine)
 
 
@@ -27,27 +27,27 @@ def same(before: list[torch.Tensor], module: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
-def test_a_fresh_slider_is_the_base(parts: Parts) -> None:
-    lesson = parts.lessons.at(0, range(4))
-    x_t, t, told = lesson.x_t, lesson.t, lesson.condition
+def test_a_fresh_slider_is_the_base(state: TrainState) -> None:
+    batch = state.batches.at(0, range(4))
+    x_t, t, condition = batch.x_t, batch.t, batch.condition
     with torch.no_grad():
-        base = parts.model.predict(x_t, t, told)
-        assert torch.equal(parts.student(x_t, t, lesson.gates, told), base)
+        base = state.model.predict(x_t, t, condition)
+        assert torch.equal(state.student(x_t, t, batch.gates, condition), base)
 
 
-def test_a_step_trains_the_slider_and_the_discriminator_only(parts: Parts) -> None:
-    base = weights(parts.model.denoiser), weights(parts.model.vae)
-    slider, critic = weights(parts.student.module), weights(parts.discriminator.module)
-    numbers = train_step(parts, 0)
-    assert same(base[0], parts.model.denoiser) and same(base[1], parts.model.vae)
-    assert not same(slider, parts.student.module)
-    assert not same(critic, parts.discriminator.module)
+def test_a_step_trains_the_slider_and_the_discriminator_only(state: TrainState) -> None:
+    base = weights(state.model.denoiser), weights(state.model.vae)
+    slider, critic = weights(state.student.module), weights(state.discriminator.module)
+    numbers = train_step(state, 0)
+    assert same(base[0], state.model.denoiser) and same(base[1], state.model.vae)
+    assert not same(slider, state.student.module)
+    assert not same(critic, state.discriminator.module)
     assert set(numbers) == {
         *("triplet", "perceptual", "adversarial", "discriminator", "w_triplet", "w_perceptual")
     }
 
 
-def test_each_network_steps_on_its_own_loss(parts: Parts) -> None:
+def test_each_network_steps_on_its_own_loss(state: TrainState) -> None:
     """The slider's loss leaves no gradient in the discriminator, nor the other way round."""
     seen: dict[str, tuple[bool, bool]] = {}
 
@@ -57,24 +57,24 @@ def test_each_network_steps_on_its_own_loss(parts: Parts) -> None:
         def watched() -> None:
             seen[name] = tuple(
                 any(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
-                for network in (parts.student.module, parts.discriminator.module)
+                for network in (state.student.module, state.discriminator.module)
             )
             step()
 
         engine.step = watched
 
-    spy("slider", parts.student)
-    spy("discriminator", parts.discriminator)
-    train_step(parts, 0)
+    spy("slider", state.student)
+    spy("discriminator", state.discriminator)
+    train_step(state, 0)
     assert seen == {"slider": (True, False), "discriminator": (False, True)}
 
 
-def test_a_loss_that_is_not_finite_reaches_no_weight(parts: Parts) -> None:
-    parts.photos._latents = {i: torch.full((4, 16, 16), torch.nan) for i in range(6)}
-    slider = weights(parts.student.module)
+def test_a_loss_that_is_not_finite_reaches_no_weight(state: TrainState) -> None:
+    state.photos._latents = {i: torch.full((4, 16, 16), torch.nan) for i in range(6)}
+    slider = weights(state.student.module)
     with pytest.raises(TrainingDiverged, match=r"step 3: got a triplet loss of nan.*Lower lr"):
-        train_step(parts, 3)
-    assert same(slider, parts.student.module)
+        train_step(state, 3)
+    assert same(slider, state.student.module)
 
 
 @pytest.mark.parametrize("reference", ["real", "frozen"])
@@ -83,9 +83,9 @@ def test_ingredients_can_be_switched_off(
 ) -> None:
     changes = {"adversarial": 0, "perceptual_reference": reference}
     job = make_job(losses=changes)
-    parts = assemble(job, model, photos, load_features(base, "cpu"), PlainEngine)
-    numbers = train_step(parts, 0)
-    assert parts.discriminator is None and "adversarial" not in numbers
+    state = assemble(job, model, photos, load_features(base, "cpu"), PlainEngine)
+    numbers = train_step(state, 0)
+    assert state.discriminator is None and "adversarial" not in numbers
     # Nothing has moved yet: only against the real photo is there something to lose.
     assert (numbers["perceptual"] > 1e-4) == (reference == "real")
     plain = assemble(make_job(losses=changes | {"perceptual": 0}), model, photos, None, PlainEngine)

@@ -25,7 +25,7 @@ from bs_ray.models.base import DiffusionModel
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.loop import MakeEngine, assemble
 from bs_ray.train.losses import Features
-from bs_ray.train.step import Parts, train_step
+from bs_ray.train.step import TrainState, train_step
 from tests.train.conftest import make_job, photo_rows
 
 STAGES = (0, 1, 2, 3)
@@ -80,40 +80,42 @@ def load_world(base: Path) -> tuple[DiffusionModel, Features, PhotoPool]:
     return model, lambda x: net.features(x.double()), PhotoPool.load(photo_rows(), model)
 
 
-def fresh(world, make_engine: MakeEngine, rank: int = 0, workers: int = 1) -> Parts:
+def fresh(world, make_engine: MakeEngine, rank: int = 0, workers: int = 1) -> TrainState:
     model, features, photos = world
     # Rank 3: tensors whose size two workers cannot share evenly.
     job = make_job(workers=workers, rank=3, alpha=3.0)
     return assemble(job, model, photos, features, make_engine, rank, workers)
 
 
-def states(parts: Parts) -> dict[str, torch.Tensor]:
-    assert parts.discriminator is not None
-    engines = {"slider": parts.student, "discriminator": parts.discriminator}
+def states(state: TrainState) -> dict[str, torch.Tensor]:
+    assert state.discriminator is not None
+    engines = {"slider": state.student, "discriminator": state.discriminator}
     return {f"{n}/{k}": v for n, engine in engines.items() for k, v in engine.state().items()}
 
 
-def load_states(parts: Parts, saved: dict[str, torch.Tensor]) -> None:
-    assert parts.discriminator is not None
-    engines = {"slider": parts.student, "discriminator": parts.discriminator}
+def load_states(state: TrainState, saved: dict[str, torch.Tensor]) -> None:
+    assert state.discriminator is not None
+    engines = {"slider": state.student, "discriminator": state.discriminator}
     for name, engine in engines.items():
         own = {k.removeprefix(f"{name}/"): v for k, v in saved.items() if k.startswith(f"{name}/")}
         engine.load_state(own)
 
 
-def three_steps(parts: Parts, watch: Watch, folder: Path, label: str, begun: Path | None) -> None:
+def three_steps(
+    state: TrainState, watch: Watch, folder: Path, label: str, begun: Path | None
+) -> None:
     """Files of the gradients of two steps and of the states; the second from `begun` if given."""
-    write = save_file if parts.rank == 0 else (lambda *_: None)
-    train_step(parts, 0)
+    write = save_file if state.rank == 0 else (lambda *_: None)
+    train_step(state, 0)
     write(watch.gradients, folder / f"{label}-gradients0.safetensors")
-    write(states(parts), folder / f"{label}-begun.safetensors")
+    write(states(state), folder / f"{label}-begun.safetensors")
     if begun:  # one process's checkpoint, continued by two
-        load_states(parts, load_file(begun))
-    train_step(parts, 1)
+        load_states(state, load_file(begun))
+    train_step(state, 1)
     write(watch.gradients, folder / f"{label}-gradients1.safetensors")
-    train_step(parts, 2)
-    write(states(parts), folder / f"{label}-continued.safetensors")
-    parts.bank.detach()
+    train_step(state, 2)
+    write(states(state), folder / f"{label}-continued.safetensors")
+    state.bank.detach()
 
 
 def worker(rank: int, base: Path, folder: Path, port: int) -> None:
@@ -123,16 +125,16 @@ def worker(rank: int, base: Path, folder: Path, port: int) -> None:
     world = load_world(base)
     for stage in STAGES:
         watch = Watch(stage)
-        parts = fresh(world, watch, rank, 2)
+        state = fresh(world, watch, rank, 2)
         if stage == 3:
-            whole = {n: p.clone() for n, p in parts.model.denoiser.named_parameters()}
-            shard_frozen(parts.model.denoiser)
-        three_steps(parts, watch, folder, f"zero{stage}", folder / "plain-begun.safetensors")
+            whole = {n: p.clone() for n, p in state.model.denoiser.named_parameters()}
+            shard_frozen(state.model.denoiser)
+        three_steps(state, watch, folder, f"zero{stage}", folder / "plain-begun.safetensors")
     # The stages come in order: the last one has the base in shards.
-    shards = dict(parts.model.denoiser.named_parameters())
+    shards = dict(state.model.denoiser.named_parameters())
     kept = {
         "held": sum(p.to_local().untyped_storage().nbytes() for p in shards.values()),
-        "gathered": sum(gathered_bytes(m) for m in parts.model.denoiser.modules()),
+        "gathered": sum(gathered_bytes(m) for m in state.model.denoiser.modules()),
         "whole": sum(p.untyped_storage().nbytes() for p in whole.values()),
         "changed": [n for n, p in whole.items() if not p.equal(shards[n].full_tensor())],
     }
@@ -167,9 +169,11 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def difference(
-    expected: dict[str, Tensor], found: dict[str, Tensor], kind: str,
+    expected: dict[str, Tensor],
+    found: dict[str, Tensor],
+    kind: str,
     start: dict[str, Tensor] | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """Norm of the difference over the norm of what was expected, or of its move from `start`."""
     names = [name for name in expected if name.startswith(kind)]
     off = torch.cat([(found[n] - expected[n]).flatten() for n in names]).norm()

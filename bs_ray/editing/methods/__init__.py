@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
+from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods.displacement import displacement
 from bs_ray.editing.methods.edit_friendly import edit_friendly
 from bs_ray.editing.methods.inversion import ddim_inversion, null_text
 from bs_ray.editing.methods.sdedit import sdedit
-from bs_ray.editing.run import Steps
+from bs_ray.editing.run import EditGenerator
 
-METHODS: dict[str, Callable[[Work, EditorSettings], Steps]] = {
+METHODS: dict[str, Callable[[EditContext, EditorSettings], EditGenerator]] = {
     "displacement": displacement,
     "sdedit": sdedit,
     "ddim_inversion": ddim_inversion,
@@ -21,7 +21,7 @@ METHODS: dict[str, Callable[[Work, EditorSettings], Steps]] = {
 }
 
 
-def queries(settings: EditorSettings) -> int:
+def request_count(settings: EditorSettings) -> int:
     """How many queries the settings' method asks of the denoiser, for forecasts and progress.
 
     null_text also differentiates through it on its way, which counts for none.

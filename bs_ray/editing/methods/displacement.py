@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
-from bs_ray.editing.run import Query, Steps
+from bs_ray.editing.context import EditContext
+from bs_ray.editing.run import DenoiseRequest, EditGenerator
 from bs_ray.models.diffusion import FlowMatching, Prediction
 from bs_ray.models.masks import magnitude_mask, soft_mask
 
@@ -25,7 +25,7 @@ _MASK_STEPS = 3
 """Steps over which the soft mask is gathered; the first costs nothing, for there x_tgt = x_src."""
 
 
-def displacement(work: Work, settings: EditorSettings) -> Steps:
+def displacement(work: EditContext, settings: EditorSettings) -> EditGenerator:
     """Edited latents x0 + d, [T, C, h, w].
 
     Costs S + T evaluations a step; S + 2 T with `steer`; T more in two of them with `soft_mask`.
@@ -61,7 +61,7 @@ Branch = tuple[Tensor, Tensor, Tensor]
 
 
 def _branches(
-    work: Work, x_source: Tensor, x_target: Tensor, *, split: bool, probes: bool
+    work: EditContext, x_source: Tensor, x_target: Tensor, *, split: bool, probes: bool
 ) -> dict[str, Branch]:
     """What is compared, [S] for "still" and [T] for the rest.
 
@@ -80,14 +80,16 @@ def _branches(
     return branches
 
 
-def _query(work: Work, now: int, branches: dict[str, Branch], estimate: Tensor) -> Query:
+def _query(
+    work: EditContext, now: int, branches: dict[str, Branch], estimate: Tensor
+) -> DenoiseRequest:
     """All branches in one."""
     x_t, rows, gates = (torch.cat(column) for column in zip(*branches.values(), strict=True))
-    return Query(x_t, work.at(now, len(rows)), work.condition.rows(rows), gates, estimate)
+    return DenoiseRequest(x_t, work.at(now, len(rows)), work.condition.rows(rows), gates, estimate)
 
 
 def _readings(
-    work: Work, query: Query, branches: dict[str, Branch], read: Tensor
+    work: EditContext, query: DenoiseRequest, branches: dict[str, Branch], read: Tensor
 ) -> dict[str, Tensor]:
     """The prediction by branch, as what branches are compared in."""
     if not isinstance(work.prediction, FlowMatching):  # a flow is compared in its velocity

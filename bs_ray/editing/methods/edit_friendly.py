@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
-from bs_ray.editing.run import Steps
+from bs_ray.editing.context import EditContext
+from bs_ray.editing.run import EditGenerator
 
 
-def edit_friendly(work: Work, settings: EditorSettings) -> Steps:
+def edit_friendly(work: EditContext, settings: EditorSettings) -> EditGenerator:
     """Edited latents [T, C, h, w], from `strength` of the noise range; x0 itself at strength 0.
 
     What is kept is the whole of x_then - mean (sigma z in the paper), so the last step, whose
@@ -35,7 +35,7 @@ def edit_friendly(work: Work, settings: EditorSettings) -> Steps:
     return x
 
 
-def _mean(work: Work, x: Tensor, predicted: Tensor, now: int, then: int | None) -> Tensor:
+def _mean(work: EditContext, x: Tensor, predicted: Tensor, now: int, then: int | None) -> Tensor:
     """Mean of x_then given x_t and the prediction: DDPM's posterior between any two timesteps.
 
     Its variance is b_s^2 (1 - (a_t b_s / (a_s b_t))^2), whatever a^2 + b^2 is (a flow's is not 1).

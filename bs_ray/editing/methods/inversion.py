@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
+from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods.sdedit import denoise
-from bs_ray.editing.run import Query, Steps
+from bs_ray.editing.run import DenoiseRequest, EditGenerator
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import classifier_free
 
@@ -26,7 +26,7 @@ _ENOUGH = 1e-5
 """Null-text: a row whose squared error is below this (rising towards clean data) is done."""
 
 
-def ddim_inversion(work: Work, settings: EditorSettings) -> Steps:
+def ddim_inversion(work: EditContext, settings: EditorSettings) -> EditGenerator:
     """Edited latents [T, C, h, w]. `fixed_point` more evaluations in each step of the inversion.
 
     Costs S (1 + fixed_point) + T evaluations a step.
@@ -37,8 +37,8 @@ def ddim_inversion(work: Work, settings: EditorSettings) -> Steps:
 
 
 def trajectory(
-    work: Work, times: list[int], fixed_point: int = 0
-) -> Generator[Query, Tensor, list[Tensor]]:
+    work: EditContext, times: list[int], fixed_point: int = 0
+) -> Generator[DenoiseRequest, Tensor, list[Tensor]]:
     """x_t [S, C, h, w] at every one of `times` (descending) that DDIM leads back to x0, and x0.
 
     From x at the cleaner timestep s: x_t / a_t = x_s / a_s + (lambda_t - lambda_s) eps(x_t, t),
@@ -59,7 +59,7 @@ def trajectory(
     return found[::-1]
 
 
-def null_text(work: Work, settings: EditorSettings) -> Steps:
+def null_text(work: EditContext, settings: EditorSettings) -> EditGenerator:
     """Edited latents [T, C, h, w] at `guidance_scale`, with an empty prompt fitted at every step.
 
     Inverts without guidance over the whole noise range, then fits the empty prompt's embedding so
@@ -79,14 +79,14 @@ def null_text(work: Work, settings: EditorSettings) -> Steps:
         both = work.condition.cat([work.condition, empty])
         rows = torch.cat([work.source_of, work.source_of + len(work.x0)])
         t = work.at(now, len(rows))
-        read = yield Query(x.repeat(2, 1, 1, 1), t, both.rows(rows), gates)
-        told, untold = read.chunk(2)
-        x = _step(work, x, classifier_free(told, untold, settings.guidance_scale), now, then)
+        read = yield DenoiseRequest(x.repeat(2, 1, 1, 1), t, both.rows(rows), gates)
+        cond, uncond = read.chunk(2)
+        x = _step(work, x, classifier_free(cond, uncond, settings.guidance_scale), now, then)
     return x
 
 
 @torch.enable_grad()
-def _fit(work: Work, path: list[Tensor], times: list[int], scale: float) -> list[Condition]:
+def _fit(work: EditContext, path: list[Tensor], times: list[int], scale: float) -> list[Condition]:
     """The empty prompt, S rows, as it must be at every step for guided DDIM to stay on `path`.
 
     Its tokens are fitted, and its pooled embedding in families that have one.
@@ -95,11 +95,11 @@ def _fit(work: Work, path: list[Tensor], times: list[int], scale: float) -> list
     x, empty = path[0], work.empty
     for index, (now, then) in enumerate(zip(times, [*times[1:], None], strict=True)):
         with torch.no_grad():
-            told = work.answer(work.base(x, now))
+            cond = work.answer(work.base(x, now))
         fitted = [part.detach().clone().requires_grad_() for part in _embeddings(empty)]
         adam = torch.optim.Adam(fitted, lr=_INNER_RATE * (1 - index / len(times) / 2))
         for _ in range(_INNER_STEPS):
-            x_then = _guided(work, x, told, _with(empty, fitted), now, then, scale)
+            x_then = _guided(work, x, cond, _with(empty, fitted), now, then, scale)
             errors = (x_then - path[index + 1]).square().mean((1, 2, 3))
             missing = errors > _ENOUGH * (1 + 2 * index)
             if not missing.any():
@@ -117,7 +117,7 @@ def _fit(work: Work, path: list[Tensor], times: list[int], scale: float) -> list
         empty = _with(empty, [part.detach() for part in fitted])
         found.append(empty)
         with torch.no_grad():
-            x = _guided(work, x, told, empty, now, then, scale)
+            x = _guided(work, x, cond, empty, now, then, scale)
     return found
 
 
@@ -130,12 +130,18 @@ def _with(condition: Condition, embeddings: list[Tensor]) -> Condition:
 
 
 def _guided(
-    work: Work, x: Tensor, told: Tensor, empty: Condition, now: int, then: int | None, scale: float
+    work: EditContext,
+    x: Tensor,
+    cond: Tensor,
+    empty: Condition,
+    now: int,
+    then: int | None,
+    scale: float,
 ) -> Tensor:
-    untold = work.answer(work.base(x, now, empty))
-    return _step(work, x, classifier_free(told, untold, scale), now, then)
+    uncond = work.answer(work.base(x, now, empty))
+    return _step(work, x, classifier_free(cond, uncond, scale), now, then)
 
 
-def _step(work: Work, x: Tensor, predicted: Tensor, now: int, then: int | None) -> Tensor:
+def _step(work: EditContext, x: Tensor, predicted: Tensor, now: int, then: int | None) -> Tensor:
     after = None if then is None else work.at(then, len(x))
     return work.prediction.step(x, predicted, work.at(now, len(x)), after)

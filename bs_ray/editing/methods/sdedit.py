@@ -8,11 +8,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.context import Work
-from bs_ray.editing.run import Steps, euler
+from bs_ray.editing.context import EditContext
+from bs_ray.editing.run import EditGenerator, euler
 
 
-def sdedit(work: Work, settings: EditorSettings) -> Steps:
+def sdedit(work: EditContext, settings: EditorSettings) -> EditGenerator:
     """Edited latents [T, C, h, w]: DDIM (eta 0, no guidance) from `strength` of the noise range.
 
     `steps` evaluations an edit.
@@ -23,6 +23,6 @@ def sdedit(work: Work, settings: EditorSettings) -> Steps:
     return (yield from denoise(work, noised, times))
 
 
-def denoise(work: Work, x_t: Tensor, times: list[int]) -> Steps:
+def denoise(work: EditContext, x_t: Tensor, times: list[int]) -> EditGenerator:
     """x_t [S, C, h, w] at times[0] -> edited latents [T, C, h, w], with the sliders on (DDIM)."""
     return (yield from euler(work.prediction, x_t[work.source_of], times, work.edited))

@@ -18,12 +18,21 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from bs_ray.editing.editor import Edited, Editor, EditsGoing, to_uint8
-from bs_ray.editing.generate import begin_drawing, pictures
-from bs_ray.editing.methods import queries
-from bs_ray.editing.run import Going, Query, answers
+from bs_ray.editing.editor import Edited, Editor, PhotoEditRun, to_uint8
+from bs_ray.editing.generate import begin_generating, pictures
+from bs_ray.editing.methods import request_count
+from bs_ray.editing.run import DenoiseRequest, EditRun, denoise_together
 from bs_ray.serve.engine.admission import Load, Pace, finish_times
-from bs_ray.serve.engine.tasks import Busy, DrawTask, EditTask, Event, Partial, Result, Step, Task
+from bs_ray.serve.engine.tasks import (
+    Busy,
+    EditTask,
+    Event,
+    GenerateTask,
+    Partial,
+    Result,
+    Step,
+    Task,
+)
 from bs_ray.sliders.slider import Slider
 
 if TYPE_CHECKING:
@@ -55,24 +64,30 @@ class _Ticket:
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     gone: bool = False
     """Its asker has left: it leaves at the next step."""
-    going: Going | None = None
+    run: EditRun | None = None
     began_s: float = 0.0
     company: int = 0
     """Edits that shared its steps so far, summed over steps."""
 
     @property
     def load(self) -> Load:
-        done = self.going.evaluated if self.going else 0
+        done = self.run.evaluated if self.run else 0
         return Load(max(1, self.steps - done), self.task.rows)
 
 
-class Engine:
+class Batcher:
     """An Editor whose edits come from many askers at any time."""
 
     def __init__(
-        self, editor: Editor, watcher: Watcher, *, max_rows: int, max_waiting: int,
-        step_timeout_s: float = 60.0, clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
+        self,
+        editor: Editor,
+        watcher: Watcher,
+        *,
+        max_rows: int,
+        max_waiting: int,
+        step_timeout_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         """max_rows: edits in one forward pass. max_waiting: tasks beyond those that run.
 
         step_timeout_s: a step that takes longer hangs, see `check`.
@@ -236,34 +251,39 @@ class Engine:
         return outcomes
 
     def _begin(self, ticket: _Ticket) -> None:
-        beside = [s for t in self._running if t.going for s in t.going.sliders]
+        beside = [s for t in self._running if t.run for s in t.run.sliders]
         task = ticket.task
         if isinstance(task, EditTask):
-            ticket.going = self.editor.begin([task.edit], beside)
+            ticket.run = self.editor.begin([task.edit], beside)
         else:
             count = task.rows
-            ticket.going = begin_drawing(
-                self.editor, [task.prompt] * count, [dict(mix) for mix in task.mixes],
-                keys=[task.prompt] * count, seeds=[task.seed] * count, steps=task.steps,
-                guidance_scale=task.guidance_scale, beside=beside,
-            )  # fmt: skip
+            ticket.run = begin_generating(
+                self.editor,
+                [task.prompt] * count,
+                [dict(mix) for mix in task.mixes],
+                keys=[task.prompt] * count,
+                seeds=[task.seed] * count,
+                steps=task.steps,
+                guidance_scale=task.guidance_scale,
+                beside=beside,
+            )
 
-    def _buckets(self) -> list[list[tuple[_Ticket, Going, Query]]]:
+    def _buckets(self) -> list[list[tuple[_Ticket, EditRun, DenoiseRequest]]]:
         """Those with a query, by the size of their latents."""
-        found: dict[torch.Size, list[tuple[_Ticket, Going, Query]]] = {}
+        found: dict[torch.Size, list[tuple[_Ticket, EditRun, DenoiseRequest]]] = {}
         for ticket in self._running:
-            going = ticket.going
-            if going and going.query:
-                size = going.query.x_t.shape[1:]
-                found.setdefault(size, []).append((ticket, going, going.query))
+            run = ticket.run
+            if run and run.query:
+                size = run.query.x_t.shape[1:]
+                found.setdefault(size, []).append((ticket, run, run.query))
         return list(found.values())
 
     def _advance(
-        self, together: Sequence[tuple[_Ticket, Going, Query]]
+        self, together: Sequence[tuple[_Ticket, EditRun, DenoiseRequest]]
     ) -> list[tuple[_Ticket, Exception]]:
         """One step of all; where it fails, of each alone, so that one's error is its own."""
         try:
-            read = answers([query for _, _, query in together], self.editor.predict)
+            read = denoise_together([query for _, _, query in together], self.editor.predict)
         except Exception as error:
             if len(together) == 1:
                 self._failures += 1
@@ -271,62 +291,62 @@ class Engine:
             return [failed for one in together for failed in self._advance([one])]
         self._failures = 0
         failed: list[tuple[_Ticket, Exception]] = []
-        for (ticket, going, _), prediction in zip(together, read, strict=True):
+        for (ticket, run, _), prediction in zip(together, read, strict=True):
             try:
                 # Never twice: of one that has moved on, the others' trouble is no concern.
                 with torch.no_grad():
-                    going.take(prediction)
+                    run.take(prediction)
             except Exception as error:
                 failed.append((ticket, error))
         return failed
 
     def _progress(self, ticket: _Ticket) -> list[tuple[_Ticket, Event | Exception]]:
-        going = ticket.going
-        assert going
+        run = ticket.run
+        assert run
         try:
-            if not going.query:
+            if not run.query:
                 return [(ticket, self._result(ticket))]
             found: list[tuple[_Ticket, Event | Exception]] = [
-                (ticket, Step(going.evaluated, ticket.steps))
+                (ticket, Step(run.evaluated, ticket.steps))
             ]
-            if (index := _partial_at(ticket)) is not None and going.query.estimate is not None:
-                shown = [to_uint8(p) for p in self._pixels(going, going.query.estimate)]
+            if (index := _partial_at(ticket)) is not None and run.query.estimate is not None:
+                shown = [to_uint8(p) for p in self._pixels(run, run.query.estimate)]
                 found.append((ticket, Partial(index, shown)))
             return found
         except Exception as error:
             return [(ticket, error)]
 
     def _result(self, ticket: _Ticket) -> Result:
-        going = ticket.going
-        assert going and going.latents is not None
-        if isinstance(going, EditsGoing):
-            [outputs] = self.editor.finish(going)
+        run = ticket.run
+        assert run and run.latents is not None
+        if isinstance(run, PhotoEditRun):
+            [outputs] = self.editor.finish(run)
         else:
-            outputs = [Edited(p) for p in self._pixels(going, going.latents)]
+            outputs = [Edited(p) for p in self._pixels(run, run.latents)]
         return Result(
             outputs,
-            batch_rows=ticket.company / max(1, going.evaluated),
+            batch_rows=ticket.company / max(1, run.evaluated),
             queue_s=ticket.began_s - ticket.arrived_s,
             compute_s=self._clock() - ticket.began_s,
         )
 
-    def _pixels(self, going: Going, latents: torch.Tensor) -> list:
+    def _pixels(self, run: EditRun, latents: torch.Tensor) -> list:
         """float32 [H, W, 3] in [0, 255] for each mix."""
-        if isinstance(going, EditsGoing):
-            return going.pixels(latents)[0]
+        if isinstance(run, PhotoEditRun):
+            return run.pixels(latents)[0]
         shown = pictures(self.editor, latents)
         return list(((shown + 1) * 127.5).permute(0, 2, 3, 1).numpy())
 
 
 def _steps_of(task: Task, editor: Editor) -> int:
-    if isinstance(task, DrawTask):
+    if isinstance(task, GenerateTask):
         return task.steps
-    return queries(task.edit.settings or editor.settings)
+    return request_count(task.edit.settings or editor.settings)
 
 
 def _partial_at(ticket: _Ticket) -> int | None:
     """Which of its partial pictures is due now, if any: they are spread evenly over the steps."""
-    assert ticket.going
-    count, done = ticket.task.partials, ticket.going.evaluated
+    assert ticket.run
+    count, done = ticket.task.partials, ticket.run.evaluated
     due = [round(ticket.steps * (i + 1) / (count + 1)) for i in range(count)]
     return due.index(done) if done in due else None

@@ -13,10 +13,10 @@ import torch
 from bs_ray.config import EditorSettings, ServeJob
 from bs_ray.editing.editor import Edit, Edited, Editor, to_uint8
 from bs_ray.models import load_base
-from bs_ray.serve.engine.batcher import Engine
-from bs_ray.serve.engine.slider_cache import Shelf
+from bs_ray.serve.engine.batcher import Batcher
+from bs_ray.serve.engine.slider_cache import SliderCache
 from bs_ray.serve.engine.tasks import Event, Result, Task
-from bs_ray.serve.metrics import EngineMetrics
+from bs_ray.serve.metrics import ReplicaMetrics
 from bs_ray.serve.tracing import setup, span, stop
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
@@ -37,20 +37,23 @@ class EditorReplica:
         setup("bs_ray.replica")
         torch.set_num_threads(max(1, round(job.cpus_per_replica)))
         model = load_base(job.base, device="cuda" if job.gpus_per_replica else "cpu")
-        self._metrics = EngineMetrics()
+        self._metrics = ReplicaMetrics()
         registry = Registry(job.registry)
         first = _read(registry, references[: job.editor.resident_sliders], model.base_id)
         editor = Editor(
             model, list(first.values()), job.editor, slots=job.editor.resident_sliders, rank=rank
         )
         warm_up(editor, first)
-        self._shelf = Shelf(
+        self._shelf = SliderCache(
             registry, job.cached_sliders, model.base_id, self._metrics.slider_loaded, first
         )
-        self._engine = Engine(
-            editor, self._metrics, max_rows=job.max_batch_rows,
-            max_waiting=job.max_queued_requests, step_timeout_s=job.step_timeout_s,
-        )  # fmt: skip
+        self._engine = Batcher(
+            editor,
+            self._metrics,
+            max_rows=job.max_batch_rows,
+            max_waiting=job.max_queued_requests,
+            step_timeout_s=job.step_timeout_s,
+        )
 
     async def result(self, task: Task) -> Result:
         """The task's pictures. Raises Busy, EditError, SliderError."""

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from bs_ray.serve.metrics import Origin
 
 
-class Shelf:
+class SliderCache:
     """The most recently used sliders of a registry. For one event loop."""
 
     def __init__(
-        self, registry: Registry, most: int, base_id: str, loaded: Callable[[Origin], None],
+        self,
+        registry: Registry,
+        most: int,
+        base_id: str,
+        loaded: Callable[[Origin], None],
         first: Mapping[str, Slider],
-    ):  # fmt: skip
+    ):
         """most: sliders in memory. loaded: told where each came from, "memory" or "registry", or
         "failed".
 

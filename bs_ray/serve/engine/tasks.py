@@ -44,7 +44,7 @@ class EditTask(_Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawTask(_Task):
+class GenerateTask(_Task):
     """One prompt and seed under one or several mixes."""
 
     prompt: str
@@ -58,7 +58,7 @@ class DrawTask(_Task):
         return len(self.mixes)
 
 
-Task = EditTask | DrawTask
+Task = EditTask | GenerateTask
 
 
 @dataclass(frozen=True)

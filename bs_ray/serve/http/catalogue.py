@@ -35,10 +35,15 @@ class Catalogue:
     """
 
     def __init__(
-        self, registry: Registry, references: Sequence[str], base_id: str, refresh_s: float,
-        *, listed: Mapping[str, Listed] | None = None,
+        self,
+        registry: Registry,
+        references: Sequence[str],
+        base_id: str,
+        refresh_s: float,
+        *,
+        listed: Mapping[str, Listed] | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
+    ):
         """references: `name`, `name@version`, a file, or `*` for all that fit the base.
 
         listed: what is known already; nothing before `load`.

@@ -17,12 +17,12 @@ from starlette.datastructures import UploadFile
 
 from bs_ray import __version__
 from bs_ray.config import ServeJob
-from bs_ray.serve.engine.tasks import Busy, DrawTask
+from bs_ray.serve.engine.tasks import Busy, GenerateTask
 from bs_ray.serve.http import sse
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.idempotency import Replies
 from bs_ray.serve.http.keys import Key, KeyRing, Limiter
-from bs_ray.serve.http.middleware import Edge
+from bs_ray.serve.http.middleware import Middleware
 from bs_ray.serve.http.pictures import MEDIA_TYPES, strip
 from bs_ray.serve.http.problems import MEDIA_TYPE, Problem, ProblemBody, busy, handle_problems
 from bs_ray.serve.http.schema import (
@@ -38,7 +38,7 @@ from bs_ray.serve.http.schema import (
     parse_form,
     parse_json,
 )
-from bs_ray.serve.http.service import Asker, Backend, Planned, Service, as_problem
+from bs_ray.serve.http.service import Backend, Caller, Prepared, Service, as_problem
 from bs_ray.serve.metrics import IngressMetrics
 from bs_ray.serve.tracing import span
 
@@ -66,12 +66,17 @@ def create_app(
     handle_problems(app)
     if job.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=job.cors_origins, allow_methods=["GET", "POST"],
+            CORSMiddleware,
+            allow_origins=job.cors_origins,
+            allow_methods=["GET", "POST"],
             allow_headers=[
-                "Authorization", "Content-Type", "Idempotency-Key", "X-Request-Timeout",
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "X-Request-Timeout",
             ],
-        )  # fmt: skip
-    app.add_middleware(Edge, max_bytes=_body_bytes(job), metrics=metrics)
+        )
+    app.add_middleware(Middleware, max_bytes=_body_bytes(job), metrics=metrics)
     _describe_bodies(app)
     return app
 
@@ -84,58 +89,62 @@ class _Door:
         self._ring = KeyRing.load(job.keys)
         self._limiter = Limiter()
 
-    async def key(self, request: Request) -> Key:
+    async def key(self, http: Request) -> Key:
         """Raises Problem 401."""
-        return await self._ring.authenticate(request.headers.get("authorization"))
+        return await self._ring.authenticate(http.headers.get("authorization"))
 
-    async def asker(self, request: Request, timeout_s: float | None) -> Asker:
+    async def caller(self, http: Request, timeout_s: float | None) -> Caller:
         """Raises Problem 401, or 429 for one who asks too often."""
-        key = await self.key(request)
+        key = await self.key(http)
         try:
             self._limiter.take(key)
         except Problem:
             self._metrics.rate_limited(key.id)
             raise
         within_s = min(timeout_s or self._job.deadline_s, self._job.deadline_s)
-        base_url = str(request.base_url).rstrip("/")
-        return Asker(key, request.state.request_id, base_url, within_s)
+        base_url = str(http.base_url).rstrip("/")
+        return Caller(key, http.state.request_id, base_url, within_s)
 
 
 _Timeout = Annotated[
     float | None,
     Header(
-        alias="X-Request-Timeout", gt=0, le=86_400,
+        alias="X-Request-Timeout",
+        gt=0,
+        le=86_400,
         description="Seconds that you wait; what would be late is refused at once.",
     ),
-]  # fmt: skip
+]
 _IdempotencyKey = Annotated[
     str | None,
     Header(
-        alias="Idempotency-Key", max_length=255, min_length=1,
+        alias="Idempotency-Key",
+        max_length=255,
+        min_length=1,
         description="The same key and request give the same reply, computed once.",
     ),
-]  # fmt: skip
+]
 
 
 def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
     replies: Replies[bytes] = Replies(size_of=len)
 
     async def answer(
-        planned: Callable[[], Any], asked: Any, asker: Asker, idempotency_key: str | None
+        prepared: Callable[[], Any], request: Any, caller: Caller, idempotency_key: str | None
     ) -> Response:
         """The reply in whichever form was asked for."""
-        if asked.stream:
-            events = await sse.begin(service, await planned(), asker)
+        if request.stream:
+            events = await sse.begin(service, await prepared(), caller)
             return StreamingResponse(events, media_type="text/event-stream")
 
         async def compute() -> bytes:
-            reply = await service.reply(await planned(), asker)
+            reply = await service.reply(await prepared(), caller)
             return reply.model_dump_json(exclude_none=True).encode()
 
         if idempotency_key is None:
             return Response(await compute(), media_type="application/json")
-        digest = hashlib.sha256(repr(asked).encode()).hexdigest()
-        body, replayed = await replies.once(asker.key.id, idempotency_key, digest, compute)
+        digest = hashlib.sha256(repr(request).encode()).hexdigest()
+        body, replayed = await replies.once(caller.key.id, idempotency_key, digest, compute)
         headers = {"idempotent-replayed": "true"} if replayed else {}
         return Response(body, media_type="application/json", headers=headers)
 
@@ -143,32 +152,32 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
 
     @app.post("/v1/images/edits", response_model=ImagesReply, responses=documented)
     async def edit_images(
-        request: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
+        http: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
     ) -> Response:
         """Move sliders on photos."""
         with span("edits"):
-            asker = await door.asker(request, timeout_s)
-            asked = await _read_edit(request)
+            caller = await door.caller(http, timeout_s)
+            request = await _read_edit(http)
 
-            async def planned() -> Planned:
-                return await service.plan_edit(asked, asker)
+            async def prepared() -> Prepared:
+                return await service.plan_edit(request, caller)
 
-            return await answer(planned, asked, asker, idempotency_key)
+            return await answer(prepared, request, caller, idempotency_key)
 
     @app.post("/v1/images/generations", response_model=ImagesReply, responses=documented)
     async def generate_images(
-        request: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
+        http: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
     ) -> Response:
         """Draw pictures from a prompt, with sliders."""
         with span("generations"):
-            asker = await door.asker(request, timeout_s)
-            _expect_media(request, "application/json")
-            asked = parse_json(GenerateRequest, await request.body())
+            caller = await door.caller(http, timeout_s)
+            _expect_media(http, "application/json")
+            request = parse_json(GenerateRequest, await http.body())
 
-            async def planned() -> Planned:
-                return await service.plan_drawing(asked, asker)
+            async def prepared() -> Prepared:
+                return await service.plan_drawing(request, caller)
 
-            return await answer(planned, asked, asker, idempotency_key)
+            return await answer(prepared, request, caller, idempotency_key)
 
     @app.get("/v1/files/{name}", response_class=Response, responses=_refusals(404, 422))
     async def file(
@@ -183,15 +192,15 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     previews: dict[str, bytes] = {}
     started = int(time.time())
 
-    async def allowed(request: Request) -> dict[str, Listed]:
-        key = await door.key(request)
+    async def allowed(http: Request) -> dict[str, Listed]:
+        key = await door.key(http)
         listed = await service.catalogue.listed()
         return {name: one for name, one in listed.items() if key.allows(name)}
 
     @app.get("/v1/sliders", responses=_refusals(401))
-    async def sliders(request: Request) -> SliderList:
+    async def sliders(http: Request) -> SliderList:
         """The sliders that requests may name."""
-        infos = [_info(listed) for listed in (await allowed(request)).values()]
+        infos = [_info(listed) for listed in (await allowed(http)).values()]
         return SliderList(data=infos, max_strength=service.job.max_strength)
 
     @app.get(
@@ -200,10 +209,10 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
         responses={200: {"content": {"image/png": {}}}, **_refusals(401, 404, 422, 503)},
     )
     async def preview(
-        request: Request, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+        http: Request, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     ) -> Response:
         """The slider's own prompt drawn at -1, 0 and 1."""
-        listed = (await allowed(request)).get(name)
+        listed = (await allowed(http)).get(name)
         if listed is None:
             raise Problem(404, "unknown-slider", f"slider: got {name!r}; see /v1/sliders")
         if listed.exact not in previews:
@@ -211,9 +220,9 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
         return Response(previews[listed.exact], media_type="image/png")
 
     @app.get("/v1/models", responses=_refusals(401))
-    async def models(request: Request) -> ModelList:
+    async def models(http: Request) -> ModelList:
         """The base behind the sliders."""
-        await door.key(request)
+        await door.key(http)
         info = ModelInfo(id=service.job.base, created=started, base_id=service.base_id)
         return ModelList(data=[info])
 
@@ -240,18 +249,21 @@ def _add_health(app: FastAPI, backend: Backend, door: _Door) -> None:
         return Status(status="ready")
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_refusals(401))
-    async def metrics(request: Request) -> PlainTextResponse:
+    async def metrics(http: Request) -> PlainTextResponse:
         """bs_ray's metrics of the whole cluster, for Prometheus."""
-        await door.key(request)
+        await door.key(http)
         return PlainTextResponse(await backend.metrics(), media_type="text/plain; version=0.0.4")
 
 
 async def _preview(service: Service, listed: Listed) -> bytes:
     mixes = [{listed.reference: scale} for scale in (-1.0, 0.0, 1.0)]
-    task = DrawTask(
-        sliders=[listed.reference], within_s=service.job.deadline_s, prompt=listed.card.target,
-        mixes=mixes, steps=20,
-    )  # fmt: skip
+    task = GenerateTask(
+        sliders=[listed.reference],
+        within_s=service.job.deadline_s,
+        prompt=listed.card.target,
+        mixes=mixes,
+        steps=20,
+    )
     try:
         result = await service.backend.result(task)
     except Exception as error:
@@ -259,11 +271,11 @@ async def _preview(service: Service, listed: Listed) -> bytes:
     return strip([output.pixels for output in result.outputs])
 
 
-async def _read_edit(request: Request) -> EditRequest:
+async def _read_edit(http: Request) -> EditRequest:
     """The body as a request. Raises Problem for one that cannot be understood."""
-    if _expect_media(request, "multipart/form-data", "application/json") == "application/json":
-        return parse_json(EditRequest, await request.body())
-    async with request.form(max_files=MAX_IMAGES + 1, max_fields=_FORM_FIELDS) as form:
+    if _expect_media(http, "multipart/form-data", "application/json") == "application/json":
+        return parse_json(EditRequest, await http.body())
+    async with http.form(max_files=MAX_IMAGES + 1, max_fields=_FORM_FIELDS) as form:
         fields = [
             (name, await value.read() if isinstance(value, UploadFile) else value)
             for name, value in form.multi_items()
@@ -271,8 +283,8 @@ async def _read_edit(request: Request) -> EditRequest:
     return parse_form(fields)
 
 
-def _expect_media(request: Request, *expected: str) -> str:
-    got = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _expect_media(http: Request, *expected: str) -> str:
+    got = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if got not in expected:
         detail = f"body: got {got[:80] or 'no content type'}; expected {' or '.join(expected)}"
         raise Problem(415, "unsupported-media-type", detail)
@@ -353,8 +365,11 @@ def _bodies(schemas: dict[str, Any]) -> dict[str, dict[str, Any]]:
     form["image"] = {"type": "array", "items": _PHOTO, "minItems": 1, "maxItems": MAX_IMAGES}
     form["mask"] = _PHOTO
     described = {
-        "type": "object", "required": ["image"], "properties": form, "additionalProperties": False,
-    }  # fmt: skip
+        "type": "object",
+        "required": ["image"],
+        "properties": form,
+        "additionalProperties": False,
+    }
     return {
         "/v1/images/edits": {
             "multipart/form-data": {"schema": described},

@@ -22,7 +22,7 @@ _HEADERS = {
 _OPERATIONS = {"/v1/images/edits": "edits", "/v1/images/generations": "generations"}
 
 
-class Edge:
+class Middleware:
     """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, metrics: IngressMetrics):

@@ -13,7 +13,7 @@ from PIL import Image
 from bs_ray import __version__
 from bs_ray.config import ServeJob
 from bs_ray.editing.editor import to_uint8
-from bs_ray.images.decode_pool import guard_of
+from bs_ray.images.decode_pool import shared_decode_pool
 from bs_ray.images.encode import encode
 from bs_ray.images.rows import DecodedRow, is_quarantined
 from bs_ray.serve.http.problems import Problem
@@ -31,7 +31,7 @@ async def read_photo(data: bytes, job: ServeJob, field: str = "image") -> Decode
     """The photo's row, as in batch. Raises Problem 400 or 413."""
     if len(data) > job.max_bytes:
         raise too_large(f"{field}: got {len(data)} bytes", job.max_bytes)
-    guard = guard_of(job.decode_s, job.decode_mb)
+    guard = shared_decode_pool(job.decode_s, job.decode_mb)
     [row] = await asyncio.to_thread(guard.decode, [(field, data)], max_pixels=job.max_pixels)
     if is_quarantined(row):
         large = row["reason"].startswith("too many pixels")
@@ -49,15 +49,17 @@ async def read_mask(data: bytes, photo: DecodedRow, job: ServeJob) -> np.ndarray
     size, expected = row["pixels"].shape[:2], photo["pixels"].shape[:2]
     if size != expected:
         raise Problem(
-            400, "bad-mask",
+            400,
+            "bad-mask",
             f"mask: got {size[1]} x {size[0]}; expected the photo's {expected[1]} x {expected[0]}",
-        )  # fmt: skip
+        )
     if row["alpha"] is None:
         raise Problem(
-            400, "bad-mask",
+            400,
+            "bad-mask",
             "mask: got an image without transparency; expected a PNG that is transparent where "
             "the photo may change",
-        )  # fmt: skip
+        )
     return 1 - row["alpha"].astype(np.float32) / 255
 
 

@@ -20,9 +20,14 @@ class Problem(Exception):
     """A request that gets an error reply. `kind` is for programs, `detail` for people."""
 
     def __init__(
-        self, status: int, kind: str, detail: str, *,
-        headers: Mapping[str, str] | None = None, **members: Any,
-    ):  # fmt: skip
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ):
         """members: further ones of the body."""
         super().__init__(detail)
         self.status, self.kind, self.detail = status, kind, detail

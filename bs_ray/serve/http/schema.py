@@ -301,9 +301,18 @@ class Status(BaseModel):
 _Request = TypeVar("_Request", bound=_ImageRequest)
 _FILES = ("image", "mask")
 _TEXTS = {
-    "prompt", "model", "method", "quality", "output_format", "response_format", "size",
-    "background", "moderation", "user", "input_fidelity",
-}  # fmt: skip
+    "prompt",
+    "model",
+    "method",
+    "quality",
+    "output_format",
+    "response_format",
+    "size",
+    "background",
+    "moderation",
+    "user",
+    "input_fidelity",
+}
 
 
 def parse_json(kind: type[_Request], body: bytes) -> _Request:

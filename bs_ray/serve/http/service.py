@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from bs_ray.config import EditorSettings, ServeJob
 from bs_ray.editing.editor import Edit, EditError
 from bs_ray.images.rows import DecodedRow
-from bs_ray.serve.engine.tasks import Busy, DrawTask, EditTask, Event, Result, Task
+from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Result, Task
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
@@ -24,7 +24,7 @@ from bs_ray.serve.tracing import carrier, span
 from bs_ray.sliders.slider import SliderError
 from bs_ray.storage import StorageError, Store
 
-MOST_PICTURES = 64
+MAX_PICTURES = 64
 """Of one request."""
 _STORE_RETRY_S = 5.0
 
@@ -50,7 +50,7 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
-class Asker:
+class Caller:
     """Whose request it is, and what it said beside its body."""
 
     key: Key
@@ -63,14 +63,14 @@ class Asker:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Prepared:
     """A request that was understood."""
 
-    asked: EditRequest | GenerateRequest
+    request: EditRequest | GenerateRequest
     tasks: list[Task]
     photos: list[DecodedRow | None]
     """Of each task."""
-    meant: Mapping[str, str]
+    resolved: Mapping[str, str]
     """What the request calls a slider -> name@version."""
     notes: list[str]
 
@@ -84,59 +84,68 @@ class Service:
         self._outputs = Store(job.outputs) if job.outputs else None
 
     # --- planning: all that can be wrong is found here --------------------------------------------
-    async def plan_edit(self, asked: EditRequest, asker: Asker) -> Planned:
+    async def plan_edit(self, request: EditRequest, caller: Caller) -> Prepared:
         """Tasks, one for each photo and seed. Raises Problem."""
-        self._check_prompt(asked.prompt)
-        found = await self._sliders(asked, asker.key)
-        self._check_size(asked, len(asked.image))
-        settings = self._settings(asked)
-        with span("decode", photos=len(asked.image)):
-            files = [await self._bytes(photo) for photo in asked.image]
+        self._check_prompt(request.prompt)
+        found = await self._sliders(request, caller.key)
+        self._check_size(request, len(request.image))
+        settings = self._settings(request)
+        with span("decode", photos=len(request.image)):
+            files = [await self._bytes(photo) for photo in request.image]
             photos = list(await asyncio.gather(*(read_photo(f, self.job) for f in files)))
             mask = None
-            if asked.mask is not None:
-                mask = await read_mask(await self._bytes(asked.mask), photos[0], self.job)
-        mixes, seeds = _exact(asked, found), [asked.seed + i for i in range(asked.n)]
-        shared = self._shared(asked, found, asker)
+            if request.mask is not None:
+                mask = await read_mask(await self._bytes(request.mask), photos[0], self.job)
+        mixes, seeds = _exact(request, found), [request.seed + i for i in range(request.n)]
+        shared = self._shared(request, found, caller)
         tasks: list[Task] = [
             EditTask(
                 edit=Edit(
-                    photo["sha256"], photo["pixels"], mixes, seed,
-                    mask if index == 0 else None, settings,
+                    photo["sha256"],
+                    photo["pixels"],
+                    mixes,
+                    seed,
+                    mask if index == 0 else None,
+                    settings,
                 ),
                 **shared,
             )
             for index, photo in enumerate(photos)
             for seed in seeds
-        ]  # fmt: skip
+        ]
         notes = [photo["note"] for photo in photos if photo["note"]]
-        return Planned(
-            asked, tasks, [photo for photo in photos for _ in seeds],
+        return Prepared(
+            request,
+            tasks,
+            [photo for photo in photos for _ in seeds],
             {name: listed.exact for name, listed in found.items()},
-            list(dict.fromkeys([*self._beyond(asked, found), *notes])),
-        )  # fmt: skip
+            list(dict.fromkeys([*self._beyond(request, found), *notes])),
+        )
 
-    async def plan_drawing(self, asked: GenerateRequest, asker: Asker) -> Planned:
+    async def plan_drawing(self, request: GenerateRequest, caller: Caller) -> Prepared:
         """Tasks, one for each seed. Raises Problem."""
-        found = await self._sliders(asked, asker.key)
-        self._check_size(asked, 1)
+        found = await self._sliders(request, caller.key)
+        self._check_size(request, 1)
         tasks: list[Task] = [
-            DrawTask(
-                prompt=asked.prompt, mixes=_exact(asked, found), seed=asked.seed + i,
-                steps=asked.steps or 20, guidance_scale=asked.guidance_scale,
-                **self._shared(asked, found, asker),
+            GenerateTask(
+                prompt=request.prompt,
+                mixes=_exact(request, found),
+                seed=request.seed + i,
+                steps=request.steps or 20,
+                guidance_scale=request.guidance_scale,
+                **self._shared(request, found, caller),
             )
-            for i in range(asked.n)
-        ]  # fmt: skip
-        meant = {name: listed.exact for name, listed in found.items()}
-        return Planned(asked, tasks, [None] * asked.n, meant, self._beyond(asked, found))
+            for i in range(request.n)
+        ]
+        resolved = {name: listed.exact for name, listed in found.items()}
+        return Prepared(request, tasks, [None] * request.n, resolved, self._beyond(request, found))
 
-    async def _sliders(self, asked: EditRequest | GenerateRequest, key: Key) -> dict[str, Listed]:
+    async def _sliders(self, request: EditRequest | GenerateRequest, key: Key) -> dict[str, Listed]:
         """What the request calls a slider -> that slider. Raises Problem."""
-        if asked.model is not None and asked.model not in (self.job.base, self.base_id):
-            detail = f"model: got {asked.model!r}; expected none, or {self.job.base!r}"
+        if request.model is not None and request.model not in (self.job.base, self.base_id):
+            detail = f"model: got {request.model!r}; expected none, or {self.job.base!r}"
             raise Problem(422, "unknown-model", detail)
-        scales = _scales(asked)
+        scales = _scales(request)
         if len(scales) > (most := self.job.editor.resident_sliders):
             detail = f"sliders: got {len(scales)}; expected at most {most} at once"
             raise Problem(422, "too-many-sliders", detail)
@@ -171,31 +180,32 @@ class Service:
     def _check_prompt(self, prompt: str | None) -> None:
         if prompt not in (None, "", self.job.editor.prompt):
             raise Problem(
-                422, "prompt-not-supported",
+                422,
+                "prompt-not-supported",
                 f"prompt: got {prompt[:60]!r}; expected none, or this server's own, "
                 f"{self.job.editor.prompt!r}. Say what to change with `sliders`",
-            )  # fmt: skip
+            )
 
-    def _check_size(self, asked: EditRequest | GenerateRequest, photos: int) -> None:
-        mixes = len(asked.mixes())
+    def _check_size(self, request: EditRequest | GenerateRequest, photos: int) -> None:
+        mixes = len(request.mixes())
         if mixes > self.job.max_batch_rows:
             detail = f"sweep: got {mixes} scales; expected at most {self.job.max_batch_rows}"
             raise Problem(422, "too-many-pictures", detail)
-        if (count := photos * asked.n * mixes) > MOST_PICTURES:
+        if (count := photos * request.n * mixes) > MAX_PICTURES:
             detail = (
-                f"got {photos} photos x {asked.n} seeds x {mixes} scales = {count} pictures; "
-                f"expected at most {MOST_PICTURES} in one request"
+                f"got {photos} photos x {request.n} seeds x {mixes} scales = {count} pictures; "
+                f"expected at most {MAX_PICTURES} in one request"
             )
             raise Problem(422, "too-many-pictures", detail)
-        if asked.size != "auto":
-            detail = f"size: got {asked.size!r}; expected auto: a photo keeps its own size"
+        if request.size != "auto":
+            detail = f"size: got {request.size!r}; expected auto: a photo keeps its own size"
             raise Problem(422, "size-not-supported", detail)
-        if asked.response_format == "url" and self._outputs is None:
+        if request.response_format == "url" and self._outputs is None:
             detail = "response_format: got 'url'; expected b64_json: this server keeps no pictures"
             raise Problem(422, "no-urls", detail)
 
-    def _settings(self, asked: EditRequest) -> EditorSettings | None:
-        changes = asked.editor_changes()
+    def _settings(self, request: EditRequest) -> EditorSettings | None:
+        changes = request.editor_changes()
         if not changes:
             return None
         return EditorSettings.model_validate({**self.job.editor.model_dump(), **changes})
@@ -206,89 +216,93 @@ class Service:
         return await fetch_image(photo, self.job.image_hosts, self.job.max_bytes)
 
     def _shared(
-        self, asked: EditRequest | GenerateRequest, found: Mapping[str, Listed], asker: Asker
+        self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed], caller: Caller
     ) -> dict[str, Any]:
         """What all tasks of a request have in common."""
         return {
             "sliders": [listed.reference for listed in found.values()],
-            "within_s": asker.within_s - (time.perf_counter() - asker.since_s),
-            "partials": asked.partial_images if asked.stream else 0,
-            "floats": asked.output_format == "npy",
+            "within_s": caller.within_s - (time.perf_counter() - caller.since_s),
+            "partials": request.partial_images if request.stream else 0,
+            "floats": request.output_format == "npy",
             "trace": carrier(),
         }
 
     def _beyond(
-        self, asked: EditRequest | GenerateRequest, found: Mapping[str, Listed]
+        self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
     ) -> list[str]:
         calibrated = self.job.editor.calibrated
         return [
             note
-            for name, scales in _scales(asked).items()
+            for name, scales in _scales(request).items()
             for scale in scales
             if (note := found[name].card.beyond(scale, calibrated))
         ]
 
     # --- computing ------------------------------------------------------------------------------
-    async def reply(self, planned: Planned, asker: Asker) -> ImagesReply:
+    async def reply(self, prepared: Prepared, caller: Caller) -> ImagesReply:
         """All pictures at once. Raises Problem."""
         try:
-            results = await _all([self.backend.result(task) for task in planned.tasks])
+            results = await _all([self.backend.result(task) for task in prepared.tasks])
         except Exception as error:
             if problem := as_problem(error):
                 raise problem from error
             raise
-        return await self.worded(planned, results, asker)
+        return await self.worded(prepared, results, caller)
 
     async def worded(
-        self, planned: Planned, results: Sequence[Result], asker: Asker
+        self, prepared: Prepared, results: Sequence[Result], caller: Caller
     ) -> ImagesReply:
         """Results as the reply."""
-        asked = planned.asked
+        request = prepared.request
         with span("encode"):
-            files = await asyncio.to_thread(self._files, planned, results)
-            data = [await self._image(file, asked, asker) for file in files]
-        fixed = {planned.meant[slider.name]: slider.scale for slider in asked.sliders}
+            files = await asyncio.to_thread(self._files, prepared, results)
+            data = [await self._image(file, request, caller) for file in files]
+        fixed = {prepared.resolved[slider.name]: slider.scale for slider in request.sliders}
         return ImagesReply(
             created=int(time.time()),
             data=data,
             meta=Meta(
-                request_id=asker.request_id,
+                request_id=caller.request_id,
                 batch_rows=max(result.batch_rows for result in results),
                 queue_seconds=max(result.queue_s for result in results),
-                seconds=time.perf_counter() - asker.since_s,
+                seconds=time.perf_counter() - caller.since_s,
                 sliders=fixed,
-                sweep=asked.sweep.scales if asked.sweep else [],
+                sweep=request.sweep.scales if request.sweep else [],
                 base_id=self.base_id,
-                seed=asked.seed,
-                notes=planned.notes,
+                seed=request.seed,
+                notes=prepared.notes,
             ),
         )
 
-    def _files(self, planned: Planned, results: Sequence[Result]) -> list[bytes]:
-        asked, files = planned.asked, []
-        for index, (photo, result) in enumerate(zip(planned.photos, results, strict=True)):
-            for mix, output in zip(asked.mixes(), result.outputs, strict=True):
+    def _files(self, prepared: Prepared, results: Sequence[Result]) -> list[bytes]:
+        request, files = prepared.request, []
+        for index, (photo, result) in enumerate(zip(prepared.photos, results, strict=True)):
+            for mix, output in zip(request.mixes(), result.outputs, strict=True):
                 made = {
-                    "sliders": {planned.meant[name]: scale for name, scale in mix.items()},
-                    "seed": asked.seed + index % asked.n,
+                    "sliders": {prepared.resolved[name]: scale for name, scale in mix.items()},
+                    "seed": request.seed + index % request.n,
                     "base_id": self.base_id,
                 }
                 files.append(
                     write_picture(
-                        output.pixels, asked.output_format, asked.output_compression, photo, made
+                        output.pixels,
+                        request.output_format,
+                        request.output_compression,
+                        photo,
+                        made,
                     )
                 )
         return files
 
     async def _image(
-        self, file: bytes, asked: EditRequest | GenerateRequest, asker: Asker
+        self, file: bytes, request: EditRequest | GenerateRequest, caller: Caller
     ) -> ImageReply:
-        if asked.response_format == "b64_json" or self._outputs is None:
+        if request.response_format == "b64_json" or self._outputs is None:
             return ImageReply(b64_json=base64.b64encode(file).decode())
         # The name is the permission: 128 random bits.
-        name = f"{secrets.token_hex(16)}.{asked.output_format}"
+        name = f"{secrets.token_hex(16)}.{request.output_format}"
         await asyncio.to_thread(self._outputs.write, name, file)
-        return ImageReply(url=f"{asker.base_url}/v1/files/{name}")
+        return ImageReply(url=f"{caller.base_url}/v1/files/{name}")
 
     async def file(self, name: str) -> bytes:
         """A picture that was asked for as a URL. Raises Problem 404."""
@@ -300,19 +314,19 @@ class Service:
         raise Problem(404, "no-such-file", "file: got a name that is not, or no longer, here")
 
 
-def _scales(asked: EditRequest | GenerateRequest) -> dict[str, list[float]]:
+def _scales(request: EditRequest | GenerateRequest) -> dict[str, list[float]]:
     """What the request calls a slider -> the scales it asks of it."""
-    scales = {slider.name: [slider.scale] for slider in asked.sliders}
-    if asked.sweep:
-        scales[asked.sweep.name] = list(asked.sweep.scales)
+    scales = {slider.name: [slider.scale] for slider in request.sliders}
+    if request.sweep:
+        scales[request.sweep.name] = list(request.sweep.scales)
     return scales
 
 
 def _exact(
-    asked: EditRequest | GenerateRequest, found: Mapping[str, Listed]
+    request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
 ) -> list[dict[str, float]]:
     """The request's mixes under the references that the engine loads sliders by."""
-    return [{found[n].reference: s for n, s in mix.items()} for mix in asked.mixes()]
+    return [{found[n].reference: s for n, s in mix.items()} for mix in request.mixes()]
 
 
 async def _all(coroutines: Sequence[Any]) -> list[Result]:

@@ -13,35 +13,35 @@ from bs_ray.serve.engine.tasks import Event, Partial, Result, Step
 from bs_ray.serve.http.pictures import write_picture
 from bs_ray.serve.http.problems import Problem
 from bs_ray.serve.http.schema import EditRequest
-from bs_ray.serve.http.service import Asker, Planned, Service, as_problem
+from bs_ray.serve.http.service import Caller, Prepared, Service, as_problem
 
 _log = logging.getLogger(__name__)
 
 
-async def begin(service: Service, planned: Planned, asker: Asker) -> AsyncIterator[bytes]:
+async def begin(service: Service, prepared: Prepared, caller: Caller) -> AsyncIterator[bytes]:
     """The events of a request, once the engine has taken it. Raises Problem before the first."""
-    merged = _merged(service, planned)
+    merged = _merged(service, prepared)
     try:
         first = await anext(merged)
     except Exception as error:
         if problem := as_problem(error):
             raise problem from error
         raise
-    return _worded(service, planned, asker, first, merged)
+    return _worded(service, prepared, caller, first, merged)
 
 
-async def _merged(service: Service, planned: Planned) -> AsyncIterator[tuple[int, Event]]:
+async def _merged(service: Service, prepared: Prepared) -> AsyncIterator[tuple[int, Event]]:
     """(task, event) of all tasks, as they come; closing it calls all of them off."""
     queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def follow(index: int) -> None:
         try:
-            async for event in service.backend.events(planned.tasks[index]):
+            async for event in service.backend.events(prepared.tasks[index]):
                 queue.put_nowait((index, event))
         except Exception as error:
             queue.put_nowait((index, error))
 
-    followers = [asyncio.ensure_future(follow(i)) for i in range(len(planned.tasks))]
+    followers = [asyncio.ensure_future(follow(i)) for i in range(len(prepared.tasks))]
     left = len(followers)
     try:
         while left:
@@ -56,10 +56,13 @@ async def _merged(service: Service, planned: Planned) -> AsyncIterator[tuple[int
 
 
 async def _worded(
-    service: Service, planned: Planned, asker: Asker, first: tuple[int, Event],
+    service: Service,
+    prepared: Prepared,
+    caller: Caller,
+    first: tuple[int, Event],
     rest: AsyncIterator[tuple[int, Event]],
-) -> AsyncIterator[bytes]:  # fmt: skip
-    kind = "image_edit" if isinstance(planned.asked, EditRequest) else "image_generation"
+) -> AsyncIterator[bytes]:
+    kind = "image_edit" if isinstance(prepared.request, EditRequest) else "image_generation"
     progress: dict[int, Step] = {}
     results: dict[int, Result] = {}
     event: tuple[int, Event] | None = first
@@ -69,14 +72,14 @@ async def _worded(
             if isinstance(what, Step):
                 progress[index] = what
                 done = sum(step.step for step in progress.values())
-                steps = what.steps * len(planned.tasks)
+                steps = what.steps * len(prepared.tasks)
                 yield _event(f"{kind}.progress", step=done, steps=steps)
             elif isinstance(what, Partial):
-                yield _partial(f"{kind}.partial_image", planned, what)
+                yield _partial(f"{kind}.partial_image", prepared, what)
             else:
                 results[index] = what
             event = await anext(rest, None)
-        reply = await service.worded(planned, [results[i] for i in sorted(results)], asker)
+        reply = await service.worded(prepared, [results[i] for i in sorted(results)], caller)
         shared: dict[str, Any] = {"created_at": reply.created, "meta": reply.meta.model_dump()}
         for place, image in enumerate(reply.data):
             found = image.model_dump(exclude_none=True)
@@ -84,16 +87,16 @@ async def _worded(
     except Exception as error:
         problem = as_problem(error)
         if problem is None:
-            _log.error("request %s failed", asker.request_id, exc_info=error)
+            _log.error("request %s failed", caller.request_id, exc_info=error)
             detail = "the request failed on the server; its log has the cause"
             problem = Problem(500, "internal-error", detail)
-        yield _event("error", **problem.body(asker.request_id))
+        yield _event("error", **problem.body(caller.request_id))
     finally:
         await rest.aclose()  # type: ignore[attr-defined]
     yield b"data: [DONE]\n\n"
 
 
-def _partial(kind: str, planned: Planned, what: Partial) -> bytes:
+def _partial(kind: str, prepared: Prepared, what: Partial) -> bytes:
     """The first mix's picture, as a PNG."""
     file = write_picture(what.pictures[0], "png", 0, None, {"partial": what.index})
     encoded = base64.b64encode(file).decode()

@@ -19,12 +19,12 @@ from bs_ray.models.base import DiffusionModel
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import untrained_features
 from bs_ray.train.loop import assemble
-from bs_ray.train.losses import Features, Scales
+from bs_ray.train.losses import Features, LossNormaliser
 from bs_ray.train.planning.dry_run import FUSED_ATTENTION, OTHER, DryRun, RowCount
 from bs_ray.train.planning.memory import base_networks, bytes_of, engine_bytes, sharded_bytes
 from bs_ray.train.planning.published import architecture_folder
-from bs_ray.train.step import Parts, train_step
-from bs_ray.train.targets.concept_sliders import reference_step
+from bs_ray.train.step import TrainState, train_step
+from bs_ray.train.targets.concept_sliders import concept_sliders_step
 from bs_ray.train.targets.samples import SampleMaker
 from bs_ray.train.targets.teacher import Teacher
 
@@ -52,16 +52,20 @@ class StepCost:
 
 def rows_of(job: TrainJob) -> int:
     """A worker's rows of a step, for each slider, with the fewest workers."""
-    return job.batch_size // job.least_workers
+    return job.batch_size // job.min_workers
 
 
 class MetaBase:
     """The job's base on the meta device, and steps taken with it."""
 
     def __init__(
-        self, run: DryRun, model: DiffusionModel, features: Features, features_bytes: int,
+        self,
+        run: DryRun,
+        model: DiffusionModel,
+        features: Features,
+        features_bytes: int,
         dtype: torch.dtype,
-    ):  # fmt: skip
+    ):
         self.run, self.model, self.features, self.dtype = run, model, features, dtype
         self.features_bytes = features_bytes
         self._costs: dict[tuple, StepCost] = {}
@@ -100,11 +104,13 @@ class MetaBase:
         parts = self._assembled(job)
         trained = 4 if job.gradient_checkpointing else 3  # recomputing is one forward more
         counts = RowCount(self.model.denoiser, trained), RowCount(self.decoder)
-        parts.scales.load({"steps": Scales.SETTLE_STEPS, **dict.fromkeys(Scales.NAMES, 1.0)})
+        parts.normaliser.load(
+            {"steps": LossNormaliser.SETTLE_STEPS, **dict.fromkeys(LossNormaliser.NAMES, 1.0)}
+        )
         self.run.mark()
         before = self.run.live.copy()
         if job.algorithm == "concept_sliders":
-            reference_step(parts, job.steps - 1, denoised=1)
+            concept_sliders_step(parts, job.steps - 1, denoised=1)
         else:
             train_step(parts, job.steps - 1)  # the last step has all of the losses
         peak = self.run.peak
@@ -124,7 +130,7 @@ class MetaBase:
             discriminator_parameters=_count(critic.module) if critic else 0,
         )
 
-    def _assembled(self, job: TrainJob) -> Parts:
+    def _assembled(self, job: TrainJob) -> TrainState:
         px = self.px(job)
         pixels = torch.zeros(2, 3, px, px, dtype=torch.uint8)
         photos = PhotoPool(["-1/a.png", "1/a.png"], pixels, self.model)
@@ -139,7 +145,7 @@ class MetaBase:
     # --- adding up ----------------------------------------------------------------------------
     def memory(self, job: TrainJob, stage: int, rows: int | None = None) -> dict[str, int]:
         """Part -> bytes on one worker at the peak of its step."""
-        cost, workers = self.cost(job, rows or rows_of(job)), job.least_workers
+        cost, workers = self.cost(job, rows or rows_of(job)), job.min_workers
         found = dict(self.weights)
         deepspeed = job.engine == "deepspeed"
         if stage == 3 and deepspeed and workers > 1:
@@ -168,7 +174,7 @@ class MetaBase:
         rows, unit = rows_of(job), smallest_batch(job)
         here, twice = self.total(job, rows), self.total(job, 2 * rows)
         found = rows + (limit - here) * rows / max(twice - here, 1)
-        return max(0, int(found * job.least_workers // unit) * unit)
+        return max(0, int(found * job.min_workers // unit) * unit)
 
     def _latents_bytes(self, job: TrainJob) -> int:
         px = self.px(job)
@@ -220,4 +226,4 @@ def smallest_batch(job: TrainJob) -> int:
     """The smallest batch_size: rows for every number of workers, and near and far in pairs."""
     image_terms = job.losses.perceptual or job.losses.adversarial
     each = 2 if job.pairs or image_terms else 1
-    return each * math.lcm(*range(job.least_workers, job.most_workers + 1))
+    return each * math.lcm(*range(job.min_workers, job.max_workers + 1))

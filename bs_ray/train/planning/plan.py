@@ -85,7 +85,7 @@ def plan(
     Raises PlanDoesNotFit, naming the largest part and the smallest change that helps, and
     BaseNotFound for a base that is neither.
     """
-    check_rows(job, job.most_workers)  # each has the fewest rows
+    check_rows(job, job.max_workers)  # each has the fewest rows
     with MetaBase.open(job, dtype) as meta:
         made = _plan(meta, job, gpu_memory_gb)
         if gpu_memory_gb is not None and made.total > gpu_memory_gb * GIB:
@@ -96,10 +96,11 @@ def plan(
 def show(made: Plan, console: Console) -> None:
     """A plan as tables."""
     table = Table(
-        "GiB on a worker", *(f"ZeRO {s}{' *' * (s == made.zero_stage)}" for s in STAGES),
+        "GiB on a worker",
+        *(f"ZeRO {s}{' *' * (s == made.zero_stage)}" for s in STAGES),
         title=f"{made.base} at {made.resolution} px, {made.dtype}; {made.workers} workers x "
         f"{made.rows} rows (* as the job says)",
-    )  # fmt: skip
+    )
     for part in made.memory[0]:
         table.add_row(part, *(f"{made.memory[s][part] / GIB:.2f}" for s in STAGES))
     sums = [sum(made.memory[s].values()) / GIB for s in STAGES]
@@ -139,7 +140,7 @@ def _plan(meta: MetaBase, job: TrainJob, limit_gb: float | None) -> Plan:
         base=job.base,
         resolution=meta.px(job),
         dtype=str(meta.dtype).removeprefix("torch."),
-        workers=job.least_workers,
+        workers=job.min_workers,
         rows=rows,
         zero_stage=job.zero_stage,
         slider_parameters=cost.slider_parameters,

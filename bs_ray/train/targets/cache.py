@@ -194,9 +194,13 @@ def to_parquet(rows: Iterator[Row]) -> bytes:
 
 
 def ensure_cache(
-    job: TrainJob, base: str, base_id: str, latent_shape: tuple[int, int, int], board: Board,
+    job: TrainJob,
+    base: str,
+    base_id: str,
+    latent_shape: tuple[int, int, int],
+    board: Board,
     say: Callable[[str], None],
-) -> Store:  # fmt: skip
+) -> Store:
     """The job's cache, found or built; what it takes is said first."""
     store = cache_store(job, base_id)
     if finished(store):

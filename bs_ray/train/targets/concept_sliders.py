@@ -16,43 +16,45 @@ from bs_ray.models.diffusion import euler_path, guided
 from bs_ray.train.batches import row_generator
 from bs_ray.train.engines import mean_over_workers
 from bs_ray.train.losses import guidance_target, triplet_loss
-from bs_ray.train.step import Parts, check_finite
+from bs_ray.train.step import TrainState, check_finite
 from bs_ray.train.targets.teacher import Teacher
 
 DENOISING_STEPS = 50
 GUIDANCE = 3.0
 
 
-def reference_step(parts: Parts, step: int, denoised: int | None = None) -> dict[str, float]:
+def concept_sliders_step(
+    state: TrainState, step: int, denoised: int | None = None
+) -> dict[str, float]:
     """One step of the published procedure over this worker's rows.
 
     `denoised` fixes the steps of the partial run, drawn from 1 .. 49 otherwise (one number for all
     rows of a step, so that they can share forward passes). Raises TrainingDiverged.
     """
-    job, model = parts.job, parts.model
+    job, model = state.job, state.model
     (prompts,) = job.concepts.values()
     rng = row_generator(job.seed, step, 0)
     drawn = int(torch.randint(1, DENOISING_STEPS, (), generator=rng))
     times = model.prediction.timesteps(DENOISING_STEPS)
-    count = len(parts.rows)
+    count = len(state.rows)
 
-    assert parts.teacher is not None
+    assert state.teacher is not None
 
-    def told(text: str, teacher: Teacher = parts.teacher) -> Condition:
-        return teacher.told([text] * count)
+    def condition(text: str, teacher: Teacher = state.teacher) -> Condition:
+        return teacher.conditions([text] * count)
 
-    target, negative = told(prompts.target), told(prompts.negative)
-    neutral = told(prompts.target if prompts.neutral is None else prompts.neutral)
+    target, negative = condition(prompts.target), condition(prompts.negative)
+    neutral = condition(prompts.target if prompts.neutral is None else prompts.neutral)
     on = torch.ones(2 * count, 1, device=model.device)
 
     # x_T -> x_t with the slider at +1, away from the negative prompt.
     def with_slider(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        with parts.bank.strengths(on):
+        with state.bank.strengths(on):
             return model.predict(x, t, condition)
 
     noise = [
-        torch.randn(parts.photos.latent_shape, generator=row_generator(job.seed, step, row))
-        for row in parts.rows
+        torch.randn(state.photos.latent_shape, generator=row_generator(job.seed, step, row))
+        for row in state.rows
     ]
     with torch.no_grad():
         forward = guided(with_slider, target, negative, GUIDANCE)
@@ -63,18 +65,18 @@ def reference_step(parts: Parts, step: int, denoised: int | None = None) -> dict
 
         # Guidance 1: the pair's first half is its result, and the second is thrown away.
         def frozen(condition: Condition) -> Tensor:
-            both = Condition.cat([condition, told("")])
+            both = Condition.cat([condition, condition("")])
             return model.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), both)[:count]
 
-        positive, middle, low = frozen(told(prompts.positive)), frozen(neutral), frozen(negative)
+        positive, middle, low = frozen(condition(prompts.positive)), frozen(neutral), frozen(negative)
         sign = 1 if prompts.action == "enhance" else -1
         ones = torch.full((count,), float(sign), device=model.device)
         goal = guidance_target(middle, positive - low, ones, job.losses.eta)
 
-    both = Condition.cat([target, told("")])
-    predicted = parts.student(x_t.repeat(2, 1, 1, 1), t.repeat(2), on, both)[:count]
+    both = Condition.cat([target, condition("")])
+    predicted = state.student(x_t.repeat(2, 1, 1, 1), t.repeat(2), on, both)[:count]
     loss = triplet_loss(predicted, goal).mean()
     numbers = {"triplet": float(mean_over_workers(loss.detach().clone()))}
     check_finite(numbers, step, job)
-    parts.student.backward_and_step(loss)
+    state.student.backward_and_step(loss)
     return numbers | {"w_triplet": 1.0, "w_perceptual": 0.0}

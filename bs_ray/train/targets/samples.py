@@ -23,8 +23,8 @@ from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import euler_path, guided, keyed_noise
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.train.batches import Drawn, Lesson, draw, row_generator, text_lesson
-from bs_ray.train.targets.teacher import Taught, Teacher
+from bs_ray.train.batches import RowDraws, TrainBatch, draw, row_generator, text_batch
+from bs_ray.train.targets.teacher import Teacher, TeacherOutput
 
 PATH_STEPS = 48
 PATH_SAMPLES = 16
@@ -67,9 +67,13 @@ class SampleMaker:
         """(photo, t, x_t) of a noised photo."""
         kind = self.model.prediction
         one = draw(
-            self.job, range(number, number + 1), 0, len(self.photos), kind.num_train_timesteps,
+            self.job,
+            range(number, number + 1),
+            0,
+            len(self.photos),
+            kind.num_train_timesteps,
             self.photos.latent_shape,
-        )  # fmt: skip
+        )
         x0 = self.photos.latents(one.photo).cpu()
         return one.photo[0], int(one.t[0]), kind.add_noise(x0, one.noise, one.t)[0]
 
@@ -111,9 +115,9 @@ class SampleMaker:
     @torch.no_grad()
     def _run(self, path: int) -> list[tuple[int, Tensor]]:
         model, split = self.model, self.job.losses.image_timestep_max
-        told = self.teacher.targets(torch.tensor([0]), torch.tensor([path]))
+        cond = self.teacher.targets(torch.tensor([0]), torch.tensor([path]))
         scale = self.settings.trajectory_guidance
-        forward = guided(model.predict, told, self.teacher.told([""]), scale, model.guide)
+        forward = guided(model.predict, cond, self.teacher.conditions([""]), scale, model.guide)
         x = keyed_noise(self.photos.latent_shape, self.job.seed, f"path-{path}", 0)[None]
         times = model.prediction.timesteps(PATH_STEPS)
         walk = euler_path(model.prediction, forward, x.to(model.device), times)
@@ -147,7 +151,7 @@ def _order(seed: int, parity: int, epoch: int, count: int) -> Tensor:
 
 
 @dataclass
-class CachedLessons:
+class CachedBatches:
     """Lessons from stored samples; some of every batch, if asked, from the slider's own runs.
 
     Those, `on_policy_fraction` of the rows, are made anew at every checkpoint, with the weights
@@ -163,11 +167,11 @@ class CachedLessons:
     _own: dict[int, Row] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, rows: Iterable[Mapping[str, Any]], **parts: Any) -> CachedLessons:
+    def load(cls, rows: Iterable[Mapping[str, Any]], **parts: Any) -> CachedBatches:
         """Keep what a run will ask for of the rows of a cache, in whatever order they arrive."""
         return cls(samples={int(row["sample"]): dict(row) for row in rows}, **parts)
 
-    def at(self, step: int, rows: range) -> Lesson:
+    def at(self, step: int, rows: range) -> TrainBatch:
         job, device = self.job, self.model.device
         settings = job.teacher
         assert isinstance(settings, CachedTeacher)
@@ -182,15 +186,18 @@ class CachedLessons:
 
         count = len(job.slider_names)
         x_t, t = stack("x_t"), torch.tensor([row["t"] for row in taken], device=device)
-        taught = Taught(
+        taught = TeacherOutput(
             stack("neutral", count).transpose(0, 1), stack("direction", count).transpose(0, 1)
         )
         drawn = draw(job, rows, step, len(self.photos), 1000, (1, 1, 1))
-        drawn = Drawn(
-            [row["photo"] for row in taken], drawn.t, drawn.strength, drawn.noise,
+        drawn = RowDraws(
+            [row["photo"] for row in taken],
+            drawn.t,
+            drawn.strength,
+            drawn.noise,
             torch.tensor([row["turn"] for row in taken]),
-        )  # fmt: skip
-        return text_lesson(job, self.teacher, rows, drawn, x_t, t, taught)
+        )
+        return text_batch(job, self.teacher, rows, drawn, x_t, t, taught)
 
     def refresh(self, step: int, rows: range) -> None:
         assert isinstance(self.job.teacher, CachedTeacher)
@@ -214,9 +221,9 @@ class CachedLessons:
             with self.bank.strengths(gates):
                 return model.predict(x, t, condition)
 
-        told = self.teacher.targets(slider, one.turn)
+        cond = self.teacher.targets(slider, one.turn)
         scale = settings.trajectory_guidance
-        ahead = guided(forward, told, self.teacher.told([""]), scale, model.guide)
+        ahead = guided(forward, cond, self.teacher.conditions([""]), scale, model.guide)
         times = model.prediction.timesteps(PATH_STEPS)
         points = [t for t in times if (t <= split) == (row % 2 == 0)]
         stop = points[int(torch.randint(len(points), (), generator=rng))]

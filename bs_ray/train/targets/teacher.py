@@ -15,7 +15,7 @@ from torch import Tensor
 from bs_ray.config import Prompts
 from bs_ray.models.base import Condition, DiffusionModel
 
-_LEAST_GAP = 2e-3
+_MIN_GAP = 2e-3
 """Relative difference below which e(c+) and e(c-) are the same but for rounding."""
 
 
@@ -24,7 +24,7 @@ class PromptsDoNotSeparate(ValueError):
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherOutput:
     """What the frozen base says about B rows, for each of M sliders."""
 
     neutral: Tensor  # [M, B, C, h, w]: e(x_t, c_n); the same tensor where the prompts are the same
@@ -52,10 +52,10 @@ class Teacher:
         """The target prompts c_t of rows of sliders `slider` int64 [R] at turns int64 [R]."""
         names = [_targets(prompts) for prompts in self.concepts.values()]
         pairs = zip(slider.tolist(), turn.tolist(), strict=True)
-        return self.told([names[m][k % len(names[m])] for m, k in pairs])
+        return self.conditions([names[m][k % len(names[m])] for m, k in pairs])
 
     @torch.no_grad()
-    def __call__(self, x_t: Tensor, t: Tensor, turn: Tensor) -> Taught:
+    def __call__(self, x_t: Tensor, t: Tensor, turn: Tensor) -> TeacherOutput:
         """A slider bank that is attached stays out of it as long as no strengths are set."""
         columns: dict[tuple[str, ...], Tensor | None] = {}
         neutrals = []
@@ -65,7 +65,7 @@ class Teacher:
             for text in chain(*_ends(prompts)):
                 columns[(text,) * len(x_t)] = None
         columns |= dict.fromkeys(neutrals)
-        rows = self.told([text for column in columns for text in column])
+        rows = self.conditions([text for column in columns for text in column])
         count = len(columns)
         predicted = self.model.predict(x_t.repeat(count, 1, 1, 1), t.repeat(count), rows)
         said = dict(zip(columns, predicted.chunk(count), strict=True))
@@ -78,9 +78,9 @@ class Teacher:
             positive, negative = _ends(prompts)
             sign = 1 if prompts.action == "enhance" else -1
             directions.append(sign * (ends(positive) - ends(negative)))
-        return Taught(torch.stack([said[n] for n in neutrals]), torch.stack(directions))
+        return TeacherOutput(torch.stack([said[n] for n in neutrals]), torch.stack(directions))
 
-    def told(self, texts: list[str]) -> Condition:
+    def conditions(self, texts: list[str]) -> Condition:
         """Rows of any of the sliders' prompts, or of ""."""
         numbers = torch.tensor([self._number[text] for text in texts])
         return self._conditions.rows(numbers.to(self._conditions.tokens.device))
@@ -95,20 +95,20 @@ class Teacher:
         gaps = said.direction.flatten(1).norm(dim=1) / size
         found = dict(zip(self.concepts, gaps.tolist(), strict=True))
         for name, gap in found.items():
-            if gap < _LEAST_GAP:
+            if gap < _MIN_GAP:
                 self._refuse(name, gap, x_t, t)
         return found
 
     def _refuse(self, name: str, gap: float, x_t: Tensor, t: Tensor) -> None:
         positive, negative = (ends[0] for ends in _ends(self.concepts[name]))
         with torch.no_grad():
-            rows = self.told([positive] * len(x_t) + [negative] * len(x_t))
+            rows = self.conditions([positive] * len(x_t) + [negative] * len(x_t))
             high, low = self.model.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), rows).chunk(2)
         cosine = float(torch.cosine_similarity(high.flatten(), low.flatten(), dim=0))
         raise PromptsDoNotSeparate(
             f"slider {name}: got {positive!r} and {negative!r}, for which the base predicts the "
             f"same (relative difference {gap:.1e}, cosine {cosine:.6f}); expected a difference of "
-            f"at least {_LEAST_GAP:g}. Use words that the base knows and that say opposite things"
+            f"at least {_MIN_GAP:g}. Use words that the base knows and that say opposite things"
         )
 
 

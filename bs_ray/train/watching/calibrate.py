@@ -17,7 +17,7 @@ from bs_ray.sliders.calibration import Calibration
 from bs_ray.train.watching.preview import Predict, Previewer, reach
 
 _PER_SIDE = 4  # strengths measured on either side of 0, up to twice the trained range
-_LEAST_GROWTH = 0.1
+_MIN_GROWTH = 0.1
 """The effect still grows where its slope is at least this share of the steepest on that side."""
 _NOISE = 2.0
 """An effect within this many standard errors of 0 is none."""
@@ -36,9 +36,9 @@ class Measured:
     """[P, K]: distance from strength 0."""
     identity: np.ndarray | None = None
     """[P, K]: similarity with strength 0."""
-    most_drift: float = float("inf")
+    max_drift: float = float("inf")
     """Mean drift beyond which the picture has become another one."""
-    least_identity: float = -1.0
+    min_identity: float = -1.0
     """Mean similarity below which the person has become another one."""
 
 
@@ -65,12 +65,12 @@ def _on_latents(
     previewer: Previewer, slider: int, predict: Predict, strengths: Sequence[float]
 ) -> Measured:
     """The projection on what strength 1 was told, eta d, and the norm of what lies beside it."""
-    told = previewer.held_out.of(slider).told
-    assert told is not None
+    direction = previewer.held_out.of(slider).direction
+    assert direction is not None
     moved = previewer.moved(slider, predict, strengths)
-    pairs = [reach(one, told) for one in moved]
+    pairs = [reach(one, direction) for one in moved]
     return Measured(
-        f"share of the change told for strength 1, on {len(told)} noisy latents",
+        f"share of the change told for strength 1, on {len(direction)} noisy latents",
         strengths,
         torch.stack([share for share, _ in pairs], 1).cpu().numpy(),
         torch.stack([beside for _, beside in pairs], 1).cpu().numpy(),
@@ -90,11 +90,11 @@ def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Me
     flat, twin, others = pictures.flatten(0, 1), still.repeat_interleave(k, 0), still.roll(1, 0)
     drift = judging.perceptual.distance(flat, twin).view(n, k).cpu().numpy()
     most = float(judging.perceptual.distance(still, others).mean()) / 2
-    seen = replace(seen, drift=drift, most_drift=most)
+    seen = replace(seen, drift=drift, max_drift=most)
     if judging.identity:
         identity = judging.identity.similarity(flat, twin).view(n, k).cpu().numpy()
         least = (1 + float(judging.identity.similarity(still, others).mean())) / 2
-        seen = replace(seen, identity=identity, least_identity=least)
+        seen = replace(seen, identity=identity, min_identity=least)
     return seen
 
 
@@ -106,9 +106,9 @@ def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
     strengths = np.asarray(seen.strengths, float)
     effect, drift = seen.effect.mean(0), seen.drift.mean(0)
     identity = None if seen.identity is None else seen.identity.mean(0)
-    whole = drift <= seen.most_drift
+    whole = drift <= seen.max_drift
     if identity is not None:
-        whole &= identity >= seen.least_identity
+        whole &= identity >= seen.min_identity
     rising = monotone(strengths, effect)
     low = high = unit = 0.0
     if _dead(seen, max_strength):
@@ -123,10 +123,15 @@ def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
         low = -_usable(-strengths[::-1], -rising[::-1], whole[::-1])
         unit = unit_strength(strengths, rising, max_strength)
     return Calibration(
-        judge=seen.judge, strengths=strengths.tolist(), effect=rising.tolist(),
-        drift=drift.tolist(), identity=[] if identity is None else identity.tolist(),
-        unit=unit, low=low, high=high,
-    )  # fmt: skip
+        judge=seen.judge,
+        strengths=strengths.tolist(),
+        effect=rising.tolist(),
+        drift=drift.tolist(),
+        identity=[] if identity is None else identity.tolist(),
+        unit=unit,
+        low=low,
+        high=high,
+    )
 
 
 def monotone(strengths: np.ndarray, effect: np.ndarray) -> np.ndarray:
@@ -166,7 +171,7 @@ def _usable(strengths: np.ndarray, rising: np.ndarray, whole: np.ndarray) -> flo
     side = np.flatnonzero(strengths >= 0)
     x, y = strengths[side], rising[side]
     slopes = np.diff(y) / np.diff(x)
-    least, last = max(_LEAST_GROWTH * float(slopes.max()), 1e-9), 0.0
+    least, last = max(_MIN_GROWTH * float(slopes.max()), 1e-9), 0.0
     for k, slope in enumerate(slopes, start=1):
         if slope < least or not whole[side[k]]:
             break

@@ -19,7 +19,7 @@ from bs_ray.config import EarlyStop, Prompts
 from bs_ray.images.pixels import pixels_of
 from bs_ray.images.sheets import draw_strip
 from bs_ray.judges.clip import ClipScore
-from bs_ray.judges.load import Judging
+from bs_ray.judges.load import JudgeSet
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise, euler_path, guided
 from bs_ray.sliders.bank import SliderBank
@@ -37,7 +37,7 @@ _HELD_OUT_TIMES = (0.1, 0.3, 0.5, 0.7)
 _ROWS = 32  # rows of one forward pass
 
 
-def notice(judging: Judging, base: str) -> str | None:
+def missing_judges_message(judging: JudgeSet, base: str) -> str | None:
     """What to tell the user about absent judges; None where there is nothing to tell."""
     if not judging.absent:
         return None
@@ -91,7 +91,7 @@ class Previewer:
     eta: float = 1.0
     max_strength: float = 2.0
     """S: strips show -S, -S/2, 0, S/2, S."""
-    judging: Judging = field(default_factory=Judging)
+    judging: JudgeSet = field(default_factory=JudgeSet)
     latent_shape: tuple[int, int, int] | None = None
     """(C, h, w) of the pictures; the base's native size where left out."""
     seeds: Sequence[int] = SEEDS
@@ -127,7 +127,7 @@ class Previewer:
         """Latents of rows with these gates [B, M]: `each` for a slider, `same` for a seed."""
         model, shape = self.model, self.latent_shape or self.model.latent_shape
         embedded = model.embed([*self.targets, ""])
-        told = embedded.rows(slice(0, -1)).repeat(each)
+        direction = embedded.rows(slice(0, -1)).repeat(each)
         untold = embedded.rows(torch.full((len(gates),), len(self.targets)))
         gates = torch.cat([gates, gates]).to(model.device)
         start = LATE_ACTIVATION * model.prediction.num_train_timesteps
@@ -137,7 +137,7 @@ class Previewer:
 
         seeds = [seed for _ in self.targets for seed in self.seeds for _ in range(same)]
         x = batch_noise(shape, seeds, ["preview"] * len(seeds), 0).to(model.device)
-        path = guided(forward, told, untold, GUIDANCE, model.guide)
+        path = guided(forward, direction, untold, GUIDANCE, model.guide)
         times = model.prediction.timesteps(self.steps)
         *_, (x0, _) = euler_path(model.prediction, path, x, times)
         return x0
@@ -177,10 +177,10 @@ class Previewer:
         noise = batch_noise(x0.shape[1:], seeds, keys, 0).to(model.device)
         x_t = kind.add_noise(x0, noise, t)
         condition = model.embed(list(self.targets)).repeat(rows)
-        direction = self._told(x_t, t, rows) if self.concepts else None
+        direction = self._directions(x_t, t, rows) if self.concepts else None
         return HeldOut(x_t, t, condition, direction, rows)
 
-    def _told(self, x_t: Tensor, t: Tensor, rows: int) -> Tensor:
+    def _directions(self, x_t: Tensor, t: Tensor, rows: int) -> Tensor:
         """eta (e(c+) - e(c-)) of each row's own slider: [M * rows, C, h, w]."""
         teacher, found = Teacher(self.model, self.concepts), []
         for m in range(len(self.names)):
@@ -203,13 +203,13 @@ class Previewer:
 
     def _responses(self, slider: int, predict: Predict) -> dict[str, float]:
         half = self.max_strength / 2
-        told = self.held_out.of(slider).told
+        direction = self.held_out.of(slider).direction
         moved = self.moved(slider, predict, [half, -half])
-        if told is None:
+        if direction is None:
             x_t = self.held_out.of(slider).x_t
             return {"change": float(moved[0].norm() / x_t.norm())}
-        up, leak_up = reach(moved[0], half * told)
-        down, leak_down = reach(moved[1], -half * told)
+        up, leak_up = reach(moved[0], half * direction)
+        down, leak_down = reach(moved[1], -half * direction)
         leak = float(torch.cat([leak_up, leak_down]).mean())
         return {"reach_up": float(up.mean()), "reach_down": float(down.mean()), "leak": leak}
 
@@ -237,26 +237,26 @@ class HeldOut:
     x_t: Tensor
     t: Tensor
     condition: Condition
-    told: Tensor | None
+    direction: Tensor | None
     """eta d, like x_t; None for image pairs."""
     rows: int
 
     def of(self, slider: int) -> HeldOut:
         """One slider's rows."""
         own = slice(slider * self.rows, (slider + 1) * self.rows)
-        told = None if self.told is None else self.told[own]
-        return HeldOut(self.x_t[own], self.t[own], self.condition.rows(own), told, self.rows)
+        direction = None if self.direction is None else self.direction[own]
+        return HeldOut(self.x_t[own], self.t[own], self.condition.rows(own), direction, self.rows)
 
 
-def reach(moved: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+def reach(moved: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """(reach, leak) by row: the projection of `moved` on `told`, and the norm of what lies beside.
 
     Both in units of |told|; [B, ...] each, results [B]. (1, 0) is a slider that does as told.
     """
-    moved, told = moved.flatten(1), told.flatten(1)
-    share = (moved * told).sum(1) / told.square().sum(1)
-    beside = moved - share[:, None] * told
-    return share, beside.norm(dim=1) / told.norm(dim=1)
+    moved, direction = moved.flatten(1), direction.flatten(1)
+    share = (moved * direction).sum(1) / direction.square().sum(1)
+    beside = moved - share[:, None] * direction
+    return share, beside.norm(dim=1) / direction.norm(dim=1)
 
 
 def attribute_score(clip: ClipScore, pictures: Tensor, prompts: Prompts) -> Tensor:

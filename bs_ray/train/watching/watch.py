@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bs_ray.judges.load import Judging
+from bs_ray.judges.load import JudgeSet
 from bs_ray.sliders.calibration import Calibration
 from bs_ray.train.checkpoint import Progress
 from bs_ray.train.engines import mean_over_workers
-from bs_ray.train.step import Parts
+from bs_ray.train.step import TrainState
 from bs_ray.train.watching.calibrate import calibrate
 from bs_ray.train.watching.preview import Plateau, Previewer, bank_predict
 from bs_ray.train.watching.tracking import Tracker
@@ -24,40 +24,40 @@ class Watch:
     open_tracker(steps done) is called when the run begins or goes on.
     """
 
-    parts: Parts
-    judging: Judging
+    state: TrainState
+    judging: JudgeSet
     open_tracker: Callable[[int], Tracker]
     shown: dict[str, float] = field(default_factory=dict)
     """Effect and drift of the last preview, for the progress bar."""
     _tracker: Tracker | None = None
 
     def __post_init__(self) -> None:
-        job, parts = self.parts.job, self.parts
+        job, state = self.state.job, self.state
         pictured = [job.pairs.target] if job.pairs else []
         self.previewer = Previewer(
-            parts.model,
+            state.model,
             job.slider_names,
             [prompts.target for prompts in job.concepts.values()] or pictured,
             job.concepts,
             job.losses.eta,
             job.losses.max_strength,
             self.judging,
-            parts.photos.latent_shape,
+            state.photos.latent_shape,
         )
         self.plateau = Plateau(job.early_stop) if job.early_stop else None
-        self._predict = bank_predict(parts.model, parts.bank)
+        self._predict = bank_predict(state.model, state.bank)
 
     def begin(self, progress: Progress) -> None:
         """Before the first step, or the first one after a resume."""
         if self.plateau:
             self.plateau.load(progress.plateau)
-        if self.parts.rank == 0:
+        if self.state.rank == 0:
             self._tracker = self.open_tracker(progress.step)
             self._log(progress.step, {f"gap_{name}": gap for name, gap in progress.gaps.items()})
 
     def after_step(self, progress: Progress, numbers: dict[str, float]) -> bool:
         """Whether the run is to stop here. Every worker calls it and gets the same answer."""
-        job, step = self.parts.job, progress.step
+        job, step = self.state.job, progress.step
         self._log(step, numbers)
         due = step == job.steps or bool(job.preview_every and step % job.preview_every == 0)
         if not due:
@@ -85,7 +85,7 @@ class Watch:
 
     def calibrations(self) -> dict[str, Calibration]:
         """What the finished sliders do over a range of strengths, by name; for every worker."""
-        return calibrate(self.previewer, self._predict) if self.parts.job.calibrate else {}
+        return calibrate(self.previewer, self._predict) if self.state.job.calibrate else {}
 
     def saved(self) -> None:
         """A checkpoint has been made: what was logged is to be as safe."""

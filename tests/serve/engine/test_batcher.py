@@ -14,8 +14,8 @@ from bs_ray.editing.generate import generate
 from bs_ray.editing.methods import METHODS
 from bs_ray.models import load_base
 from bs_ray.serve.engine.admission import Load, Pace, finish_times
-from bs_ray.serve.engine.batcher import Engine
-from bs_ray.serve.engine.tasks import Busy, DrawTask, EditTask, Partial, Result, Step
+from bs_ray.serve.engine.batcher import Batcher
+from bs_ray.serve.engine.tasks import Busy, EditTask, GenerateTask, Partial, Result, Step
 from bs_ray.sliders.slider import Slider, SliderError
 from bs_ray.testing import random_slider
 
@@ -102,7 +102,7 @@ def task(seed: int, size=(64, 64), within_s: float = 60.0, partials: int = 0, **
     return EditTask(edit=edit, sliders=list(named), within_s=within_s, partials=partials)
 
 
-async def result(engine: Engine, task, sliders) -> Result:
+async def result(engine: Batcher, task, sliders) -> Result:
     async for event in engine.submit(task, {name: sliders[name] for name in task.sliders}):
         if isinstance(event, Result):
             return event
@@ -143,14 +143,19 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
         edit = Edit(f"k{i}", photo(i, *size), mixes, seed=i, settings=settings)
         names = list(dict.fromkeys(name for mix in mixes for name in mix))
         tasks.append(EditTask(edit=edit, sliders=names, within_s=300))
-    draw = DrawTask(
-        sliders=["s0@1"], prompt="a woman", mixes=[{"s0@1": 1.0}, {}], seed=3, steps=5,
-        guidance_scale=3.0, within_s=300,
-    )  # fmt: skip
+    draw = GenerateTask(
+        sliders=["s0@1"],
+        prompt="a woman",
+        mixes=[{"s0@1": 1.0}, {}],
+        seed=3,
+        steps=5,
+        guidance_scale=3.0,
+        within_s=300,
+    )
     watcher = Recorder()
 
     async def main() -> list[Result]:
-        engine = Engine(editor, watcher, max_rows=6, max_waiting=50)
+        engine = Batcher(editor, watcher, max_rows=6, max_waiting=50)
 
         async def later(i: int, one) -> Result:
             await asyncio.sleep(0.03 * i)
@@ -172,9 +177,14 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
     moved = [far(o.outputs[0].pixels, t.edit.pixels) for t, o in zip(tasks, found, strict=True)]
     assert min(moved) > 50 * TOLERANCE
     [pictures] = generate(
-        alone, ["a woman"], [[{"s0@1": 1.0}, {}]], keys=["a woman"], seed=3, steps=5,
+        alone,
+        ["a woman"],
+        [[{"s0@1": 1.0}, {}]],
+        keys=["a woman"],
+        seed=3,
+        steps=5,
         guidance_scale=3.0,
-    )  # fmt: skip
+    )
     for picture, output in zip(pictures, drawn.outputs, strict=True):
         expected_pixels = ((picture + 1) * 127.5).permute(1, 2, 0).numpy()
         assert far(expected_pixels, output.pixels) < TOLERANCE
@@ -183,7 +193,7 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
 
 def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         held.go.clear()
         first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
         await until(lambda: len(held.passes) == 1)
@@ -200,7 +210,7 @@ def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> No
 
 def test_progress_and_partial_pictures(editor, sliders) -> None:
     async def main() -> list:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         one = task(0, s0=2.0, partials=2)
         return [event async for event in engine.submit(one, {"s0@1": sliders["s0@1"]})]
 
@@ -219,7 +229,7 @@ def test_an_edit_called_off_leaves_at_the_next_step(editor, held, sliders) -> No
     watcher = Recorder()
 
     async def main() -> None:
-        engine = Engine(editor, watcher, max_rows=8, max_waiting=8)
+        engine = Batcher(editor, watcher, max_rows=8, max_waiting=8)
         held.go.clear()
         leaver, stayer = (
             asyncio.create_task(result(engine, task(i, s0=1.0), sliders)) for i in range(2)
@@ -237,7 +247,7 @@ def test_an_edit_called_off_leaves_at_the_next_step(editor, held, sliders) -> No
 
 def test_one_that_waits_may_leave_too(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Engine(editor, Recorder(), max_rows=1, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=1, max_waiting=8)
         held.go.clear()
         first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
         await until(lambda: len(held.passes) == 1)
@@ -255,7 +265,7 @@ def test_a_full_queue_refuses(editor, held, sliders) -> None:
     watcher = Recorder()
 
     async def main() -> None:
-        engine = Engine(editor, watcher, max_rows=1, max_waiting=1)
+        engine = Batcher(editor, watcher, max_rows=1, max_waiting=1)
         held.go.clear()
         kept = [asyncio.create_task(result(engine, task(0, s0=1.0), sliders))]
         await until(lambda: len(held.passes) == 1)
@@ -272,7 +282,7 @@ def test_a_full_queue_refuses(editor, held, sliders) -> None:
 
 def test_what_would_be_late_or_make_others_late_is_refused_at_once(editor, sliders) -> None:
     async def main() -> None:
-        engine = Engine(editor, Recorder(), max_rows=16, max_waiting=16)
+        engine = Batcher(editor, Recorder(), max_rows=16, max_waiting=16)
         engine._pace.learn(1, 1.0)  # four steps: four seconds alone, eight for two
         engine._pace.learn = lambda rows, seconds: None
         first = asyncio.create_task(result(engine, task(0, s0=1.0, within_s=6.0), sliders))
@@ -290,7 +300,7 @@ def test_what_would_be_late_or_make_others_late_is_refused_at_once(editor, slide
 
 def test_one_that_is_late_anyway_keeps_nobody_out(editor, sliders) -> None:
     async def main() -> None:
-        engine = Engine(editor, Recorder(), max_rows=16, max_waiting=16)
+        engine = Batcher(editor, Recorder(), max_rows=16, max_waiting=16)
         engine._pace.learn(1, 1.0)
         engine._pace.learn = lambda rows, seconds: None
         hopeless = asyncio.create_task(result(engine, task(0, s0=1.0, within_s=0.5), sliders))
@@ -317,7 +327,7 @@ def test_finish_times() -> None:
 
 def test_a_queue_that_cannot_move_in_time_tells_those_who_wait(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Engine(editor, Recorder(), max_rows=1, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=1, max_waiting=8)
         held.go.clear()
         first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
         await until(lambda: len(held.passes) == 1)
@@ -334,7 +344,7 @@ def test_a_queue_that_cannot_move_in_time_tells_those_who_wait(editor, held, sli
 # --- what goes wrong ----------------------------------------------------------------------------
 def test_one_bad_edit_fails_alone(editor, sliders) -> None:
     async def main() -> list:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         wrong = EditTask(edit=Edit("k", photo(0)[..., :2], [{}]))
         edit = Edit("k", photo(1), [{"high@1": 1.0}])
         too_high = EditTask(edit=edit, sliders=["high@1"])
@@ -356,7 +366,7 @@ def test_one_bad_edit_fails_alone(editor, sliders) -> None:
 
 def test_a_forward_that_fails_together_is_tried_alone(editor, held, sliders) -> None:
     async def main() -> list:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         plain = held.predict
         held.predict = lambda x, t, c, s: plain(x, t, c, s) if len(x) == 2 else 1 / 0
         return await asyncio.gather(*(result(engine, task(i, s0=1.0), sliders) for i in range(3)))
@@ -378,7 +388,7 @@ def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
     bad = EditTask(edit=Edit("b", photo(1), [{"s1@1": 1.0}], settings=settings), sliders=["s1@1"])
 
     async def main() -> list:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         good = result(engine, task(0, s0=1.0), sliders)
         return await asyncio.gather(good, result(engine, bad, sliders), return_exceptions=True)
 
@@ -391,7 +401,7 @@ def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
 
 def test_an_engine_that_fails_or_hangs_says_so(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8, step_timeout_s=0.05)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8, step_timeout_s=0.05)
         engine.check()
         held.fail = True
         for _ in range(3):
@@ -417,7 +427,7 @@ def test_an_engine_that_fails_or_hangs_says_so(editor, held, sliders) -> None:
 
 def test_a_photo_that_nothing_moves_comes_back_at_once(editor, held, sliders) -> None:
     async def main() -> Result:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         return await result(engine, task(0, s0=0.0), sliders)
 
     done = asyncio.run(main())
@@ -431,7 +441,7 @@ def test_a_mask_keeps_the_rest_bit_for_bit(editor, sliders) -> None:
     edit = Edit("k", photo(0), [{"s0@1": 2.0}], mask=mask)
 
     async def main() -> Result:
-        engine = Engine(editor, Recorder(), max_rows=8, max_waiting=8)
+        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         return await result(engine, EditTask(edit=edit, sliders=["s0@1"]), sliders)
 
     changed = asyncio.run(main()).outputs[0].pixels != photo(0)

@@ -203,14 +203,17 @@ WRONG_FORMS: dict[str, tuple[dict, int, str]] = {
     "a boolean": ({"sliders": '[{"name":"smile","scale":true}]'}, 422, "got True"),
     "twice": ({"sliders": json.dumps(scales(age=1) * 2)}, 422, "age more than once"),
     "two versions": (
-        {"sliders": '[{"name":"age","scale":1},{"name":"age@2","scale":1}]'}, 422, "more than once",
+        {"sliders": '[{"name":"age","scale":1},{"name":"age@2","scale":1}]'},
+        422,
+        "more than once",
     ),
     "no JSON": ({"sliders": "smile=1"}, 400, 'such as [{"name"'),
     "deep JSON": ({"sliders": "[" * 100_000}, 400, "sliders: got no JSON"),
     "a million": ({"sliders": MANY}, 413, "body"),
     "a million scales": ({"sweep": MANY_SCALES}, 400, "Part exceeded"),
     "swept twice": (
-        {"sliders": '[{"name":"age","scale":1}]', "sweep": '{"name":"age","scales":[1]}'}, 422,
+        {"sliders": '[{"name":"age","scale":1}]', "sweep": '{"name":"age","scales":[1]}'},
+        422,
         "which `sliders` has as well",
     ),
     "seed": ({"seed": "1.5"}, 422, "seed: got 1.5"),
@@ -222,10 +225,12 @@ WRONG_FORMS: dict[str, tuple[dict, int, str]] = {
     "a foreign prompt": ({"prompt": "a cat"}, 422, "this server's own, 'person'"),
     "null-text": ({"method": "null_text"}, 422, "method"),
     "too many pictures": (
-        {"sweep": '{"name":"age","scales":[0,0,0,0,0,0,0,0]}', "n": "10"}, 422, "= 80 pictures",
+        {"sweep": '{"name":"age","scales":[0,0,0,0,0,0,0,0]}', "n": "10"},
+        422,
+        "= 80 pictures",
     ),
     "unknown field": ({"strenght": "1"}, 422, "strenght: got an unknown field; expected model"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG_FORMS)
@@ -367,8 +372,10 @@ def test_a_stream_has_progress_partial_pictures_and_the_result(client: TestClien
     assert end == "data: [DONE]"
     names = [event.split("\n")[0].removeprefix("event: ") for event in [*events, last]]
     assert names == [
-        *["image_edit.progress"] * 2, *["image_edit.partial_image"] * 2, "image_edit.completed",
-    ]  # fmt: skip
+        *["image_edit.progress"] * 2,
+        *["image_edit.partial_image"] * 2,
+        "image_edit.completed",
+    ]
     data = [json.loads(event.split("\n")[1].removeprefix("data: ")) for event in [*events, last]]
     assert [d["step"] for d in data[:2]] == [1, 2]
     assert Image.open(io.BytesIO(base64.b64decode(data[2]["b64_json"]))).size == (64, 64)
@@ -386,25 +393,31 @@ def official() -> Iterator[openai.OpenAI]:
 
 def test_openai_edits(official: openai.OpenAI) -> None:
     reply = official.images.edit(
-        image=("a.png", photo(0)), prompt="", response_format="b64_json",
+        image=("a.png", photo(0)),
+        prompt="",
+        response_format="b64_json",
         extra_body={"sliders": scales(smile=1, age=0.5), "seed": 5},
-    )  # fmt: skip
+    )
     assert reply.data and reply.data[0].b64_json
     expected = np.clip(pixels_of(photo(0)).astype(int) + 15, 0, 255)
     assert (pixels_of(base64.b64decode(reply.data[0].b64_json)) == expected).all()
     assert reply.meta["sliders"] == {"smile@1": 1, "age@2": 0.5} and reply.meta["seed"] == 5
     swept = official.images.edit(
-        image=[("a.png", photo(0)), ("b.png", photo(1))], prompt="",
+        image=[("a.png", photo(0)), ("b.png", photo(1))],
+        prompt="",
         extra_body={"sweep": {"name": "smile", "scales": [-1, 0, 1]}},
-    )  # fmt: skip
+    )
     assert swept.data and len(swept.data) == 6
 
 
 def test_openai_streams(official: openai.OpenAI) -> None:
     stream = official.images.edit(
-        image=("a.png", photo(0)), prompt="", stream=True, partial_images=2,
+        image=("a.png", photo(0)),
+        prompt="",
+        stream=True,
+        partial_images=2,
         extra_body={"sliders": scales(smile=1)},
-    )  # fmt: skip
+    )
     kinds = [event.type for event in stream]
     assert kinds.count("image_edit.partial_image") == 2 and kinds[-1] == "image_edit.completed"
 

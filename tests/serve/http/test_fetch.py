@@ -131,9 +131,14 @@ class Fetch:
             self.detour, start_s = Detour(port, dead), time.monotonic()
             try:
                 self.data = await fetch_image(
-                    url, hosts, LIMIT, timeout_s,
-                    resolve=self.names, backend=self.detour, tls=tls,
-                )  # fmt: skip
+                    url,
+                    hosts,
+                    LIMIT,
+                    timeout_s,
+                    resolve=self.names,
+                    backend=self.detour,
+                    tls=tls,
+                )
             except Problem as problem:
                 self.problem = problem
             self.seconds = time.monotonic() - start_s
@@ -245,16 +250,54 @@ def test_what_is_no_rule(rule: str) -> None:
 
 # --- which addresses --------------------------------------------------------------------------
 PRIVATE = [
-    "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.9.9.9",
-    "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.8", "192.0.0.192", "192.0.2.1",
-    "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.51.100.1", "203.0.113.9", "224.0.0.251",
-    "239.1.1.1", "240.0.0.1", "255.255.255.255", "168.63.129.16",
-    "::", "::1", "::127.0.0.1", "::93.184.216.34", "::ffff:127.0.0.1", "::ffff:93.184.216.34",
-    "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b::10.0.0.1", "64:ff9b::224.0.0.1",
-    "64:ff9b:1::1", "100::1", "2001::1", "2001:db8::1", "2002:7f00:1::", "2002:5db8:d822::1",
-    "3fff::1", "5f00::1", "fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "fec0::1",
-    "ff02::1", "ff0e::1",
-]  # fmt: skip
+    "0.0.0.0",
+    "10.1.2.3",
+    "100.64.0.1",
+    "100.100.100.200",
+    "127.0.0.1",
+    "127.9.9.9",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.8",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.9",
+    "224.0.0.251",
+    "239.1.1.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "168.63.129.16",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::93.184.216.34",
+    "::ffff:127.0.0.1",
+    "::ffff:93.184.216.34",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b::10.0.0.1",
+    "64:ff9b::224.0.0.1",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001::1",
+    "2001:db8::1",
+    "2002:7f00:1::",
+    "2002:5db8:d822::1",
+    "3fff::1",
+    "5f00::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+    "ff0e::1",
+]
 PUBLIC = [ADDRESS, "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::1.1.1.1"]
 
 
@@ -352,8 +395,11 @@ def test_what_the_source_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     line, *headers = request.strip().split("\r\n")
     assert line == "GET /a%20b?c=d HTTP/1.1"
     assert headers == [
-        f"Host: {HOST}:8080", "Accept: image/*", "Accept-Encoding: identity", "User-Agent: bs_ray",
-    ]  # fmt: skip
+        f"Host: {HOST}:8080",
+        "Accept: image/*",
+        "Accept-Encoding: identity",
+        "User-Agent: bs_ray",
+    ]
 
 
 def test_a_body_in_chunks() -> None:

@@ -29,9 +29,11 @@ def filter_case(context: schemathesis.HookContext, case: schemathesis.Case) -> b
 
 @schema.parametrize()
 @settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True,
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 def test_every_operation(case: schemathesis.Case) -> None:
     # What the schema allows may still be refused: sliders that this server has not, scales beyond
     # a slider's range, bytes that are no photo.

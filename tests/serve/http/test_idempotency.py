@@ -20,7 +20,7 @@ class Clock:
         return self.now_s
 
 
-class Work:
+class EditContext:
     """Computes when let; counts how often it was begun."""
 
     def __init__(self, reply: bytes = b"reply") -> None:
@@ -36,8 +36,8 @@ class Work:
         return self.reply
 
 
-def done(reply: bytes = b"reply") -> Work:
-    work = Work(reply)
+def done(reply: bytes = b"reply") -> EditContext:
+    work = EditContext(reply)
     work.let.set()
     return work
 
@@ -95,7 +95,7 @@ def test_owners_and_keys_are_apart() -> None:
 
 def test_a_key_stands_for_one_request() -> None:
     async def main() -> None:
-        kept, work = replies(), Work()
+        kept, work = replies(), EditContext()
         first = asyncio.create_task(kept.once("a", "k", "d", work))
         await settle()
         await reused(kept, "k", "other")  # while the first is running
@@ -129,7 +129,7 @@ def test_the_longest_key() -> None:
 
 def test_repeats_wait_for_the_running_one() -> None:
     async def main() -> None:
-        kept, work = replies(), Work()
+        kept, work = replies(), EditContext()
         tasks = [asyncio.create_task(kept.once("a", "k", "d", work)) for _ in range(20)]
         await settle()
         assert work.begun == 1
@@ -143,7 +143,7 @@ def test_repeats_wait_for_the_running_one() -> None:
 
 def test_the_next_takes_over_from_a_cancelled_one() -> None:
     async def main() -> None:
-        kept, work = replies(), Work()
+        kept, work = replies(), EditContext()
         tasks = [asyncio.create_task(kept.once("a", "k", "d", work)) for _ in range(3)]
         await settle()
         tasks[0].cancel()
@@ -160,7 +160,7 @@ def test_the_next_takes_over_from_a_cancelled_one() -> None:
 
 def test_cancelled_waiters_leave_the_others_alone() -> None:
     async def main() -> None:
-        kept, work = replies(), Work()
+        kept, work = replies(), EditContext()
         tasks = [asyncio.create_task(kept.once("a", "k", "d", work)) for _ in range(4)]
         await settle()
         tasks[1].cancel()
@@ -179,7 +179,7 @@ def test_cancelled_waiters_leave_the_others_alone() -> None:
 
 def test_all_cancelled_leaves_nothing() -> None:
     async def main() -> None:
-        kept, work = replies(), Work()
+        kept, work = replies(), EditContext()
         tasks = [asyncio.create_task(kept.once("a", "k", "d", work)) for _ in range(5)]
         await settle()
         for task in tasks:
@@ -206,7 +206,7 @@ def test_errors_are_not_remembered() -> None:
 
 def test_an_error_is_for_the_one_that_computed() -> None:
     async def main() -> None:
-        kept, work = replies(), Work()
+        kept, work = replies(), EditContext()
         work.errors = [RuntimeError("first"), RuntimeError("second")]
         tasks = [asyncio.create_task(kept.once("a", "k", "d", work)) for _ in range(4)]
         await settle()
@@ -261,7 +261,7 @@ def test_the_oldest_go_first(limits: dict[str, int]) -> None:
 
 def test_a_reply_too_large_to_keep_is_for_those_who_wait() -> None:
     async def main() -> None:
-        kept, work = replies(max_bytes=30), Work(bytes(31))
+        kept, work = replies(max_bytes=30), EditContext(bytes(31))
         await kept.once("a", "small", "d", done())
         tasks = [asyncio.create_task(kept.once("a", "k", "d", work)) for _ in range(3)]
         await settle()

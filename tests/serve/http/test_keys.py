@@ -137,9 +137,18 @@ def test_refusals_look_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFix
     good, expired = add_key(uri, "good"), add_key(uri, "old", expires=date(2020, 1, 1))
     ring = KeyRing.load(uri)
     headers = [
-        None, "", "Bearer", "Bearer ", f"Basic {good}", good, f"Bearer {good}x",
-        f"Bearer {good[:-1]}", f"Bearer {expired}", "Bearer \xe9\udcff", f"Bearer x {good}",
-    ]  # fmt: skip
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Basic {good}",
+        good,
+        f"Bearer {good}x",
+        f"Bearer {good[:-1]}",
+        f"Bearer {expired}",
+        "Bearer \xe9\udcff",
+        f"Bearer x {good}",
+    ]
     problems = [refused(ring, header) for header in headers]
     assert {problem.status for problem in problems} == {401}
     assert len({str(problem.body("r")) for problem in problems}) == 1

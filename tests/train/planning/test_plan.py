@@ -64,11 +64,11 @@ def test_parameters_and_memory_are_those_of_a_real_step(base: Path) -> None:
     made = plan(job)
     model = load_base(str(base))
     photos = PhotoPool(["a", "b"], torch.zeros(2, 3, 64, 64, dtype=torch.uint8), model)
-    parts = assemble(job, model, photos, load_features(base, "cpu"), PlainEngine)
+    state = assemble(job, model, photos, load_features(base, "cpu"), PlainEngine)
     count = RowCount(model.denoiser)
-    one_step(parts, 0)
-    assert made.slider_parameters == sum(p.numel() for p in parts.bank.parameters())
-    critic = parts.discriminator
+    one_step(state, 0)
+    assert made.slider_parameters == sum(p.numel() for p in state.bank.parameters())
+    critic = state.discriminator
     assert critic
     assert made.discriminator_parameters == sum(p.numel() for p in critic.module.parameters())
     assert made.forwards_per_step == count.rows == 24
@@ -76,8 +76,9 @@ def test_parameters_and_memory_are_those_of_a_real_step(base: Path) -> None:
     for name, network in held.items():
         tensors = [*network.parameters(), *network.buffers()]
         assert made.memory[0][name] == sum(t.numel() * t.element_size() for t in tensors)
-    moments = sum(t.numel() * 4 for s in parts.student.optimizer.state.values()
-                  for t in s.values() if t.dim())  # fmt: skip
+    moments = sum(
+        t.numel() * 4 for s in state.student.optimizer.state.values() for t in s.values() if t.dim()
+    )
     weights = made.slider_parameters * 4
     assert made.memory[0]["slider"] == 2 * weights + moments
 
@@ -195,10 +196,18 @@ def test_the_command_line_refuses_with_code_2(base: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("base", ["sdxl-base-1.0", "sd3.5-medium"])
 def test_published_bases_can_be_planned_without_their_weights(base: str) -> None:
     job = TrainJob.model_validate(
-        {"name": "age", "prompts": PROMPTS, "photos": "p", "base": base, "use_gpu": True,
-         "batch_size": 8, "workers": 4, "resolution": 512,
-         "teacher": {"mode": "cached", "samples": 1000}}
-    )  # fmt: skip
+        {
+            "name": "age",
+            "prompts": PROMPTS,
+            "photos": "p",
+            "base": base,
+            "use_gpu": True,
+            "batch_size": 8,
+            "workers": 4,
+            "resolution": 512,
+            "teacher": {"mode": "cached", "samples": 1000},
+        }
+    )
     made = plan(job, 80)
     assert made.forwards_per_sample == 3 and made.cache and made.largest_batch_size
     if base == "sdxl-base-1.0":

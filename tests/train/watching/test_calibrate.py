@@ -36,10 +36,10 @@ def test_a_slider_that_turns_back_ends_at_its_turn() -> None:
 
 def test_the_range_ends_where_the_picture_or_the_person_breaks() -> None:
     drift = [0.9, 0.5, 0.2, 0.1, 0, 0.1, 0.2, 0.3, 0.4]
-    found = calibration("smile", measured(STRENGTHS, drift, most_drift=0.45), 2.0)
+    found = calibration("smile", measured(STRENGTHS, drift, max_drift=0.45), 2.0)
     assert (found.low, found.high) == (-2.0, 4.0)
     person = np.array([[0.9, 0.9, 0.9, 1, 1, 0.9, 0.4, 0.9, 0.9]])
-    found = calibration("smile", measured(STRENGTHS, identity=person, least_identity=0.5), 2.0)
+    found = calibration("smile", measured(STRENGTHS, identity=person, min_identity=0.5), 2.0)
     assert (found.low, found.high) == (-4.0, 1.0) and found.identity[6] == 0.4
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bs_ray.config import EarlyStop, Prompts
-from bs_ray.judges.load import Judging, find_judges
+from bs_ray.judges.load import JudgeSet, find_judges
 from bs_ray.models import base_folder
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
@@ -17,7 +17,7 @@ from bs_ray.train.watching.preview import (
     Preview,
     Previewer,
     bank_predict,
-    notice,
+    missing_judges_message,
     reach,
     strip,
 )
@@ -83,10 +83,10 @@ def test_several_sliders_in_passes_of_a_few_rows(model) -> None:
 
     concepts = {"smile": SMILE, "age": AGE}
     whole = previewer(model, concepts)(1, predict)
-    parts = previewer(model, concepts, rows=8)(1, counting)
-    assert max(sizes) <= 8 and list(parts) == ["smile", "age"]
+    state = previewer(model, concepts, rows=8)(1, counting)
+    assert max(sizes) <= 8 and list(state) == ["smile", "age"]
     for name in concepts:
-        assert parts[name].numbers == pytest.approx(whole[name].numbers, rel=1e-3, abs=1e-4)
+        assert state[name].numbers == pytest.approx(whole[name].numbers, rel=1e-3, abs=1e-4)
 
 
 def test_a_slider_that_does_as_told_reaches_1(model) -> None:
@@ -98,7 +98,7 @@ def test_a_slider_that_does_as_told_reaches_1(model) -> None:
         copies = len(x_t) // len(held.x_t)
         if len(x_t) % len(held.x_t) or not torch.equal(x_t[: len(held.x_t)], held.x_t):
             return said  # the pictures
-        return said + strengths[:, :, None, None] * held.told.repeat(copies, 1, 1, 1)
+        return said + strengths[:, :, None, None] * held.direction.repeat(copies, 1, 1, 1)
 
     numbers = make(1, obedient)["smile"].numbers
     assert numbers == pytest.approx({"reach_up": 1, "reach_down": 1, "leak": 0}, abs=1e-3)
@@ -106,8 +106,8 @@ def test_a_slider_that_does_as_told_reaches_1(model) -> None:
 
 
 def test_reach_and_leak_by_hand() -> None:
-    told = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    share, beside = reach(torch.tensor([[1.0, 1.0], [3.0, -2.0]]), told)
+    direction = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    share, beside = reach(torch.tensor([[1.0, 1.0], [3.0, -2.0]]), direction)
     assert share.tolist() == [0.5, -2.0] and beside.tolist() == [0.5, 3.0]
 
 
@@ -122,9 +122,11 @@ def test_pairs_have_no_teacher_and_tell_the_change(model) -> None:
 def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
     none = find_judges(tmp_path)
     assert none.absent == ["clip", "perceptual", "identity"]
-    assert (notice(none, "b") or "").startswith("previews: no clip, perceptual, identity judge")
+    assert (missing_judges_message(none, "b") or "").startswith(
+        "previews: no clip, perceptual, identity judge"
+    )
     judging = find_judges(base_folder("tiny"))
-    assert judging.absent == [] and notice(judging, "b") is None
+    assert judging.absent == [] and missing_judges_message(judging, "b") is None
     predict = bank_predict(model, bank_of(model, ["smile"]))
     numbers = previewer(model, {"smile": SMILE}, judging=judging)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers
@@ -133,7 +135,7 @@ def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
 @pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.filterwarnings("ignore:slider smile. got no effect")
 def test_a_slider_is_calibrated_with_and_without_judges(model, judged: bool) -> None:
-    judging = find_judges(base_folder("tiny")) if judged else Judging()
+    judging = find_judges(base_folder("tiny")) if judged else JudgeSet()
     predict = bank_predict(model, bank_of(model, ["smile"]))
     found = calibrate(previewer(model, {"smile": SMILE}, judging=judging), predict)["smile"]
     assert found.strengths == [-4, -3, -2, -1, 0, 1, 2, 3, 4]
@@ -160,13 +162,13 @@ def test_the_strip_has_a_cell_for_each_seed_and_strength() -> None:
 def test_a_plateau_stops_and_resumes_exactly() -> None:
     effects = [0.1, 0.5, 0.6, 0.605, 0.7, 0.705, 0.69, 0.71]
     whole = Plateau(EarlyStop(patience=3, min_gain=0.02))
-    told = [whole.update(effect) for effect in effects]
-    assert told == [False] * 7 + [True]
+    direction = [whole.update(effect) for effect in effects]
+    assert direction == [False] * 7 + [True]
     for cut in range(len(effects)):
         first, second = Plateau(whole.settings), Plateau(whole.settings)
         start = [first.update(effect) for effect in effects[:cut]]
         second.load(first.state())
-        assert start + [second.update(effect) for effect in effects[cut:]] == told
+        assert start + [second.update(effect) for effect in effects[cut:]] == direction
 
 
 def test_a_slider_that_never_starts_is_a_plateau() -> None:
