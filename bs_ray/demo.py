@@ -1,7 +1,8 @@
 """`bs-ray demo`: everything once, offline, from an empty folder to a report.
 
-An object store on loopback where its package is at hand (else a folder), photos of the tiny
-world, sliders trained by the paper's full method, a batch edited, an endpoint called, a report.
+It starts an object store on loopback (a folder stands in where the package is missing), fills it
+with photos of the tiny world, trains sliders by the paper's full method, edits a batch, calls an
+endpoint, and writes a report.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.table import Table
 from bs_ray.batch.report import contact_sheet
 from bs_ray.batch.run import edit
 from bs_ray.config import EditJob, EvalJob, ServeJob, TrainJob, shipped_job
-from bs_ray.evaluate.report import write_report
+from bs_ray.evaluate.report import render_report
 from bs_ray.evaluate.run import evaluate
 from bs_ray.images.decode import decode
 from bs_ray.images.rows import is_quarantined
@@ -62,7 +63,7 @@ QUICK = Size(("smile",), 48, 4, 40, 32, 16, 8, 32, ["steps=60"])
 def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> dict:
     """Run it all into `out`; the figures, as written to `out`/metrics.json.
 
-    Whatever was started is stopped again, also on Ctrl-C.
+    Everything that it starts is stopped again, on Ctrl-C too.
     """
     console = console or Console()
     size = QUICK if quick else FULL
@@ -94,7 +95,7 @@ def _object_store(out: Path, console: Console) -> Iterator[str]:
 
 
 class _Demo:
-    """The stages, in order, and the figures they leave."""
+    """The stages in their order, and the figures that they leave."""
 
     def __init__(self, out: Path, size: Size, console: Console):
         self.out, self.size, self.console = out, size, console
@@ -161,14 +162,14 @@ class _Demo:
             registry=f"{root}/sliders",
             sliders={name: name for name in size.sliders},
             output=str(self.out / "evaluate"),
-            settings={"faces": size.faces, "wild": size.wild, "text": size.text},
+            splits={"faces": size.faces, "wild": size.wild, "text": size.text},
             base_images=size.base_images,
             workers=2,
         )
         self.job, self.found = job, evaluate(job, console=self.console)
         self.figures["base"] = self.found["base"]
-        for name, settings in self.found["sliders"].items():
-            own = settings["faces"]
+        for name, splits in self.found["sliders"].items():
+            own = splits["faces"]
             keys = (
                 "effect",
                 "drift_other",
@@ -177,7 +178,7 @@ class _Demo:
                 "zero_exact",
             )
             self.figures["sliders"][name] |= {key: own[key] for key in keys}
-            self.figures["sliders"][name]["settings"] = settings
+            self.figures["sliders"][name]["settings"] = splits
 
     def finish(self) -> None:
         """The summary table, metrics.json and the one page to look at."""
@@ -189,14 +190,9 @@ class _Demo:
         self.console.print(table)
         (self.out / "metrics.json").write_text(json.dumps(self.figures, indent=2) + "\n")
         measured = pd.read_parquet(self.out / "evaluate" / "metrics.parquet")
-        write_report(
-            self.job,
-            self.found,
-            measured,
-            self.out / "report.html",
-            summary=summary,
-            contact_sheet=self.out / "contact-sheet.png",
-        )
+        sheet = (self.out / "contact-sheet.png").read_bytes()
+        page = render_report(self.job, self.found, measured, summary=summary, contact_sheet=sheet)
+        (self.out / "report.html").write_text(page, encoding="utf-8")
         self.console.print(f"Look at [bold]{self.out / 'report.html'}[/]")
 
 
@@ -229,7 +225,8 @@ def summarise(figures: dict) -> dict[str, str]:
 
 
 def call_endpoint(url: str, photos: list[tuple[str, bytes]], slider: str) -> dict:
-    """The same edits all at once and one by one: how far apart, how batched, how long.
+    """Make the same edits all at once and one by one; how far apart they are, and how long they
+    take.
 
     max_abs_diff is a share of full scale (255).
     """

@@ -1,10 +1,10 @@
-"""A board that workers anywhere post their progress to, and a bar on the driver that shows it.
+"""Progress of work that workers anywhere do, shown as bars on the driver.
 
-    with progress(console, "train smile") as board:   # board travels to any worker
-        board.post("train", step, steps, {"triplet": 0.3})
+    with progress(console, "train smile") as board:   # board can be sent to any worker
+        board.report("train", step, steps, {"triplet": 0.3})
 
-A post never fails the work, and only a stage's last one waits, so that its bar ends full: a board
-that is gone is simply not read.
+A report never fails the work: where the board is gone, nobody reads it. Only a stage's last report
+waits until it is read, so that its bar ends full.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from rich.progress import (
 from rich.text import Text
 
 _POLL_S = 0.5
-_LINES = 10  # a console that is no terminal gets about this many lines per stage
+_LINES = 10  # a console that is no terminal gets about this many lines for each stage
 _SHORT = {"triplet": "tri", "perceptual": "perp", "adversarial": "adv", "discriminator": "disc"}
-"""Names on a terminal, where room is scarce."""
+"""Names on a terminal, where there is little room."""
 
 
 @dataclass(frozen=True)
-class Posted:
-    """The last thing said about one stage."""
+class Reported:
+    """The last report of one stage."""
 
     step: int
     total: int
@@ -47,31 +47,31 @@ class Posted:
 
 
 class _BoardActor:
-    """The last post of every stage, in the order in which stages began."""
+    """The last report of every stage, in the order in which the stages began."""
 
     def __init__(self) -> None:
-        self._stages: dict[str, Posted] = {}
+        self._stages: dict[str, Reported] = {}
 
-    def post(self, stage: str, posted: Posted) -> None:
-        self._stages[stage] = posted
+    def report(self, stage: str, reported: Reported) -> None:
+        self._stages[stage] = reported
 
-    def read(self) -> dict[str, Posted]:
+    def read(self) -> dict[str, Reported]:
         return self._stages
 
 
-class Board:
+class ProgressBoard:
     """A picklable handle on the board."""
 
     def __init__(self, actor: Any = None):
         self._actor = actor
 
-    def post(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
+    def report(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
         """`step` of `total` of a stage are done; `numbers` stand beside the bar."""
         if self._actor is not None:
-            posted = self._actor.post.remote(stage, Posted(step, total, numbers))
+            reported = self._actor.report.remote(stage, Reported(step, total, numbers))
             if step >= total:
                 with contextlib.suppress(ray.exceptions.RayError):
-                    ray.get(posted, timeout=_POLL_S)
+                    ray.get(reported, timeout=_POLL_S)
 
 
 class _Bars:
@@ -102,14 +102,14 @@ class _Bars:
         if self._console.is_terminal:
             self._bars.stop()
 
-    def show(self, stages: dict[str, Posted]) -> None:
-        for stage, posted in stages.items():
+    def show(self, stages: dict[str, Reported]) -> None:
+        for stage, reported in stages.items():
             if self._console.is_terminal:
-                self._draw(stage, posted)
+                self._draw(stage, reported)
             else:
-                self._print(stage, posted)
+                self._print(stage, reported)
 
-    def _draw(self, stage: str, posted: Posted) -> None:
+    def _draw(self, stage: str, reported: Reported) -> None:
         if stage not in self._tasks:
             label = f"{self._title}: {stage}"
             self._tasks[stage] = self._bars.add_task(label, total=None, rate="", numbers={})
@@ -117,38 +117,49 @@ class _Bars:
         speed = self._bars.tasks[self._bars.task_ids.index(task)].speed
         self._bars.update(
             task,
-            total=posted.total,
-            completed=posted.step,
+            total=reported.total,
+            completed=reported.step,
             rate=_rate(speed),
-            numbers=posted.numbers,
+            numbers=reported.numbers,
         )
 
-    def _print(self, stage: str, posted: Posted) -> None:
+    def _print(self, stage: str, reported: Reported) -> None:
         now = self._clock()
-        first, start_s = self._began.setdefault(stage, (posted.step, now))
-        tenth = posted.step * _LINES // max(posted.total, 1)
+        first, start_s = self._began.setdefault(stage, (reported.step, now))
+        tenth = reported.step * _LINES // max(reported.total, 1)
         if self._shown.get(stage) == tenth:
             return
         self._shown[stage] = tenth
-        parts = [f"{self._title}: {stage} {posted.step}/{posted.total}"]
-        if posted.step > first and now > start_s:
-            speed = (posted.step - first) / (now - start_s)
-            left_s = round((posted.total - posted.step) / speed)
+        parts = [f"{self._title}: {stage} {reported.step}/{reported.total}"]
+        if reported.step > first and now > start_s:
+            speed = (reported.step - first) / (now - start_s)
+            left_s = round((reported.total - reported.step) / speed)
             parts += [_rate(speed), f"ETA {timedelta(seconds=left_s)}"]
-        parts += [f"{name} {value:.3g}" for name, value in posted.numbers.items()]
+        parts += [f"{name} {value:.3g}" for name, value in reported.numbers.items()]
         self._console.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
 
 
-class _BarsWithNumbers(Progress):
-    """Bars, and below them the numbers of the stage at work, in lines that fit."""
+class BarsWithLines(Progress):
+    """Bars, and below them some lines about the work in hand."""
+
+    def lines(self) -> Iterable[str]:
+        """What stands below the bars now."""
+        return ()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
-        told = [task for task in self.tasks if task.fields["numbers"]]
-        if told:
-            at_work = next((task for task in told if not task.finished), told[-1])
-            for line in _number_lines(at_work.fields["numbers"], self.console.width):
-                yield Text(line, style="cyan", no_wrap=True)
+        yield from (Text(line, style="cyan", no_wrap=True) for line in self.lines())
+
+
+class _BarsWithNumbers(BarsWithLines):
+    """Bars, and below them the numbers of the stage at work."""
+
+    def lines(self) -> Iterable[str]:
+        with_numbers = [task for task in self.tasks if task.fields["numbers"]]
+        if not with_numbers:
+            return ()
+        at_work = next((task for task in with_numbers if not task.finished), with_numbers[-1])
+        return _number_lines(at_work.fields["numbers"], self.console.width)
 
 
 def _number_lines(numbers: dict[str, float], width: int) -> list[str]:
@@ -171,13 +182,22 @@ def _rate(speed: float | None) -> str:
 
 
 @contextlib.contextmanager
-def progress(console: Console | None, title: str) -> Iterator[Board]:
-    """A board for the time within, shown on `console`; shown nowhere where that is None.
+def bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """One bar with ETA; report(count) moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TextColumn(unit), TimeRemainingColumn(), console=console) as shown:
+        task = shown.add_task(title, total=total)
+        yield lambda count: shown.advance(task, count)
 
-    Ray must be running. The main thread stays free: a thread of its own reads the board.
+
+@contextlib.contextmanager
+def progress(console: Console | None, title: str) -> Iterator[ProgressBoard]:
+    """A board within the `with`, which `console` shows; None shows it nowhere.
+
+    Ray must be running. A thread of its own reads the board, so the main thread stays free.
     """
     if console is None:
-        yield Board()
+        yield ProgressBoard()
         return
     actor = ray.remote(num_cpus=0)(_BoardActor).remote()
     stop = threading.Event()
@@ -185,7 +205,7 @@ def progress(console: Console | None, title: str) -> Iterator[Board]:
         reader = threading.Thread(target=_follow, args=(actor, bars, stop), daemon=True)
         reader.start()
         try:
-            yield Board(actor)
+            yield ProgressBoard(actor)
         finally:
             stop.set()
             reader.join(timeout=10)
@@ -193,7 +213,7 @@ def progress(console: Console | None, title: str) -> Iterator[Board]:
 
 
 def _follow(actor: Any, bars: _Bars, stop: threading.Event) -> None:
-    with contextlib.suppress(ray.exceptions.RayError):  # the board is gone: nothing to show
+    with contextlib.suppress(ray.exceptions.RayError):  # the board is gone
         while not stop.wait(_POLL_S):
             bars.show(ray.get(actor.read.remote()))
         bars.show(ray.get(actor.read.remote()))

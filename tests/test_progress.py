@@ -67,7 +67,7 @@ def test_workers_post_to_the_driver(ray_cluster) -> None:
     @ray.remote(num_cpus=0)
     def work(board: Board) -> None:
         for step in (1, 2):
-            board.post("train", step, 2, {"loss": 0.25})
+            board.report("train", step, 2, {"loss": 0.25})
             time.sleep(0.1)
 
     screen = io.StringIO()

@@ -1,12 +1,10 @@
-"""`bs-ray edit`: a prefix of photos becomes a prefix of edited photos, by Ray Data.
+"""`bs-ray edit`, from end to end: a prefix of photos becomes a prefix of edited photos, by Ray
+Data.
 
-pending shards -> fetch, decode (tasks) -> edit (actors) -> encode, write, commit (tasks)
+    listing -> input_list (pinned)
+    pending shards -> fetch (tasks) -> edit (actors) -> write: encode, sink, ledger (tasks)
+    verify -> ledger.write_reports -> report
 
-plan.py      the job, checked before any work
-shard.py     one shard's photos through the Editor
-pipeline.py  the stages on Ray Data
-board.py     what a person sees meanwhile: progress, latest.png, Prometheus
-run.py       the verb: resume, run, reconcile
-report.py    report.html and contact sheets
-estimate.py  what a job would cost, before it is run
+A shard is the unit of work and of commitment. May import config, storage, images, models, judges,
+sliders and editing; the modules that a fetching or writing task imports stay free of torch.
 """

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: progress, latest.png at the output, Prometheus metrics."""
+"""What a job shows while it runs: progress, latest.png at the output, Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from datetime import timedelta
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from bs_ray.batch.ledger import read_lines
 from bs_ray.batch.prepare import PreparedJob
 from bs_ray.images.rows import is_quarantined
+from bs_ray.progress import BarsWithLines
 
 STAGES = ("fetch", "decode", "edit", "write")
-_LINES = 10  # of progress, on a console that is no terminal
+_LINES = 10  # lines of progress, on a console that is no terminal
 _SHEET_EVERY_S = 15.0
 _SHEET_SHARDS = 8
 
 
 class Metrics:
-    """The job for Prometheus, on http://<any address>:port/metrics; counts are the manifest's."""
+    """The job for Prometheus, on http://<any address>:port/metrics; counts agree with the
+    manifest."""
 
     def __init__(self, port: int | None):
-        """port: where to serve; None serves nowhere, 0 on any free one (`self.port`)."""
+        """port: where to serve; None serves nowhere, 0 on any free port, which is `self.port`
+        then."""
         self.registry = CollectorRegistry()
         self.images = self._counter("images", "Photos that are through, by status.", ["status"])
         self.outputs = self._counter("outputs", "Edited photos written.")
@@ -45,21 +47,21 @@ class Metrics:
         return Counter(f"bs_ray_edit_{name}", text, labels, registry=self.registry)
 
     def add(self, shards: int, done: int, bad: int, outputs: int) -> None:
-        """More of the job is committed."""
+        """More of the job has been committed."""
         self.shards.inc(shards)
         self.images.labels("done").inc(done)
         self.images.labels("quarantined").inc(bad)
         self.outputs.inc(outputs)
 
     def close(self) -> None:
-        """Give the port back."""
+        """Stop serving."""
         if self._server:
             self._server.shutdown()
             self._server.server_close()
 
 
 class Board:
-    """Progress of a job, from the shards that earlier runs have done to the last."""
+    """Progress of a job, counting from the shards that earlier runs have done."""
 
     def __init__(
         self,
@@ -69,7 +71,8 @@ class Board:
         metrics: Metrics,
         draw_latest: Callable[[list[int]], None],
     ):
-        """draw_latest: called now and then, from a thread, with the shards committed last."""
+        """draw_latest: called now and then, on a thread, with the shards that were committed
+        last."""
         self.prepared, self.metrics = prepared, metrics
         self.seen = self.quarantined = self.fresh = self.outputs = 0
         self.busy = dict.fromkeys(STAGES, 0.0)
@@ -113,7 +116,7 @@ class Board:
         self._bar.stop()
 
     def add(self, shard: dict[str, Any]) -> None:
-        """Another shard is committed: what `write_shard` says of it."""
+        """Another shard has been committed; `shard` is what `write_shard` returned."""
         inputs, bad = shard["inputs"], shard["quarantined"]
         self.seen, self.fresh = self.seen + inputs, self.fresh + inputs
         self.quarantined += bad
@@ -124,11 +127,11 @@ class Board:
             self.metrics.busy.labels(stage).inc(shard[f"{stage}_s"])
         self._latest.append(shard["shard"])
         self._bar.update(self._task, completed=self.seen, note=self._note(), stages=self._stages())
-        self._say_a_line()
+        self._print_line()
 
     @property
     def seconds(self) -> float:
-        """Since this run began."""
+        """Seconds since this run began."""
         return time.monotonic() - self.started
 
     def _note(self) -> str:
@@ -141,12 +144,12 @@ class Board:
         return ", ".join(parts)
 
     def _stages(self) -> str:
-        """How many processes each stage has kept busy on average, the editors' of how many."""
-        told = {stage: f"{stage} {s / self.seconds:.2f}" for stage, s in self.busy.items()}
-        told["edit"] += f" of {self.prepared.job.workers}"
-        return "busy: " + ", ".join(told.values())
+        """How many processes each stage has kept busy on average; for the editors, of how many."""
+        shown = {stage: f"{stage} {s / self.seconds:.2f}" for stage, s in self.busy.items()}
+        shown["edit"] += f" of {self.prepared.job.workers}"
+        return "busy: " + ", ".join(shown.values())
 
-    def _say_a_line(self) -> None:
+    def _print_line(self) -> None:
         tenth = _LINES * self.seen // self.total
         if self._bar.console.is_terminal or tenth == self._tenth:
             return
@@ -161,19 +164,16 @@ class Board:
     def _draw(self, draw_latest: Callable[[list[int]], None]) -> None:
         drawn: list[int] = []
         while not self._stop.is_set():
-            self._stop.wait(_SHEET_EVERY_S if drawn else 1.0)  # and once more at the end
+            self._stop.wait(_SHEET_EVERY_S if drawn else 1.0)  # it draws once more at the end
             latest = list(self._latest)
             if latest and latest != drawn:
-                with contextlib.suppress(Exception):  # a picture is no reason to stop
+                with contextlib.suppress(Exception):  # a picture that fails must not stop the job
                     draw_latest(latest)
                 drawn = latest
 
 
-class _BarWithStages(Progress):
-    """A bar, and below it how busy the stages are."""
+class _BarWithStages(BarsWithLines):
+    """A bar, and a line below it that says how busy the stages are."""
 
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        for task in self.tasks:
-            if task.fields["stages"]:
-                yield Text(f"  {task.fields['stages']}", style="cyan", no_wrap=True)
+    def lines(self) -> Iterable[str]:
+        return [f"  {t.fields['stages']}" for t in self.tasks if t.fields["stages"]]

@@ -1,4 +1,4 @@
-"""What a job would take, before it is run: `bs-ray edit JOB.yaml --plan`. Nothing is written."""
+"""What a job would take, without running it: `bs-ray edit JOB.yaml --plan`. Nothing is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bs_ray.batch.edit import batches, edit_rows, gated
+from bs_ray.batch.edit import batches, edit_function, edit_rows
 from bs_ray.batch.fetch import load_photos
 from bs_ray.batch.input_list import read_input_list
 from bs_ray.batch.ledger import done_shards
@@ -25,12 +25,12 @@ from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 
-_TIMED = 2  # batches, after one that warms up
+_TIMED = 2  # batches, after a first one that warms up
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `--plan` tells."""
+    """What `--plan` says."""
 
     photos: int
     bytes: int
@@ -41,11 +41,11 @@ class Estimate:
     """Of a photo, on average over those that were tried."""
     shards: int
     done_shards: int
-    """Found at the output."""
+    """Those that an earlier run has done."""
     images_per_s: float | None
     """Photos a second of one worker on this machine; None where no photo could be edited."""
     hours: float | None
-    """For what is not yet done, with the job's workers, each as fast as this machine."""
+    """For what is not yet done, by the job's workers, if each is as fast as this machine."""
     cost: float | None
 
 
@@ -61,8 +61,8 @@ def estimate(job: EditJob, console: Console) -> Estimate:
         listing = listed(job, source, Path(folder), console)
         tried = listing.head((_TIMED + 1) * job.batch_size)
     done = len(done_shards(output)) if read_input_list(output) else 0
-    names = {reference: slider.card.name for reference, slider in sliders.items()}
-    loaded, _, _ = load_photos(tried, job, job.edits(names), names)
+    references = {given: slider.reference for given, slider in sliders.items()}
+    loaded, _, _ = load_photos(tried, job, job.edits(references), references)
     rows = [row for row in loaded if not is_quarantined(row)]
     rate = _rate(job, list(sliders.values()), rows)
     left = max(0, listing.photos - done * job.shard_images)
@@ -103,18 +103,19 @@ def estimate_table(found: Estimate) -> Table:
 
 
 def _rate(job: EditJob, sliders: Sequence[Slider], rows: list[PlannedRow]) -> float | None:
-    """Photos a second through the editor alone, on this machine."""
+    """Photos a second through the editor alone, on this machine; None for no photos."""
     import torch
 
     torch.set_num_threads(max(1, round(job.cpus_per_worker)))
     model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
     editor = Editor(model, sliders, job.editor)
+    edit = edit_function(editor, job)
     some = list(batches(rows, editor.working_size, job.batch_size))
     for batch in some[:1]:
-        edit_rows(batch, gated(editor, job), editor.working_size, job)
+        edit_rows(batch, editor, edit, job)
     timed = some[1 : 1 + _TIMED] or some
     started = time.monotonic()
     for batch in timed:
-        edit_rows(batch, gated(editor, job), editor.working_size, job)
+        edit_rows(batch, editor, edit, job)
     photos = sum(map(len, timed))
     return photos / (time.monotonic() - started) if photos else None

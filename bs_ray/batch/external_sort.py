@@ -1,4 +1,4 @@
-"""All files below a prefix, sorted by name, in little memory: sorted runs on disk, then merged."""
+"""All files below a prefix, sorted by name in little memory: sorted runs on disk are merged."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from bs_ray.storage import Entry, Store
 
 _RUN = 30_000  # files in memory at once
 _PAGE = 10_000
-_MERGED = 500  # of each run in memory
+_MERGED = 500  # files of each run in memory
 _SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 
 
 class SortedFiles:
-    """What a store lists, as (key, size, etag), by the bytes of the keys."""
+    """What a store lists, as (key, size, etag), sorted by the bytes of the keys."""
 
     def __init__(self, source: Store, folder: Path):
-        """Lists `source` now, with its runs in `folder`. Raises StorageError."""
+        """Lists `source` now, and keeps the sorted runs in `folder`. Raises StorageError."""
         self.count, self._runs = 0, list[Path]()
         entries = source.walk()
         while run := list(islice(entries, _RUN)):
             self.count += len(run)
             path = folder / f"run-{len(self._runs):05d}.parquet"
-            # No dictionaries: reading a few rows of a run would load the keys of all.
+            # Without dictionaries, since reading a few rows would load the keys of the whole run.
             pq.write_table(pa.table(_columns(run)).sort_by("key"), path, use_dictionary=False)
             self._runs.append(path)
 
     def ending(self, suffixes: Sequence[str]) -> int:
-        """How many names end so, in upper or lower case."""
+        """How many names have one of these endings, in upper or lower case."""
         keys = (batch["key"] for path in self._runs for batch in _batches(path, ["key"]))
         return sum(pc.sum(ends(some, suffixes)).as_py() for some in keys)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All of them in order, some at a time."""
+        """All files in order, some at a time."""
         if len(self._runs) == 1:
             yield from _batches(self._runs[0])
             return

@@ -1,7 +1,6 @@
-"""The pipeline's two light stages: what comes before and after the model.
+"""The pipeline's first stage: read and decode the photos of a shard.
 
-Apart from the editor for their import's sake: a worker that only decodes should not load torch.
-A row between stages is a whole shard, {shard, rows, <stage>_s...}; see `pack`.
+Its workers do not edit, so this module and what it imports stay free of torch.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from bs_ray.storage import Store
 
 _EDIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _MAX_EDITS = 100  # of one photo
+_EDITS: TypeAdapter[Edits] = TypeAdapter(dict[str, dict[str, float]])
 
 
 def fetch_shard(
@@ -32,74 +32,79 @@ def fetch_shard(
     job: EditJob,
     input_list: InputList,
     edits: Edits,
-    names: Mapping[str, str],
+    references: Mapping[str, str],
     pending: Sequence[int],
 ) -> dict[str, Any]:
     """{id} -> {shard, rows, fetch_s, decode_s}: read and decode the photos of shard pending[id].
 
-    edits: the job's, for photos without a plan; names: reference in the job -> slider.
+    edits, references: as in `load_photos`.
     """
     shard = pending[row["id"]]
-    rows, fetch_s, decode_s = load_photos(input_list.shard(shard), job, edits, names)
+    rows, fetch_s, decode_s = load_photos(input_list.shard(shard), job, edits, references)
     return pack(shard, rows, fetch_s=fetch_s, decode_s=decode_s)
 
 
 def load_photos(
-    images: Sequence[ImageRow], job: EditJob, edits: Edits, names: Mapping[str, str]
+    images: Sequence[ImageRow], job: EditJob, edits: Edits, references: Mapping[str, str]
 ) -> tuple[list[PlannedRow | QuarantinedRow], float, float]:
-    """Fetch and decode some photos: their rows, in order, and the seconds that each took."""
+    """Fetch and decode some photos: their rows, in order, and the seconds that each took.
+
+    edits: what is made of photos without edits of their own; references: slider as the job names it
+    -> name@version.
+    """
     started = time.monotonic()
     planned: dict[str, Any] = {
-        image["key"]: edits_of(image, edits, names) if job.plan else edits for image in images
+        image["key"]: edits_of(image, edits, references) if job.edits_column else edits
+        for image in images
     }
     wanted = [image for image in images if not is_quarantined(planned[image["key"]])]
-    found = dict(
-        zip((i["key"] for i in wanted), fetch_all(Store(job.input), wanted, job), strict=True)
-    )
+    files = fetch_all(Store(job.input), wanted, job.image_column, job.max_bytes)
+    found = dict(zip((image["key"] for image in wanted), files, strict=True))
     fetched = time.monotonic()
-    files = [(key, data) for key, data in found.items() if isinstance(data, bytes)]
-    guard = shared_decode_pool(job.decode_s, job.decode_mb)
-    decoded = guard.decode(files, max_pixels=job.max_pixels)
+    sound = [(key, data) for key, data in found.items() if isinstance(data, bytes)]
+    pool = shared_decode_pool(job.decode_s, job.decode_mb)
+    decoded = pool.decode(sound, max_pixels=job.max_pixels)
     rows: dict[str, Any] = planned | found
-    for (key, data), photo in zip(files, decoded, strict=True):
-        if is_quarantined(photo):
-            rows[key] = photo
-        else:
-            rows[key] = _planned(photo, planned[key], data, job)
+    for (key, data), photo in zip(sound, decoded, strict=True):
+        rows[key] = photo if is_quarantined(photo) else _planned(photo, planned[key], data, job)
     decode_s = time.monotonic() - fetched
     return [rows[image["key"]] for image in images], fetched - started, decode_s
 
 
 def _planned(photo: DecodedRow, edits: Edits, data: bytes, job: EditJob) -> PlannedRow:
-    """The file is carried along where any of the edits is the photo itself."""
+    """The photo's file goes along where any of the edits is the photo itself."""
     keeps = job.editor.method == "displacement"
     copied = keeps and any(not any(mix.values()) for mix in edits.values())
     return PlannedRow(**{**photo, "source": data if copied else None, "edits": edits})
 
 
-_PLAN: TypeAdapter[Edits] = TypeAdapter(dict[str, dict[str, float]])
+def edits_of(
+    image: ImageRow, otherwise: Edits, references: Mapping[str, str]
+) -> Edits | QuarantinedRow:
+    """The photo's own edits; `otherwise` where it has none.
 
-
-def edits_of(image: ImageRow, otherwise: Edits, names: Mapping[str, str]) -> Edits | QuarantinedRow:
-    """What a photo's own plan asks for; `otherwise` where it has none."""
+    It may name a slider as the job does, by its name, or by name@version.
+    """
     if not image["plan"]:
         return otherwise
     try:
-        edits = _PLAN.validate_json(image["plan"], strict=True)
+        edits = _EDITS.validate_json(image["plan"], strict=True)
     except ValidationError:
         return _refused(image, f"got {image['plan'][:80]!r}; expected {{edit: {{slider: number}}}}")
     if not 0 < len(edits) <= _MAX_EDITS:
         return _refused(image, f"got {len(edits)} edits; expected 1 to {_MAX_EDITS}")
+    exact = set(references.values())
+    known = {r.partition("@")[0]: r for r in exact} | {r: r for r in exact} | dict(references)
     for name, mix in edits.items():
         if not _EDIT_NAME.fullmatch(name):
             return _refused(image, f"got edit {name[:80]!r}; expected letters, digits, _ . + -")
         for slider, strength in mix.items():
-            if slider not in names and slider not in names.values():
-                return _refused(image, f"got {slider!r}; expected one of {', '.join(names)}")
+            if slider not in known:
+                return _refused(image, f"got {slider!r}; expected one of {', '.join(references)}")
             if not math.isfinite(strength):
                 return _refused(image, f"got strength {strength} of {slider}; expected a number")
     return {
-        name: {names.get(slider, slider): strength for slider, strength in mix.items()}
+        name: {known[slider]: strength for slider, strength in mix.items()}
         for name, mix in edits.items()
     }
 

@@ -1,8 +1,8 @@
-"""The fixed input of an edit job: photos listed once, sorted, cut into shards.
+"""The pinned input of an edit job: photos listed once, sorted and cut into shards.
 
 One Parquet object holds the list and, in its metadata, the settings that decide what a photo
-becomes. It is written before any work, on condition that there is none: so a rerun has the same
-input in the same shards, and another job cannot mix its photos into this output.
+becomes. It is written before any work, on condition that there is none. So a run that resumes has
+the same input in the same shards, and another job cannot mix its photos into this output.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ import pyarrow.parquet as pq
 
 from bs_ray.batch.listing import Listing
 from bs_ray.batch.rows import INPUT_SCHEMA, LISTING_SCHEMA, ImageRow
+from bs_ray.config import flat_settings
 from bs_ray.storage import MissingKeyError, Store
 
 INPUT_KEY = "_bs_ray/input.parquet"
 _META = b"bs_ray"
-_GROUP = 4096  # photos in a row group, about: small ones make a footer that is slow to read
+_GROUP = 4096  # photos in a row group, about; small groups make a footer that is slow to read
 
 
 class JobChangedError(ValueError):
-    """The output prefix belongs to a job with other settings; the message says which."""
+    """The output prefix belongs to a job with other settings; the message names them."""
 
 
 @dataclass(frozen=True)
 class InputList:
-    """What an output prefix was made from; the photos themselves stay in the file."""
+    """The pinned input of an output prefix; the photos themselves stay in the file."""
 
     output: Store
     photos: int
@@ -46,27 +47,27 @@ class InputList:
     ignored: int
     """Files below the input prefix that hold no photos of this format."""
     bytes: int
-    """Size of the files that do."""
+    """Size of the files that do hold some."""
     settings: dict[str, Any]
-    """What decides an output's pixels, as JSON values."""
+    """The settings that decide an output's pixels, as JSON values."""
     sha256: str
-    """Of the listing, row by row."""
+    """Hash of the listing, row by row."""
 
     def shard(self, number: int) -> list[ImageRow]:
-        """The photos of one shard. Each node downloads the manifest once."""
+        """The photos of one shard. Each node downloads the input list once."""
         path, size = self.output.local_copy(INPUT_KEY), self.shard_images
         group, start = divmod(number * size, _group_rows(size))
         return _read_group(path, group).slice(start, size).to_pylist()
 
     def keys(self) -> Iterator[str]:
-        """Every photo's key, in order; memory holds a group of them."""
+        """Every photo's key, in order; memory holds some thousands of them."""
         path = self.output.local_copy(INPUT_KEY)
         for batch in pq.ParquetFile(path).iter_batches(_GROUP, columns=["key"]):
             yield from batch["key"].to_pylist()
 
 
 def read_input_list(output: Store) -> InputList | None:
-    """The manifest under this output prefix, or None before the first run."""
+    """The input list under this output prefix; None before the first run."""
     try:
         path = output.local_copy(INPUT_KEY)
     except MissingKeyError:
@@ -81,16 +82,16 @@ def read_input_list(output: Store) -> InputList | None:
 def open_input_list(
     output: Store, settings: dict[str, Any], shard_images: int, listed: Callable[[Path], Listing]
 ) -> InputList:
-    """The output's manifest; the first run lists its input, with files in a folder, and writes it.
+    """The output's input list, which the first run makes from `listed(scratch folder)`.
 
-    Raises JobChangedError where the output was begun with other settings, and what `listed` does.
+    Raises JobChangedError where the output was begun with other settings, and what `listed` raises.
     """
     found = read_input_list(output)
     if found is None:
         with tempfile.TemporaryDirectory() as folder:
             file = _file(listed(Path(folder)), settings, shard_images)
         output.write_if_absent(INPUT_KEY, file)
-        found = read_input_list(output)  # ours, or that of a rival who was first
+        found = read_input_list(output)  # ours, or that of another driver which was first
     assert found is not None
     check_settings(found.settings, settings, output)
     return found
@@ -98,7 +99,7 @@ def open_input_list(
 
 def check_settings(before: dict[str, Any], now: dict[str, Any], output: Store) -> None:
     """Raise JobChangedError unless both are equal."""
-    old, new = _flat(before), _flat(now)
+    old, new = flat_settings(before), flat_settings(now)
     changed = [
         f"{name}: got {new.get(name)!r}, expected {old.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -112,7 +113,7 @@ def check_settings(before: dict[str, Any], now: dict[str, Any], output: Store) -
 
 
 def _group_rows(shard_images: int) -> int:
-    """Rows of a row group: whole shards."""
+    """How many rows a row group has: those of whole shards."""
     return max(1, _GROUP // shard_images) * shard_images
 
 
@@ -123,7 +124,7 @@ def _read_group(path: Path, group: int) -> pa.Table:
 
 
 def _file(listing: Listing, settings: dict[str, Any], shard_images: int) -> bytes:
-    """The manifest's file. Equal listings give equal bytes."""
+    """The input list's file. Equal listings give equal bytes."""
     meta = {
         "shard_images": shard_images,
         "format": listing.format,
@@ -143,7 +144,7 @@ def _file(listing: Listing, settings: dict[str, Any], shard_images: int) -> byte
 
 
 def _groups(listing: Listing, rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """The listing in tables of so many rows, each with the number of its first."""
+    """The listing in tables of `rows` rows, each with the number of its first row."""
     first, left = 0, LISTING_SCHEMA.empty_table()
     for batch in listing.batches():
         left = pa.concat_tables([left, pa.Table.from_batches([batch], schema=LISTING_SCHEMA)])
@@ -160,14 +161,3 @@ def _digest(listing: Listing) -> str:
         for row in batch.to_pylist():
             digest.update(json.dumps(list(row.values())).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

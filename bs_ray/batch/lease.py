@@ -1,11 +1,11 @@
-"""One driver at a time: whoever runs a job says so at its output, and goes on saying so.
+"""One driver at a time: the process that runs a job says so at the job's output, again and again.
 
-    _bs_ray/drivers/00001.json   who took the job over, written once
+    _bs_ray/drivers/00001.json   which process took the job over, written once
     _bs_ray/drivers/00001.beat   rewritten while it lives, and once more when it has finished
 
-A driver that finds the last one alive leaves it to its work. One that died is superseded by the
-next number, of which there is one writer. The lease saves work, not correctness: two drivers would
-write the same bytes.
+A driver that finds the driver before it alive leaves the job to it. A driver that has died is
+superseded by the next number, which has exactly one writer. The lease saves work; correctness does
+not depend on it, since two drivers would write the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from bs_ray.storage import MissingKeyError, StorageError, Store
 
 _BEAT_S = 2.0
-_WATCH_S = 3 * _BEAT_S  # a beat that does not move for so long belongs to the dead
+_WATCH_S = 3 * _BEAT_S  # a driver whose beat does not change for so long is dead
 _POLL_S = 0.5
 _FOLDER = "_bs_ray/drivers"
 
@@ -33,18 +33,17 @@ class JobTakenError(RuntimeError):
 
 
 class Lease:
-    """The right to run a job, from `with` to its end.
+    """The right to run a job, within a `with`. Entering raises JobTakenError where a driver lives.
 
-    told: hears once when the last driver's life has to be waited for. Entering raises
-    JobTakenError where it lives.
+    report(line) is called once when it takes a while to see whether the driver before is alive.
     """
 
-    def __init__(self, output: Store, told: Callable[[str], None]):
-        self.output, self._told = output, told
+    def __init__(self, output: Store, report: Callable[[str], None]):
+        self.output, self._report = output, report
         self.superseded = False
-        """Another driver has taken over, having seen no beat of ours for too long."""
+        """Whether another driver has taken over, because it saw no beat of ours for too long."""
         self.record: dict[str, Any] = {}
-        """What the last beat leaves for the report: JSON values."""
+        """What the last beat says of this run, for the report: JSON values."""
         self._stop = threading.Event()
 
     def __enter__(self) -> Lease:
@@ -57,8 +56,8 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self.superseded:
-            with contextlib.suppress(StorageError):  # the next driver will wait a little
-                self._say({"released": True, **self.record})
+            with contextlib.suppress(StorageError):  # then the next driver waits a little
+                self._write_beat({"released": True, **self.record})
 
     def _take(self) -> int:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
@@ -74,11 +73,16 @@ class Lease:
         return max((_number(e.key) for e in entries if e.key.endswith(".json")), default=0)
 
     def _wait_until_gone(self, number: int) -> None:
-        """Return once that driver has finished or shown no life for a while."""
+        """Return once that driver has finished, or has shown no beat for a while.
+
+        Raises JobTakenError where it is alive.
+        """
         first = self._read(number)
         if first.get("released"):
             return
-        self._told(f"waiting up to {_WATCH_S:g} s: an earlier run of this job may still be at work")
+        self._report(
+            f"waiting up to {_WATCH_S:g} s: an earlier run of this job may still be at work"
+        )
         until = time.monotonic() + _WATCH_S
         while time.monotonic() < until:
             time.sleep(_POLL_S)
@@ -98,22 +102,22 @@ class Lease:
         except MissingKeyError:
             return {}
 
-    def _say(self, words: dict[str, Any]) -> None:
+    def _write_beat(self, words: dict[str, Any]) -> None:
         self.output.write(_key(self._number, "beat"), json.dumps(words).encode())
 
     def _beat(self) -> None:
         count = 0
         while not self._stop.wait(_BEAT_S if count else 0):
             count += 1
-            with contextlib.suppress(StorageError):  # a store that fails stops the work itself
-                self._say({"beat": count})
+            with contextlib.suppress(StorageError):  # the work itself stops where the store fails
+                self._write_beat({"beat": count})
                 self.superseded = self.output.exists(_key(self._number + 1, "json"))
             if self.superseded:
                 return
 
 
 def earlier_runs(output: Store) -> list[dict[str, Any]]:
-    """What drivers that took photos in left on record when they ended, in order."""
+    """The records that drivers which took photos in left when they ended, in order."""
     beats = sorted(e.key for e in output.walk(_FOLDER + "/") if e.key.endswith(".beat"))
     records = [json.loads(output.read(key)) for key in beats]
     return [record for record in records if record.get("photos")]

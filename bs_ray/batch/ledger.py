@@ -1,7 +1,7 @@
-"""What is done: one line for each shard, written once, after all that it speaks of.
+"""The ledger says what is done: one line for each shard, written once, after the shard's outputs.
 
-A shard's photos are put first; then its line, on condition that there is none. A crash before
-costs that shard's work and nothing else. The reports are rebuilt from the lines alone.
+A shard's photos are written first, and then its line, on condition that there is none yet. A crash
+before that costs this shard's work and nothing else. The reports are made from the lines alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bs_ray.batch.input_list import InputList
 from bs_ray.batch.rows import OUTPUT_SCHEMA, EditedRow, OutputRow
-from bs_ray.batch.sinks import SINKS, Made
+from bs_ray.batch.sinks import SINKS, EncodedPhoto
 from bs_ray.images.encode import encode
 from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
 from bs_ray.storage import Store
@@ -40,16 +40,16 @@ def commit_shard(
     rows: Sequence[EditedRow | QuarantinedRow],
     provenance: Callable[[EditedRow], dict[str, Any]],
 ) -> list[Row]:
-    """Write the shard's photos, then its line. Returns the line's rows, in the given order.
+    """Write the shard's photos, then its line, whose rows are returned in the given order.
 
-    Edits of a photo follow each other; where one of them cannot be encoded all are given up.
+    The edits of a photo follow each other; where one of them cannot be encoded, all are given up.
     """
     photos = [list(edits) for _, edits in groupby(rows, key=lambda row: row["key"])]
     with ThreadPoolExecutor(_REQUESTS) as pool:
         made = list(pool.map(lambda edits: _made(edits, provenance), photos))
     flat = [row for some in made for row in some]
-    written = iter(SINKS[sink](output, shard, [m for m in flat if isinstance(m, Made)]))
-    done: list[Row] = [next(written) if isinstance(row, Made) else row for row in flat]
+    written = iter(SINKS[sink](output, shard, [m for m in flat if isinstance(m, EncodedPhoto)]))
+    done: list[Row] = [next(written) if isinstance(row, EncodedPhoto) else row for row in flat]
     line = {"shard": shard, "rows": done}
     output.write_if_absent(_shard_key(shard), _json(line, indent=1).encode())
     return done
@@ -57,25 +57,25 @@ def commit_shard(
 
 def _made(
     edits: Sequence[EditedRow | QuarantinedRow], provenance: Callable[[EditedRow], dict[str, Any]]
-) -> Sequence[Made | QuarantinedRow]:
+) -> Sequence[EncodedPhoto | QuarantinedRow]:
     if is_quarantined(edits[0]):
         return [edits[0]]
     try:
-        told = [(row, provenance(row)) for row in edits]  # type: ignore[arg-type]
-        return [Made(row, encode(row, made), made) for row, made in told]  # type: ignore[arg-type]
+        pairs = [(row, provenance(row)) for row in edits]  # type: ignore[arg-type]
+        return [EncodedPhoto(row, encode(row, made), made) for row, made in pairs]  # type: ignore[arg-type]
     except Exception as error:  # such as metadata too long for the format
         reason = f"damaged: {type(error).__name__}: {error}"
         return [quarantined(edits[0]["key"], "encode", reason)]
 
 
 def done_shards(output: Store) -> set[int]:
-    """The shards whose line is written."""
+    """The shards that have a line."""
     entries = output.walk(_SHARDS + "/")
     return {int(e.key.rpartition("/")[2].removesuffix(".json")) for e in entries}
 
 
 def reopen(output: Store, shards: Sequence[int]) -> None:
-    """Remove the lines of some shards: the next run makes them again."""
+    """Remove the lines of some shards, so that the next run makes them again."""
     for shard in shards:
         output.delete(_shard_key(shard))
 
@@ -100,12 +100,13 @@ def _shard_key(shard: int) -> str:
     return f"{_SHARDS}/{shard:05d}.json"
 
 
-def write_reports(output: Store, input_list: InputList) -> dict[str, Any]:
+def write_reports(input_list: InputList) -> dict[str, Any]:
     """Write manifest.parquet, quarantine.jsonl and, last, summary.json; returns the summary.
 
-    Everything follows from the ledger, so equal jobs leave equal reports. Raises RuntimeError
-    where inputs and rows do not match one to one.
+    Everything in them comes from the ledger, so equal jobs leave equal reports. Raises
+    RuntimeError where inputs and rows do not match one to one.
     """
+    output = input_list.output
     outputs, kinds = 0, Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         table, list_of_bad = Path(folder, MANIFEST_KEY), Path(folder, QUARANTINE_KEY)
@@ -138,7 +139,7 @@ def write_reports(output: Store, input_list: InputList) -> dict[str, Any]:
 
 
 def _reconciled(input_list: InputList) -> Iterator[list[Row]]:
-    """The ledger's rows, some shards at a time, checked against the inputs key by key."""
+    """The ledger's rows, some shards at a time, checked against the input list key by key."""
     keys = input_list.keys()
     for first in range(0, input_list.shards, _LINES):
         shards = range(first, min(first + _LINES, input_list.shards))
@@ -153,8 +154,8 @@ def _reconciled(input_list: InputList) -> Iterator[list[Row]]:
 
 def _foreign(input_list: InputList, key: str) -> RuntimeError:
     return RuntimeError(
-        f"{input_list.output.uri}: got rows that do not match the {input_list.photos} inputs key by "
-        f"key, first at {key!r}. Something else wrote below _bs_ray; use a fresh output"
+        f"{input_list.output.uri}: got rows that do not match the {input_list.photos} inputs key "
+        f"by key, first at {key!r}. Something else wrote below _bs_ray; use a fresh output"
     )
 
 

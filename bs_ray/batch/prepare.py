@@ -1,4 +1,4 @@
-"""A job that has been checked: what to edit, with what, before any work."""
+"""A job that has been checked: what to edit and with what, before any work."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from bs_ray.config import EditJob
 from bs_ray.editing.gate import check_gate
 from bs_ray.judges.load import find_judges
 from bs_ray.models import absolute_base, base_folder, identify_base
+from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import MissingBucketError, Store
 
-_TOLD = 100_000  # photos listed between two words about it
+_REPORT_EVERY = 100_000  # photos listed between two lines about it
 
 
 class EditFailed(RuntimeError):
@@ -37,33 +39,27 @@ class PreparedJob:
     """What the pipeline works from."""
 
     job: EditJob
-    """With absolute places: workers have working folders of their own."""
+    """With absolute places, since workers have working folders of their own."""
     output: Store
     input_list: InputList
-    names: Mapping[str, str]
-    """Reference in the job -> the slider's name, as the Editor knows it."""
+    references: Mapping[str, str]
+    """Slider as the job names it -> name@version."""
 
     @cached_property
     def edits(self) -> Edits:
-        """What every photo without a plan of its own is made into."""
-        return self.job.edits(self.names)
+        """What is made of every photo that has no edits of its own."""
+        return self.job.edits(self.references)
 
     @property
     def moves_nothing(self) -> bool:
         """Whether every output is its input: no slider moves, and the method keeps the photo."""
         still = not any(strength for mix in self.edits.values() for strength in mix.values())
-        return still and not self.job.plan and self.job.editor.method == "displacement"
+        return still and not self.job.edits_column and self.job.editor.method == "displacement"
 
     @property
     def stamp(self) -> dict[str, Any]:
         """What every output of the job says of its making, whatever its strengths."""
         return {name: self.input_list.settings[name] for name in ("base_id", "seed", "bs_ray")}
-
-    @property
-    def references(self) -> dict[str, str]:
-        """Slider's name -> name@version."""
-        used = self.input_list.settings["sliders"]
-        return {self.names[given]: slider["reference"] for given, slider in used.items()}
 
 
 def prepare(job: EditJob, console: Console) -> PreparedJob:
@@ -74,7 +70,7 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
     source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
     source.check()
     with contextlib.suppress(MissingBucketError):  # a missing folder will be made
-        output.check()  # reading would wait a minute for a store that does not answer
+        output.check()  # else the first read would wait a minute for a store that is down
     before = read_input_list(output)
     pinned = before.settings["sliders"] if before else {}
     sliders = resolve(job, registry, pinned, console)
@@ -92,35 +88,37 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         "registry": registry.store.uri,
         "base": absolute_base(job.base),
     }
-    names = {reference: slider.card.name for reference, slider in sliders.items()}
-    return PreparedJob(job.model_copy(update=places), output, input_list, names)
+    references = {given: slider.reference for given, slider in sliders.items()}
+    return PreparedJob(job.model_copy(update=places), output, input_list, references)
 
 
 def listed(job: EditJob, source: Store, folder: Path, console: Console) -> Listing:
-    """The job's input, in a file in `folder`; says how far it is where there are many."""
-    told = 0
+    """The job's input, in a file in `folder`; where it is large, says how far the listing is."""
+    reported = 0
 
-    def seen(count: int) -> None:
-        nonlocal told
-        if count // _TOLD > told:
-            told = count // _TOLD
+    def report(count: int) -> None:
+        nonlocal reported
+        if count // _REPORT_EVERY > reported:
+            reported = count // _REPORT_EVERY
             console.print(f"{job.name}: {count:,} photos listed so far", highlight=False)
 
-    return list_photos(source, job, folder, seen)
+    return list_photos(source, job, folder, report)
 
 
 def resolve(
     job: EditJob, registry: Registry, pinned: Mapping[str, dict[str, Any]], console: Console
 ) -> dict[str, Slider]:
-    """Reference in the job -> slider. A job that has begun keeps its versions (`pinned`) to the
-    end. Raises SliderError, and BaseNotFound for a gate without its judges.
+    """Slider as the job names it -> slider. A job that has begun keeps its versions to the end.
+
+    pinned: what the input list says of them. Raises SliderError, and BaseNotFound for a gate whose
+    judges are missing.
     """
     base_id, sliders = identify_base(job.base), {}
     if job.gate:
         check_gate(find_judges(base_folder(job.base)), job.gate)
-    for reference in job.sliders:
-        newest = registry.resolve(_place(reference))
-        slider = registry.resolve(pinned[reference]["place"]) if reference in pinned else newest
+    for given in job.sliders:
+        newest = registry.resolve(_place(given))
+        slider = registry.resolve(pinned[given]["place"]) if given in pinned else newest
         if slider.reference != newest.reference:
             console.print(
                 f"{job.name}: goes on with {slider.reference}, as it began; {newest.reference} is "
@@ -128,67 +126,55 @@ def resolve(
                 soft_wrap=True,
             )
         slider.check_base(base_id)
-        sliders[reference] = slider
-    names = {reference: slider.card.name for reference, slider in sliders.items()}
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        sliders[given] = slider
+    names = Counter(slider.card.name for slider in sliders.values())
+    if twice := [name for name, count in names.items() if count > 1]:
         raise SliderError(f"sliders: got {twice[0]} more than once; expected each slider once")
-    if not job.plan:
+    if not job.edits_column:
         _check_strengths(job, sliders, console)
     return sliders
 
 
 def _check_strengths(job: EditJob, sliders: Mapping[str, Slider], console: Console) -> None:
-    for reference, given in job.sliders.items():
-        card = sliders[reference].card
-        for strength in given if isinstance(given, list) else [given]:
-            card.scale_of(strength, job.editor.calibrated)
-            if note := card.beyond(strength, job.editor.calibrated):
+    """Raise SliderError for a strength that is refused; print what users should know of others."""
+    cards = {given: slider.card for given, slider in sliders.items()}
+    for given, wanted in job.sliders.items():
+        for strength in wanted if isinstance(wanted, list) else [wanted]:
+            for note in Mix.of({given: strength}, cards, job.editor.calibrated).notes:
                 console.print(f"{job.name}: {note}", soft_wrap=True)
 
 
-def _place(reference: str) -> str:
+def _place(given: str) -> str:
     """A slider's file by its full path, for workers elsewhere; names stay as they are."""
-    is_path = reference.endswith(".safetensors") and "://" not in reference
-    return str(Path(reference).absolute()) if is_path else reference
+    is_path = given.endswith(".safetensors") and "://" not in given
+    return str(Path(given).absolute()) if is_path else given
 
 
 _DECISIVE = {
-    "editor",
-    "gate",
-    "seed",
-    "shard_images",
-    "batch_size",
-    "max_pixels",
-    "max_bytes",
-    "decode_s",
-    "decode_mb",
-    "input_format",
-    "key_column",
-    "image_column",
-    "limit",
-    "sample",
-    "plan",
-    "sink",
+    *("editor", "gate", "seed", "shard_images", "batch_size", "limit", "sample", "edits_column"),
+    *("max_pixels", "max_bytes", "decode_s", "decode_mb", "sink"),
+    *("input_format", "key_column", "image_column"),
 }
 
 
 def _settings(job: EditJob, source: Store, sliders: Mapping[str, Slider]) -> dict[str, Any]:
     """What decides an output's pixels and place, and so must not change between runs of a job.
 
-    batch_size and shard_images are part of it: they decide a photo's companions in a forward
-    pass, and with them the last bits of its floats. Where and how fast a job runs is not.
+    batch_size and shard_images belong to it: they decide which photos share a forward pass, and
+    with that the last bits of its floats. Where and how fast a job runs does not. Settings have the
+    names under which they are stored, which never change.
     """
     used = {
-        reference: {
-            "place": _place(reference) if "." in reference else slider.reference,
+        given: {
+            "place": _place(given) if "." in given else slider.reference,
             "reference": slider.reference,
             "sha256": digest(slider),
-            "strength": job.sliders[reference],
+            "strength": job.sliders[given],
         }
-        for reference, slider in sliders.items()
+        for given, slider in sliders.items()
     }
     return {
-        **job.model_dump(mode="json", include=_DECISIVE),
+        **job.model_dump(mode="json", include=_DECISIVE, by_alias=True),
         "input": source.uri,
         "base_id": identify_base(job.base),
         "sliders": used,

@@ -1,9 +1,4 @@
-"""What lies below an input prefix: photos one by one, or packed in Parquet files or tars.
-
-A listing is a table of photos (LISTING_SCHEMA), in an order that depends on nothing but names:
-files by the bytes of their keys, and within a packed file as they lie. Packed files are fetched
-whole, once for a node, so that their content is checked like everything else's.
-"""
+"""Read the bytes of listed photos: objects of their own, members of tars, rows of Parquet files."""
 
 from __future__ import annotations
 
@@ -16,9 +11,8 @@ from threading import Lock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_ray.batch.listing import _SUFFIXES, UNKNOWN_SIZE
+from bs_ray.batch.listing import SUFFIXES_OF, UNKNOWN_SIZE
 from bs_ray.batch.rows import ImageRow
-from bs_ray.config import EditJob
 from bs_ray.images.rows import QuarantinedRow, quarantined
 from bs_ray.storage import (
     AccessError,
@@ -29,28 +23,26 @@ from bs_ray.storage import (
     UnreachableError,
 )
 
-_READERS = 8  # reading is waiting
+_READERS = 8  # threads, since reading is waiting
 _CELLS = 64  # rows of a Parquet file in memory at once
 
 
-# ---------------------------------------------------------------------------- reading
-
-
 def fetch_all(
-    source: Store, rows: Sequence[ImageRow], job: EditJob
+    source: Store, rows: Sequence[ImageRow], image_column: str, max_bytes: int
 ) -> list[bytes | QuarantinedRow]:
-    """The bytes of some photos, in order. What is wrong with one photo alone quarantines it.
+    """The bytes of some photos, in order. An error that is one photo's own quarantines it.
 
-    Raises StorageError when the store itself does not answer or lets us in no longer: then every
-    photo would fail, and a rerun can still succeed.
+    image_column: the column of Parquet files that holds the image. Raises StorageError when the
+    store itself does not answer, or no longer grants access: then every photo would fail, and the
+    same command can succeed later.
     """
     wanted: dict[str, list[int]] = {}
     for row in rows:
-        if row["file"].lower().endswith(_SUFFIXES["parquet"]):
+        if row["file"].lower().endswith(SUFFIXES_OF["parquet"]):
             wanted.setdefault(row["file"], []).append(row["at"])
-    cells = {file: _Cells(source, file, at, job.image_column) for file, at in wanted.items()}
+    cells = {file: _Cells(source, file, at, image_column) for file, at in wanted.items()}
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(lambda row: _fetch(source, row, job.max_bytes, cells), rows))
+        return list(threads.map(lambda row: _fetch(source, row, max_bytes, cells), rows))
 
 
 def _fetch(
@@ -95,7 +87,7 @@ def _read(source: Store, row: ImageRow, cells: dict[str, _Cells]) -> bytes | Non
 
 
 class _Cells:
-    """Some images of a Parquet file, read in one pass when the first is asked for."""
+    """Some images of a Parquet file, all read in one pass when the first is asked for."""
 
     def __init__(self, source: Store, file: str, wanted: Sequence[int], column: str):
         self._read = lru_cache(lambda: self._cells(source.local_copy(file), set(wanted), column))
@@ -107,7 +99,7 @@ class _Cells:
 
     @staticmethod
     def _cells(path: Path, wanted: set[int], column: str) -> dict[int, bytes | None]:
-        """Row -> bytes; a struct's are in its field `bytes`, as Hugging Face writes them."""
+        """Row -> bytes; those of a struct are in its field `bytes`, as Hugging Face writes them."""
         file, found, first = pq.ParquetFile(path), {}, 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
@@ -120,5 +112,5 @@ class _Cells:
                     found[at] = value["bytes"] if isinstance(value, dict) else value
                 first += len(batch)
         if missing := wanted - found.keys():
-            raise OSError(f"got no row {min(missing)}; the file is another than listed")
+            raise OSError(f"got no row {min(missing)}; the file is not the one that was listed")
         return found

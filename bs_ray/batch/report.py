@@ -1,4 +1,4 @@
-"""What is left to look at: report.html, and contact sheets of photos before and after."""
+"""The pages and pictures that a job leaves: report.html, contact sheets of before and after."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from bs_ray.storage import Store
 
 REPORT_KEY, LATEST_KEY = "report.html", "_bs_ray/latest.png"
 _PAIRS = 8
-_EXAMPLES = 3  # of a kind of quarantine
-_ENTRIES = 100_000  # of the quarantine that the page looks at
+_EXAMPLES = 3  # photos shown of each kind of quarantine
+_ENTRIES = 100_000  # lines of the quarantine that the page reads
 
 
 def contact_sheet(job: EditJob, path: str | Path, pairs: int = _PAIRS) -> Path:
@@ -47,7 +47,7 @@ def contact_sheet(job: EditJob, path: str | Path, pairs: int = _PAIRS) -> Path:
 
 
 def spread(input_list: InputList, pairs: int = _PAIRS) -> list[int]:
-    """Some shards from first to last."""
+    """Numbers of some shards, spread from the first to the last."""
     count = min(pairs, input_list.shards)
     return [i * input_list.shards // count for i in range(count)]
 
@@ -56,25 +56,30 @@ def sheet(job: EditJob, input_list: InputList, shards: Sequence[int], pairs: int
     """A PNG of photos before and after, from some committed shards."""
     share = -(-pairs // len(shards))
     images: dict[str, ImageRow] = {}
-    drawn: list[OutputRow] = []
+    shown: list[OutputRow] = []
     for shard in shards:
         rows = [row for row in read_lines(input_list.output, [shard]) if not is_quarantined(row)]
         count = min(share, len(rows))
-        drawn += [rows[i * len(rows) // count] for i in range(count)]
+        shown += [rows[i * len(rows) // count] for i in range(count)]
         images |= {image["key"]: image for image in input_list.shard(shard)}
-    drawn = drawn[:pairs]
-    before = fetch_all(Store(job.input), [images[row["key"]] for row in drawn], job)
+    shown = shown[:pairs]
+    before = fetch_all(
+        Store(job.input),
+        [images[row["key"]] for row in shown],
+        job.image_column,
+        job.max_bytes,
+    )
     triples = [
         (
             f"{row['key']} {row['edit']}".rstrip(),
             data,
             read_output(input_list.output, row["output"]),
         )
-        for row, data in zip(drawn, before, strict=True)
+        for row, data in zip(shown, before, strict=True)
         if isinstance(data, bytes)
     ]
-    told = ", ".join(f"{name} {_strengths(given)}" for name, given in job.sliders.items())
-    return draw_pairs(triples, title=told)
+    title = ", ".join(f"{name} {_strengths(given)}" for name, given in job.sliders.items())
+    return draw_pairs(triples, title)
 
 
 def _strengths(given: float | list[float]) -> str:
@@ -104,7 +109,7 @@ def write_report(job: EditJob, input_list: InputList, summary: dict[str, Any]) -
 def _quarantine(
     output: Store, kinds: dict[str, int]
 ) -> list[tuple[str, int, list[QuarantinedRow]]]:
-    """Kind, how many, and some of them; the most frequent first."""
+    """(kind, how many, some of them) of quarantined photos, the most frequent kind first."""
     examples: dict[str, list[QuarantinedRow]] = defaultdict(list)
     for line in output.read(QUARANTINE_KEY).splitlines()[:_ENTRIES]:
         row = json.loads(line)

@@ -1,8 +1,8 @@
-"""Rows on their way from a prefix of photos to a prefix of edited ones. No models here.
+"""Rows on their way from a prefix of photos to a prefix of edited ones.
 
-    manifest -> ImageRow -> fetch, decode -> PlannedRow -> (editing) -> EditedRows -> OutputRows
-                                   |                           |              |
-                                   +------ QuarantinedRow -----+--------------+
+    input list -> ImageRow -> fetch, decode -> PlannedRow -> edit -> EditedRows -> OutputRows
+                                   |                          |             |
+                                   +------ QuarantinedRow ----+-------------+
 
 A photo leaves with all its edits or in quarantine: inputs = edited + quarantined, by key.
 """
@@ -22,20 +22,20 @@ LISTING_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),  # names the photo and its outputs
         pa.field("size", pa.int64(), nullable=False),  # bytes; -1 where only reading it tells
         pa.field("etag", pa.string(), nullable=False),  # of the object that holds it
-        pa.field("file", pa.string(), nullable=False),  # the packed file it is in; "" for none
-        pa.field("at", pa.int64(), nullable=False),  # there: a Parquet row, or a byte of a tar
+        pa.field("file", pa.string(), nullable=False),  # the packed file that it is in; "" for none
+        pa.field("at", pa.int64(), nullable=False),  # where in it: a Parquet row, a byte of a tar
         pa.field("plan", pa.string(), nullable=False),  # its own edits as JSON; "" for the job's
     ]
 )
 """The photos below an input prefix, each once."""
 
 INPUT_SCHEMA = LISTING_SCHEMA.append(pa.field("shard", pa.int32(), nullable=False))
-"""The input manifest: ImageRows in order."""
+"""The input list: ImageRows in order."""
 
 OUTPUT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("edit", pa.string(), nullable=False),  # its name; "" where a job has one
+        pa.field("edit", pa.string(), nullable=False),  # its name; "" where a job has one edit
         pa.field("sha256", pa.string(), nullable=False),  # of the input's bytes
         pa.field("output", pa.string(), nullable=False),  # key below the output prefix, see sinks
         pa.field("output_sha256", pa.string(), nullable=False),
@@ -43,11 +43,11 @@ OUTPUT_SCHEMA = pa.schema(
         pa.field("note", pa.string(), nullable=False),  # what could not be kept; "" as a rule
     ]
 )
-"""The output manifest: one OutputRow per edit, in the order of the inputs."""
+"""The manifest: one OutputRow for each edit, in the order of the inputs."""
 
 
 class ImageRow(TypedDict):
-    """One photo of the input manifest."""
+    """One photo of the input list."""
 
     key: str
     size: int
@@ -55,21 +55,27 @@ class ImageRow(TypedDict):
     file: str
     at: int
     plan: str
+    """The photo's own edits as JSON, as its `edits_column` has them; "" for the job's edits."""
     shard: int
+
+
+Edits = dict[str, dict[str, float]]
+"""Edit's name -> slider's name@version -> signed strength."""
 
 
 class PlannedRow(DecodedRow):
     """A photo and what to make of it."""
 
-    edits: dict[str, dict[str, float]]
-    """Edit's name -> slider -> signed strength."""
+    edits: Edits
 
 
 class EditedRow(DecodedRow):
-    """The same with edited pixels: one of the photo's edits."""
+    """A photo with the pixels of one of its edits."""
 
     edit: str
+    """The edit's name; "" where the photo has one."""
     mix: dict[str, float]
+    """Slider's name@version -> signed strength."""
 
 
 class OutputRow(TypedDict):
@@ -84,14 +90,10 @@ class OutputRow(TypedDict):
     note: str
 
 
-Edits = dict[str, dict[str, float]]
-"""Edit's name -> slider -> signed strength."""
-
-
 def pack(
     shard: int, rows: Sequence[PlannedRow | EditedRow | QuarantinedRow], **seconds: float
 ) -> dict[str, Any]:
-    """A shard as one row of a Dataset: photos of many sizes are no Arrow columns.
+    """A shard as one row of a Dataset, pickled, since photos of many sizes fit no Arrow columns.
 
     seconds: what its stages took so far, as <stage>_s; edit_at_s is the Unix time of its editing.
     """

@@ -1,4 +1,4 @@
-"""The verb: resume, run, reconcile."""
+"""`bs-ray edit` from its start to its end: prepare, resume, run, verify, reconcile."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bs_ray.batch.verify import lost_shards
 from bs_ray.config import EditJob
 from bs_ray.ray_session import ray_session
 
-# Below this many photos a few bad ones say little about the rest.
-_INPUTS_BEFORE_GUARD = 50
+# Among fewer photos than this, a few bad ones say little about the rest.
+_MIN_INPUTS = 50
 
 
 @dataclass(frozen=True)
 class EditSummary:
-    """What is at the output, over all runs of the job; seconds and rate are this run's."""
+    """What is at the output, from all runs of the job; seconds and rates are this run's alone."""
 
     inputs: int
     """Photos: edited + quarantined."""
@@ -39,14 +39,15 @@ class EditSummary:
     """Files below the input prefix that hold no photos."""
     shards: int
     skipped_shards: int
-    """Found done by an earlier run."""
+    """Those that an earlier run had done."""
     seconds: float
     images_per_s: float
-    """Photos that this run took in, per second, start-up included."""
+    """Photos a second that this run took in, its start-up included."""
     steady_images_per_s: float
-    """The same from when the first photo was edited: without Ray's start and the model's."""
+    """The same, counted from when the first photo was edited: without starting Ray and the
+    model."""
     nothing_to_do: bool
-    """An earlier run had finished; this one wrote nothing."""
+    """Whether an earlier run had finished, so that this one wrote nothing."""
     quarantined_by_reason: dict[str, int] = field(default_factory=dict)
 
 
@@ -54,12 +55,12 @@ def edit(
     job: EditJob,
     *,
     console: Console | None = None,
-    ray_address: str | None = None,
     metrics_port: int | None = None,
 ) -> EditSummary:
     """Edit every photo below `job.input`; the same job on the same output resumes.
 
-    metrics_port: serve Prometheus metrics there while it runs.
+    metrics_port: where Prometheus metrics are served while the job runs; None serves none.
+
     Raises ValueError (StorageError, SliderError, BaseNotFound, EmptyInputError, JobChangedError)
     within seconds and before any work where the job cannot run, JobTakenError where another driver
     is at work on it, and EditFailed where it cannot go on. Once it has finished, inputs = edited +
@@ -74,24 +75,23 @@ def edit(
         console.print(
             f"{job.name}: nothing to do, all {summary.inputs} photos are done.", soft_wrap=True
         )
-        _guard(job, summary.inputs, summary.quarantined, finished=True)
+        _stop_if_too_bad(job, summary.inputs, summary.quarantined, finished=True)
         return summary
     prepared.output.check(write=True)
-    told = _teller(job, console)
-    with Lease(prepared.output, told) as lease:
-        done = done_shards(prepared.output)  # the last driver may have gone on until just now
+    with Lease(prepared.output, _report_to(console, job)) as lease:
+        done = done_shards(prepared.output)  # the driver before may have worked until just now
         pending = sorted(set(range(prepared.input_list.shards)) - done)
-        run = _run(prepared, pending, sorted(done), console, lease, ray_address, metrics_port)
+        run = _run(prepared, pending, sorted(done), console, lease, metrics_port)
         _look_for_lost(prepared)
-        reported = write_reports(prepared.output, prepared.input_list)
+        reported = write_reports(prepared.input_list)
     write_report(prepared.job, prepared.input_list, reported)
     summary = _summarise(prepared, run, skipped=len(done), started=started)
-    _tell(job, summary, console)
-    _guard(job, summary.inputs, summary.quarantined, finished=True)
+    _print_summary(job, summary, console)
+    _stop_if_too_bad(job, summary.inputs, summary.quarantined, finished=True)
     return summary
 
 
-def _teller(job: EditJob, console: Console) -> Callable[[str], None]:
+def _report_to(console: Console, job: EditJob) -> Callable[[str], None]:
     return lambda text: console.print(f"{job.name}: {text}", soft_wrap=True)
 
 
@@ -119,7 +119,6 @@ def _run(
     done: list[int],
     console: Console,
     lease: Lease,
-    ray_address: str | None,
     metrics_port: int | None,
 ) -> _Run:
     """Edit the pending shards."""
@@ -131,7 +130,7 @@ def _run(
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     try:
         with (
-            ray_session(num_cpus=needed, address=ray_address),
+            ray_session(num_cpus=needed),
             Board(console, prepared, done, metrics, lambda s: _draw_latest(prepared, s)) as board,
         ):
             try:
@@ -152,7 +151,7 @@ def _run(
 def _follow(
     prepared: PreparedJob, pending: list[int], board: Board, lease: Lease, run: _Run
 ) -> None:
-    """Run the pipeline to its end, telling the board of every shard."""
+    """Run the pipeline to its end, and show every shard on the board."""
     import ray
 
     job = prepared.job
@@ -160,10 +159,10 @@ def _follow(
         for shard in pipeline(prepared, pending).iter_rows():
             run.add(shard)
             board.add(shard)
-            _guard(job, board.seen, board.quarantined)
+            _stop_if_too_bad(job, board.seen, board.quarantined)
             if lease.superseded:
                 raise EditFailed(
-                    f"{job.name}: stopped, for another driver has taken the job over: this one "
+                    f"{job.name}: stopped, because another driver has taken the job over: this one "
                     "was silent for too long"
                 )
     except (ray.exceptions.RayError, SystemError) as error:
@@ -174,7 +173,7 @@ def _follow(
 
 
 def _look_for_lost(prepared: PreparedJob) -> None:
-    """Raise EditFailed where the store has lost outputs, whose shards are then open again."""
+    """Raise EditFailed where the store has lost outputs; their shards are then open again."""
     if lost := lost_shards(prepared.output, prepared.input_list.shards):
         reopen(prepared.output, lost)
         raise EditFailed(
@@ -189,9 +188,9 @@ def _draw_latest(prepared: PreparedJob, shards: list[int]) -> None:
     prepared.output.write(LATEST_KEY, sheet(prepared.job, prepared.input_list, shards))
 
 
-def _guard(job: EditJob, inputs: int, bad: int, finished: bool = False) -> None:
-    """Raise EditFailed once too many photos were quarantined to call this a success."""
-    enough = finished or inputs >= _INPUTS_BEFORE_GUARD
+def _stop_if_too_bad(job: EditJob, inputs: int, bad: int, finished: bool = False) -> None:
+    """Raise EditFailed once more photos are quarantined than the job allows."""
+    enough = finished or inputs >= _MIN_INPUTS
     if enough and bad > job.max_quarantined_share * inputs:
         where = "quarantine.jsonl" if finished else "the lines in _bs_ray/shards"
         raise EditFailed(
@@ -204,7 +203,7 @@ def _guard(job: EditJob, inputs: int, bad: int, finished: bool = False) -> None:
 def _summarise(
     prepared: PreparedJob, run: _Run | None, *, skipped: int, started: float
 ) -> EditSummary:
-    """run: None where an earlier one had finished."""
+    """run: None where an earlier run had finished the job."""
     found = json.loads(prepared.output.read(SUMMARY_KEY))
     seconds = time.monotonic() - started
     return EditSummary(
@@ -223,7 +222,7 @@ def _summarise(
     )
 
 
-def _tell(job: EditJob, summary: EditSummary, console: Console) -> None:
+def _print_summary(job: EditJob, summary: EditSummary, console: Console) -> None:
     edits = f" ({summary.outputs} edits)" if summary.outputs != summary.edited else ""
     console.print(
         f"{job.name}: {summary.inputs} photos = {summary.edited} edited{edits} + "
@@ -236,7 +235,7 @@ def _tell(job: EditJob, summary: EditSummary, console: Console) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong in a stage, on one line; Ray wraps it in pages of traceback."""
+    """What went wrong in a stage, on one line; Ray wraps the exception in pages of traceback."""
     import ray
 
     while isinstance(error, ray.exceptions.RayError | SystemError):

@@ -1,7 +1,7 @@
-"""Where a shard's edited photos go: files of their own, or one tar or Parquet file a shard.
+"""Where a shard's edited photos go: a file for each, or one tar or Parquet file for a shard.
 
-A sink puts them at keys that depend on nothing but the input, so that a shard made twice is the
-same twice. An output's place is its key below the output prefix; within a packed file,
+A sink writes to keys that depend on the input alone, so a shard that is made twice is the same both
+times. An output's place is its key below the output prefix; within a packed file it is
 `file#member` (tar) or `file#row` (Parquet).
 """
 
@@ -19,15 +19,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_ray.batch.listing import SUFFIXES
 from bs_ray.batch.rows import EditedRow, OutputRow
+from bs_ray.datasets.shards import add_sample
+from bs_ray.images.formats import SUFFIX_OF, SUFFIXES
 from bs_ray.storage import Store
 
-_REQUESTS = 8  # in flight at once, per task: a shard is mostly waiting for the store
-_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+_REQUESTS = 8  # in flight at once, in each task, which mostly waits for the store
 
 FILES, PACKED = "images/", "shards/"
-"""Folders below the output prefix: of photos as files, and of packed ones."""
+"""Folders below the output prefix: of photos as files, and of packed files."""
 
 PACKED_SCHEMA = pa.schema(
     [
@@ -41,8 +41,8 @@ PACKED_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Made:
-    """One edited photo as a file, and what it says of its making."""
+class EncodedPhoto:
+    """One edited photo as a file, and what the file says of its making."""
 
     row: EditedRow
     data: bytes
@@ -50,13 +50,13 @@ class Made:
 
     @property
     def name(self) -> str:
-        """Its key, below its edit's folder where a job makes several."""
+        """The photo's key, below its edit's folder where a job makes several edits."""
         key, edit = self.row["key"], self.row["edit"]
-        key += "" if key.lower().endswith(SUFFIXES) else _SUFFIX[self.row["format"]]
+        key += "" if key.lower().endswith(SUFFIXES) else SUFFIX_OF[self.row["format"]]
         return f"{edit}/{key}" if edit else key
 
     def at(self, output: str) -> OutputRow:
-        """Its line in the manifest, once it is written there."""
+        """The photo's row of the manifest, where it was written to `output`."""
         return OutputRow(
             key=self.row["key"],
             edit=self.row["edit"],
@@ -68,11 +68,11 @@ class Made:
         )
 
 
-Sink = Callable[[Store, int, Sequence[Made]], list[OutputRow]]
+Sink = Callable[[Store, int, Sequence[EncodedPhoto]], list[OutputRow]]
 
 
-def _write_images(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
-    def put(photo: Made) -> OutputRow:
+def _write_images(output: Store, shard: int, made: Sequence[EncodedPhoto]) -> list[OutputRow]:
+    def put(photo: EncodedPhoto) -> OutputRow:
         key = f"{FILES}{photo.name}"
         output.write(key, photo.data)
         return photo.at(key)
@@ -81,28 +81,18 @@ def _write_images(output: Store, shard: int, made: Sequence[Made]) -> list[Outpu
         return list(pool.map(put, made))
 
 
-def _write_tar(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
+def _write_tar(output: Store, shard: int, made: Sequence[EncodedPhoto]) -> list[OutputRow]:
     key, file, rows = f"{PACKED}{shard:05d}.tar", BytesIO(), []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for photo in made:
-            # A sample's name ends at its first dot, so that a name's own dots are spelt out.
-            stem, _, suffix = photo.name.rpartition(".")
-            sample = stem.replace(".", "%2E")
-            told = json.dumps(photo.provenance, sort_keys=True).encode()
-            _add(archive, f"{sample}.{suffix}", photo.data)
-            _add(archive, f"{sample}.json", told)
-            rows.append(photo.at(f"{key}#{sample}.{suffix}"))
+            about = json.dumps(photo.provenance, sort_keys=True).encode()
+            member = add_sample(archive, photo.name, photo.data, about)
+            rows.append(photo.at(f"{key}#{member}"))
     output.write(key, file.getvalue())
     return rows
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # owner 0, time 0: equal shards are equal bytes
-    member.size = len(data)
-    archive.addfile(member, BytesIO(data))
-
-
-def _write_parquet(output: Store, shard: int, made: Sequence[Made]) -> list[OutputRow]:
+def _write_parquet(output: Store, shard: int, made: Sequence[EncodedPhoto]) -> list[OutputRow]:
     key, file = f"{PACKED}{shard:05d}.parquet", BytesIO()
     table = pa.Table.from_pylist(
         [
@@ -116,7 +106,7 @@ def _write_parquet(output: Store, shard: int, made: Sequence[Made]) -> list[Outp
         ],
         schema=PACKED_SCHEMA,
     )
-    pq.write_table(table, file, compression="none")  # of what is compressed already
+    pq.write_table(table, file, compression="none")  # photos are compressed already
     output.write(key, file.getvalue())
     return [photo.at(f"{key}#{row}") for row, photo in enumerate(made)]
 
@@ -126,19 +116,19 @@ SINKS: dict[str, Sink] = {
     "webdataset": _write_tar,
     "parquet": _write_parquet,
 }
-"""By a job's `sink`: write a shard, return its rows of the manifest in order."""
+"""A job's `sink` -> the function that writes a shard and returns its manifest rows in order."""
 
 
 def split_place(place: str) -> tuple[str, str]:
-    """(key of the file, member within it) of a place that a sink gave; no member is all of it."""
+    """(key of the file, member within it) of a place; member "" stands for the whole file."""
     if not place.startswith(PACKED):
-        return place, ""  # a photo's own name may have a #
+        return place, ""  # a photo's own name may contain a #
     key, _, member = place.rpartition("#")
     return key, member
 
 
 def read_output(output: Store, place: str) -> bytes:
-    """The edited photo at a place that a sink gave. Raises StorageError, KeyError."""
+    """The edited photo at a place. Raises StorageError, and KeyError for an unknown member."""
     key, member = split_place(place)
     if not member:
         return output.read(key)

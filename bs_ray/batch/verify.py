@@ -1,7 +1,7 @@
-"""What the ledger says is written and the store has not.
+"""Verify that the store still has every output that the ledger says is written.
 
-A store that ran full, or a rule that expires objects, may lose what it had acknowledged. One
-listing finds it, before a job calls itself finished.
+A full store, or a rule that expires objects, may lose outputs that had been acknowledged. One
+listing finds them, before a job calls itself finished.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from bs_ray.storage import Store
 
 
 def lost_shards(output: Store, shards: int) -> list[int]:
-    """Of shards 0 to `shards`, those of which an output is not there, or not of its size.
+    """The shards below `shards` that have lost an output, or have one of another size.
 
-    Memory holds 8 bytes an output. Of packed outputs only the files are looked for.
+    Memory holds 8 bytes for each output. Of packed outputs only the files are looked for.
     """
     there = np.sort(np.fromiter(map(_mark, _files(output)), np.uint64))
     return [
@@ -47,6 +47,6 @@ def _mark(text: str) -> int:
 
 
 def _holds(there: np.ndarray, marks: np.ndarray) -> bool:
-    """Whether all marks are among those that are there, which are sorted."""
+    """Whether all marks are among `there`, which is sorted."""
     at = np.searchsorted(there, marks)
     return bool((at < len(there)).all() and (there[at] == marks).all())

@@ -1,13 +1,8 @@
-"""The pipeline's two light stages: what comes before and after the model.
-
-Apart from the editor for their import's sake: a worker that only decodes should not load torch.
-A row between stages is a whole shard, {shard, rows, <stage>_s...}; see `pack`.
-"""
+"""The pipeline's last stage: encode and write a shard's photos, then commit it. No torch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from bs_ray.batch.ledger import commit_shard
@@ -17,18 +12,15 @@ from bs_ray.images.rows import is_quarantined
 from bs_ray.storage import Store
 
 
-def write_shard(
-    row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any], references: Mapping[str, str]
-) -> dict[str, Any]:
+def write_shard(row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any]) -> dict[str, Any]:
     """{shard, rows} -> {shard, inputs, quarantined, outputs, <stage>_s}: write, then commit.
 
-    stamp: what every output says of its making; references: slider -> name@version.
+    stamp: what every output says of its making.
     """
     started = time.monotonic()
 
     def provenance(photo: EditedRow) -> dict[str, Any]:
-        sliders = {references[name]: strength for name, strength in photo["mix"].items()}
-        return {**stamp, "sliders": sliders, "source_sha256": photo["sha256"]}
+        return {**stamp, "sliders": photo["mix"], "source_sha256": photo["sha256"]}
 
     done = commit_shard(Store(job.output), job.sink, row["shard"], unpack(row), provenance)
     bad = sum(map(is_quarantined, done))

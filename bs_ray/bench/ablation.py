@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from bs_ray.bench.train import World, fresh_hooks
+from bs_ray.bench.train import TrainBench, fresh_hooks
 from bs_ray.config import TrainJob, shipped_job
 from bs_ray.train.loop import one_step
 
@@ -28,13 +28,13 @@ ATTRIBUTE = "age"
 MEASURES = ("effect", "drift", "drift_per_effect", "identity", "perceptual")
 
 
-def ablation(seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def ablation(seeds: int, report: Callable[[str], None]) -> dict[str, Any]:
     """`arms`: by arm, every measure's mean and standard deviation over the seeds.
 
     effect: mean move of the attribute at strengths -1 and +1, towards their sign; drift: mean
     absolute move of the others; identity, perceptual: against the unedited face.
     """
-    world = World.load()
+    world = TrainBench.load()
     arms: dict[str, Any] = {}
     for name, (file, overrides) in ARMS.items():
         runs = [_one(world, file, [*overrides, f"seed={seed}"]) for seed in range(seeds)]
@@ -46,11 +46,11 @@ def ablation(seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
             for measure in MEASURES
         }
         shown = ", ".join(f"{m} {v['mean']:.4f} ± {v['sd']:.4f}" for m, v in arms[name].items())
-        say(f"{name}: {shown}")
+        report(f"{name}: {shown}")
     return {"attribute": ATTRIBUTE, "seeds": seeds, "arms": arms}
 
 
-def _one(world: World, file: str, overrides: list[str]) -> dict[str, float]:
+def _one(world: TrainBench, file: str, overrides: list[str]) -> dict[str, float]:
     job = shipped_job(f"tiny/ablation/{file}.yaml", [*overrides, "workers=1"])
     assert isinstance(job, TrainJob)
     with fresh_hooks(world.model):

@@ -43,7 +43,7 @@ def bank(
     base: str,
     rows: int,
     repeats: int,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     resident: Sequence[int] = RESIDENT,
 ) -> dict[str, Any]:
     """Figures of the bank and of PEFT over `rows` rows, by number of resident sliders (ascending).
@@ -69,7 +69,7 @@ def bank(
                 for name, work in contestants.items():
                     taken[count][name].append(_seconds(work))
         cond = (f"{n} {statistics.median(s) / rows * 1e3:.1f}" for n, s in taken[count].items())
-        say(f"{count} resident sliders, ms a row: {', '.join(cond)}")
+        report(f"{count} resident sliders, ms a row: {', '.join(cond)}")
     figures: dict[str, Any] = {
         "rows": rows,
         "repeats": repeats,
@@ -159,7 +159,7 @@ class Race:
             bank.detach()
 
     def _by_bank(self, bank: SliderBank, strengths: Tensor) -> Tensor:
-        with bank.strengths(strengths):
+        with bank.scaled(strengths):
             return self.model.predict(self.x, self.t, self.cond)
 
     def _by_set_adapters(self, mixes: Tensor) -> Tensor:

@@ -36,13 +36,13 @@ from bs_ray.storage.seaweed import LocalObjectStore
 from bs_ray.testing import random_slider
 from bs_ray.tiny.photos import write_wild
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 SLOW_S = 0.25
 """Seconds a photo of the stand-in for SDXL: ten steps at 1024 px on a fast GPU take more."""
 _BUCKET = "bs-ray-bench"
 
 
-def bench_edit(photos: int, repeats: int, large: Sequence[int], say: Say) -> dict[str, Any]:
+def bench_edit(photos: int, repeats: int, large: Sequence[int], report: Report) -> dict[str, Any]:
     """Everything that `bs-ray bench edit` measures, each ratio side by side in one run.
 
     photos: a run of the pipeline; large: sizes between which memory and time a photo should not
@@ -57,10 +57,10 @@ def bench_edit(photos: int, repeats: int, large: Sequence[int], say: Say) -> dic
         write_wild(root.join("in"), photos=photos, broken=0, seed=0)
         job = _job(root, f"{scratch}/sliders", "in", "out")
         figures = {"photos": photos, "repeats": repeats, "batch_size": job.batch_size}
-        figures |= _against_bare(job, slider, root, repeats, say)
-        figures |= _against_slow(job, root, say)
-        figures |= _against_plain(job, slider, root, figures["pipeline_images_per_s"], say)
-        figures |= _growth(job, root, large, say)
+        figures |= _against_bare(job, slider, root, repeats, report)
+        figures |= _against_slow(job, root, report)
+        figures |= _against_plain(job, slider, root, figures["pipeline_images_per_s"], report)
+        figures |= _growth(job, root, large, report)
     return figures
 
 
@@ -78,7 +78,7 @@ def _job(root: Store, registry: str, source: str, output: str, **settings: Any) 
 
 
 def _against_bare(
-    job: EditJob, slider: Slider, root: Store, repeats: int, say: Say
+    job: EditJob, slider: Slider, root: Store, repeats: int, report: Report
 ) -> dict[str, Any]:
     """The whole pipeline over the editor's loop in one process on decoded arrays, in turns."""
     import torch
@@ -91,13 +91,13 @@ def _against_bare(
     with ray_session(num_cpus=4):
         for repeat in range(repeats):
             started = time.perf_counter()
-            edit_rows(rows, editor, editor.working_size, job)
+            edit_rows(rows, editor, editor.edit, job)
             bare.append(len(rows) / (time.perf_counter() - started))
             run = job.model_copy(update={"output": root.join(f"out-{repeat}").uri})
             done = edit(run, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
             through.append(done.steady_images_per_s)
             costs.append(_store_seconds(rows, root) / len(rows))
-            say(f"bare {bare[-1]:.2f} images/s, pipeline {through[-1]:.2f}")
+            report(f"bare {bare[-1]:.2f} images/s, pipeline {through[-1]:.2f}")
     torch.set_num_threads(threads)
     ratios = [b / a for a, b in zip(bare, through, strict=True)]
     return {
@@ -117,7 +117,7 @@ def _decoded(job: EditJob, root: Store) -> list[PlannedRow]:
     images = [
         i for shard in range(prepared.input_list.shards) for i in prepared.input_list.shard(shard)
     ]
-    rows, _, _ = load_photos(images, prepared.job, prepared.edits, prepared.names)
+    rows, _, _ = load_photos(images, prepared.job, prepared.edits, prepared.references)
     return [row for row in rows if not is_quarantined(row)]
 
 
@@ -146,7 +146,7 @@ class SleepShard:
         return pack(row["shard"], edited, **seconds_of(row), edit_at_s=began, edit_s=edit_s)
 
 
-def _against_slow(job: EditJob, root: Store, say: Say) -> dict[str, Any]:
+def _against_slow(job: EditJob, root: Store, report: Report) -> dict[str, Any]:
     """The same with a model that takes SLOW_S a photo: what the pipeline leaves of its time."""
     prepared = prepare(
         job.model_copy(update={"output": root.join("slow").uri}), Console(quiet=True)
@@ -155,12 +155,12 @@ def _against_slow(job: EditJob, root: Store, say: Say) -> dict[str, Any]:
         shards = list(pipeline(prepared, range(prepared.input_list.shards), SleepShard).iter_rows())
         ended = time.time()
     rate = prepared.input_list.photos / (ended - min(shard["edit_at_s"] for shard in shards))
-    say(f"a model of {SLOW_S} s a photo: {rate:.3f} images/s of {1 / SLOW_S:g}")
+    report(f"a model of {SLOW_S} s a photo: {rate:.3f} images/s of {1 / SLOW_S:g}")
     return {"pipeline_over_bare_slow_model": rate * SLOW_S, "slow_model_seconds_a_photo": SLOW_S}
 
 
 def _against_plain(
-    job: EditJob, slider: Slider, root: Store, rate: float, say: Say
+    job: EditJob, slider: Slider, root: Store, rate: float, report: Report
 ) -> dict[str, Any]:
     """Over a loop of diffusers' img2img with as many evaluations a photo, on a share of them."""
     import torch
@@ -173,11 +173,11 @@ def _against_plain(
     started = time.perf_counter()
     plain_loop(base, slider, some, root.join("plain"), job.editor.steps)
     plain = 24 / (time.perf_counter() - started)
-    say(f"plain loop {plain:.2f} images/s")
+    report(f"plain loop {plain:.2f} images/s")
     return {"plain_images_per_s": plain, "pipeline_over_plain_loop": rate / plain}
 
 
-def _growth(job: EditJob, root: Store, large: Sequence[int], say: Say) -> dict[str, Any]:
+def _growth(job: EditJob, root: Store, large: Sequence[int], report: Report) -> dict[str, Any]:
     """Peak memory and time a photo of whole commands over few and many tiny photos."""
     peaks, costs = {}, {}
     written = 0
@@ -193,7 +193,8 @@ def _growth(job: EditJob, root: Store, large: Sequence[int], say: Say) -> dict[s
             }
         )
         peaks[photos], costs[photos] = _command(run)
-        say(f"{photos} photos: peak {peaks[photos] / 1e9:.2f} GB, {1 / costs[photos]:.1f} images/s")
+        rate = 1 / costs[photos]
+        report(f"{photos} photos: peak {peaks[photos] / 1e9:.2f} GB, {rate:.1f} images/s")
     few, many = min(large), max(large)
     return {
         "memory_growth": peaks[many] / peaks[few] - 1,

@@ -58,7 +58,7 @@ _REPEATS = {"whole_method": 2, "cached": 3, "live": 2, "concept_sliders": 1}
 
 
 def fullsize(
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     base: str = "sdxl-base-1.0",
     px: int = 256,
     device: str = "cpu",
@@ -79,13 +79,13 @@ def fullsize(
     planned = plan(whole, dtype=torch.bfloat16)
     # The plan counts the photos of a whole run; here are two.
     expected = planned.total - planned.memory[0]["photo latents"]
-    say(f"plan: {expected / 1e9:.2f} GB, {planned.forward_tflop:.2f} TFLOP a forward")
+    report(f"plan: {expected / 1e9:.2f} GB, {planned.forward_tflop:.2f} TFLOP a forward")
     _reset_peak(device)
     before = _peak_bytes(device)
     start = time.perf_counter()
     model, features = random_base(base, device)
     held = sum(bytes_of(n) for networks in base_networks(model).values() for n in networks)
-    say(f"{base}: {held / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s")
+    report(f"{base}: {held / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s")
     make_engine = _engine(model, zero_stage)
     pixels = torch.randint(256, (2, 3, px, px), generator=_rng(0)).to(torch.uint8)
     photos = PhotoPool(["a", "b"], pixels, model)
@@ -104,9 +104,9 @@ def fullsize(
     for mode in modes:
         _reset_peak(device)
         job = fullsize_job(base, px, mode)
-        figures |= _timed(mode, job, model, photos, features, make_engine, figures, say)
+        figures |= _timed(mode, job, model, photos, features, make_engine, figures, report)
         figures["peak_bytes"][mode] = _peak_bytes(device) - before
-        say(f"{mode}: peak memory {figures['peak_bytes'][mode] / 1e9:.2f} GB")
+        report(f"{mode}: peak memory {figures['peak_bytes'][mode] / 1e9:.2f} GB")
     if "whole_method" in modes:
         figures["plan_over_measured"] = expected / figures["peak_bytes"]["whole_method"]
     found = figures["seconds_per_sample"]
@@ -147,7 +147,7 @@ def _timed(
     features: Features,
     make_engine: MakeEngine,
     figures: dict[str, Any],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Real optimizer steps of one mode; the figures with its own in them."""
     samples: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def _timed(
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-        say(f"{mode}: step {step} in {taken[-1]:.1f} s, {_shown(numbers)}")
+        report(f"{mode}: step {step} in {taken[-1]:.1f} s, {_shown(numbers)}")
     count.close()
     state.bank.detach()
     assert all(not torch.equal(a, b) for a, b in zip(before, state.bank.up.values(), strict=True))

@@ -11,14 +11,14 @@ from unittest.mock import patch
 
 import torch
 
-from bs_ray.bench.train import World, bench_job, fresh_hooks
+from bs_ray.bench.train import TrainBench, bench_job, fresh_hooks
 from bs_ray.train.loop import one_step
 from bs_ray.train.step import TrainState
 
 
-def overhead(say: Callable[[str], None]) -> dict[str, float]:
+def overhead(report: Callable[[str], None]) -> dict[str, float]:
     """By teacher mode, 1 - (networks alone) / (whole step), medians of interleaved repeats."""
-    world, found = World.load(), {}
+    world, found = TrainBench.load(), {}
     for mode, teacher in (
         ("live", {"mode": "live"}),
         ("cached", {"mode": "cached", "samples": 64}),
@@ -28,7 +28,7 @@ def overhead(say: Callable[[str], None]) -> dict[str, float]:
             state = world.train_state(job, world.samples(job))
             share = _overhead(state)
         found[mode] = share
-        say(f"{mode}: {share:.1%} of a step is not the networks' forward and backward")
+        report(f"{mode}: {share:.1%} of a step is not the networks' forward and backward")
     return found
 
 

@@ -26,16 +26,16 @@ from ray import serve
 
 from bs_ray.bench.load import Answers, Request, arrivals, clients, percentile
 from bs_ray.config import ServeJob
-from bs_ray.editing.editor import Edit, Editor
+from bs_ray.editing.editor import Editor
 from bs_ray.models import base_folder, load_base
 from bs_ray.ray_session import WORKER_ENV
 from bs_ray.serve.deploy import build, running
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage.seaweed import LocalObjectStore
-from bs_ray.testing import random_slider
+from bs_ray.testing import edit_of, random_slider
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 _SLIDERS, _PROMPT = 32, "a photo of a person"
 _PATIENCE = 1.7
 """Under overload, callers wait this many times the unloaded median."""
@@ -45,7 +45,7 @@ _FAULT_S = 40.0
 
 
 def bench_serve(
-    loads: Sequence[int], seconds: float, overload_s: float, say: Say
+    loads: Sequence[int], seconds: float, overload_s: float, report: Report
 ) -> dict[str, Any]:
     """Everything that `bs-ray bench serve` measures, in one run.
 
@@ -71,11 +71,11 @@ def bench_serve(
         )
         figures: dict[str, Any] = {"sliders": _SLIDERS, "steps": job.editor.steps}
         with running(job) as url:
-            figures |= _rising(url, loads, seconds, say)
-            figures |= _overhead(url, Editor(model, sliders, job.editor), say)
-            figures |= _overload(url, figures, overload_s, say)
-        figures |= _locked(sliders, job.editor.steps, loads, seconds, figures, scratch, say)
-        figures |= faults(job, store, say)
+            figures |= _rising(url, loads, seconds, report)
+            figures |= _overhead(url, Editor(model, sliders, job.editor), report)
+            figures |= _overload(url, figures, overload_s, report)
+        figures |= _locked(sliders, job.editor.steps, loads, seconds, figures, scratch, report)
+        figures |= faults(job, store, report)
     return figures
 
 
@@ -110,7 +110,7 @@ def _request(number: int, mix: dict[str, float]) -> Request:
 
 
 # --- arms -------------------------------------------------------------------------------------
-def _rising(url: str, loads: Sequence[int], seconds: float, say: Say) -> dict[str, Any]:
+def _rising(url: str, loads: Sequence[int], seconds: float, report: Report) -> dict[str, Any]:
     """(a) one slider for all and (b) 32 mixes, in turns at each load."""
     found: dict[str, dict[str, Any]] = {"uniform": {}, "mixed": {}}
     asyncio.run(clients(f"{url}/v1/images/edits", 2, 5, _mixed))  # every slider is loaded once
@@ -119,7 +119,7 @@ def _rising(url: str, loads: Sequence[int], seconds: float, say: Say) -> dict[st
             answers = asyncio.run(clients(f"{url}/v1/images/edits", load, seconds, requests))
             _expect_all_well(answers)
             found[kind][str(load)] = answers.figures()
-            say(f"{kind}, {load} clients: {_line(answers)}")
+            report(f"{kind}, {load} clients: {_line(answers)}")
     ratios = [found["mixed"][n]["per_s"] / found["uniform"][n]["per_s"] for n in found["mixed"]]
     return {
         **found,
@@ -135,7 +135,7 @@ def _locked(
     seconds: float,
     figures: dict[str, Any],
     scratch: str,
-    say: Say,
+    report: Report,
 ) -> dict[str, Any]:
     """(c), and how many times its throughput (b) has at a p99 that is no longer."""
     folder = Path(scratch, "adapters")
@@ -155,7 +155,7 @@ def _locked(
             answers = asyncio.run(clients(f"{url}/v1/images/edits", load, seconds, _mixed))
             _expect_all_well(answers)
             found[str(load)] = answers.figures()
-            say(f"locked, {load} clients: {_line(answers)}")
+            report(f"locked, {load} clients: {_line(answers)}")
     finally:
         process.kill()
         process.wait()
@@ -173,14 +173,14 @@ def _at_the_same_p99(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return max(within, default=0.0) / theirs["per_s"]
 
 
-def _overhead(url: str, editor: Editor, say: Say) -> dict[str, Any]:
+def _overhead(url: str, editor: Editor, report: Report) -> dict[str, Any]:
     """What HTTP, Serve, decoding, queueing and encoding add to one edit, in turns with the bare."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pixels = np.asarray(Image.open(io.BytesIO(_PHOTOS[0])).convert("RGB"))
-    edit = Edit("k", pixels, [{"s00": 1.0}])
+    edit = edit_of(editor, "k", pixels, {"s00": 1.0})
     bare, served = [], []
     with httpx.Client(base_url=url, trust_env=False) as client:
         for _ in range(20):
@@ -193,11 +193,11 @@ def _overhead(url: str, editor: Editor, say: Say) -> dict[str, Any]:
     torch.set_num_threads(threads)
     editor.close()
     overhead_ms = 1000 * statistics.median(b - a for a, b in zip(bare, served, strict=True))
-    say(f"one edit: bare {1000 * statistics.median(bare):.0f} ms, served +{overhead_ms:.1f} ms")
+    report(f"one edit: bare {1000 * statistics.median(bare):.0f} ms, served +{overhead_ms:.1f} ms")
     return {"bare_edit_ms": 1000 * statistics.median(bare), "overhead_ms": overhead_ms}
 
 
-def _overload(url: str, figures: dict[str, Any], seconds: float, say: Say) -> dict[str, Any]:
+def _overload(url: str, figures: dict[str, Any], seconds: float, report: Report) -> dict[str, Any]:
     """Twice what it can do, by callers of little patience."""
     path = f"{url}/v1/images/edits"
     unloaded = asyncio.run(clients(path, 1, max(20.0, seconds / 4), _mixed))
@@ -210,7 +210,7 @@ def _overload(url: str, figures: dict[str, Any], seconds: float, say: Say) -> di
     time.sleep(5)
     after = _memory()
     ratio = loaded.percentile(0.99) / unloaded.percentile(0.99)
-    say(
+    report(
         f"overload {2 * saturation:.1f}/s: {dict(loaded.statuses)}, accepted {_line(loaded)}, "
         f"unloaded {_line(unloaded)}"
     )
@@ -228,7 +228,7 @@ def _overload(url: str, figures: dict[str, Any], seconds: float, say: Say) -> di
 
 
 # --- faults -----------------------------------------------------------------------------------
-def faults(job: ServeJob, store: LocalObjectStore, say: Say) -> dict[str, Any]:
+def faults(job: ServeJob, store: LocalObjectStore, report: Report) -> dict[str, Any]:
     """Two replicas under load: one is killed, then all are rolled, then the registry's store ends.
 
     Callers ask twice at most. Closes the store.
@@ -255,7 +255,7 @@ def faults(job: ServeJob, store: LocalObjectStore, say: Say) -> dict[str, Any]:
                 found[f"{name}_back_s"] = time.monotonic() - began
                 statuses = asking.result().statuses
             failed += sum(n for status, n in statuses.items() if status != 200)
-            say(f"{name}: back in {found[f'{name}_back_s']:.1f} s, {dict(statuses)}")
+            report(f"{name}: back in {found[f'{name}_back_s']:.1f} s, {dict(statuses)}")
     return {**found, "failed_after_one_retry": failed}
 
 

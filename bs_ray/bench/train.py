@@ -24,7 +24,8 @@ from bs_ray.images.pixels import pixels_of
 from bs_ray.judges.load import WorldJudges
 from bs_ray.models import base_folder, load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.sliders.slider import Card, Slider
+from bs_ray.sliders.card import Card
+from bs_ray.sliders.slider import Slider
 from bs_ray.tiny import faces
 from bs_ray.tiny.captions import PHRASES
 from bs_ray.train.engines import PlainEngine
@@ -81,7 +82,7 @@ def bench_job(attribute: str, seed: int, **settings: Any) -> TrainJob:
 
 
 @dataclass
-class World:
+class TrainBench:
     """The base, its judges and pictures to train on and to look at."""
 
     model: DiffusionModel
@@ -91,7 +92,7 @@ class World:
     counter: ForwardCounter
 
     @classmethod
-    def load(cls, base: str = "tiny") -> World:
+    def load(cls, base: str = "tiny") -> TrainBench:
         model = load_base(base)
         images = faces.render(faces.sample_scenes(_PHOTOS, 5))
         pixels = ((images + 1) * 127.5).round().to(torch.uint8)
@@ -135,10 +136,9 @@ class World:
         `effect`: mean move of the attribute, times the strength's sign; `drift`: mean absolute
         move of the others; `identity` and `perceptual`: similarity and distance.
         """
-        name = slider.card.name
         editor = Editor(self.model, [slider], EditorSettings())
         pixels = pixels_of(self.held_out)
-        mixes = [{name: s} for s in strengths]
+        mixes = [editor.mix({slider.reference: s}) for s in strengths]
         edits = [Edit(f"held-{i}", photo, mixes) for i, photo in enumerate(pixels)]
         done = [editor.edit(edits[i : i + 16]) for i in range(0, len(edits), 16)]
         editor.close()
@@ -199,13 +199,13 @@ def fresh_hooks(model: DiffusionModel) -> Iterator[None]:
 
 
 def race(
-    world: World,
+    world: TrainBench,
     mode: str,
     attribute: str,
     seed: int,
     goal: float,
     look_every: int,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Race:
     """Train until the attribute moves by `goal` at strength 1, looking every `look_every` steps."""
     job = bench_job(attribute, seed, **MODES[mode])
@@ -226,7 +226,7 @@ def race(
                 if found["effect"] >= goal:
                     break
     reached = found["effect"] >= goal
-    say(
+    report(
         f"{attribute} seed {seed} {mode}: {spent:.1f} s, {step + 1} steps, {rows} "
         f"forward-equivalents, effect {found['effect']:+.3f}, drift {found['drift']:.4f}"
         f"{'' if reached else ' (goal not reached)'}"
@@ -239,18 +239,18 @@ GOALS = {"chubby": 0.35, "smile": 0.25, "age": 0.5}
 LOOK_EVERY = {"concept_sliders": 10, "live": 5, "cached": 5}
 
 
-def train(attributes: list[str], seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def train(attributes: list[str], seeds: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Races over attributes and seeds; ratios of wall-clock within one (attribute, seed).
 
     wall_ratio_cached, wall_ratio_live: medians, with min and max beside them.
     forward_equivalents: medians by mode. drift_per_effect: medians by mode, at the goal.
     """
-    world = World.load()
+    world = TrainBench.load()
     races: dict[str, list[Race]] = {mode: [] for mode in MODES}
     for attribute in attributes:
         for seed in range(seeds):
             for mode in MODES:
-                one = race(world, mode, attribute, seed, GOALS[attribute], LOOK_EVERY[mode], say)
+                one = race(world, mode, attribute, seed, GOALS[attribute], LOOK_EVERY[mode], report)
                 races[mode].append(one)
     figures: dict[str, Any] = {"attributes": attributes, "seeds": seeds}
     reference = races["concept_sliders"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bs_ray.bench.overhead import overhead
-from bs_ray.bench.train import World, bench_job, prompts_of
+from bs_ray.bench.train import TrainBench, bench_job, prompts_of
 from bs_ray.config import TrainJob
 from bs_ray.ray_session import ray_session
 from bs_ray.sliders.registry import Registry
@@ -21,12 +21,12 @@ TOGETHER = ("smile", "age", "chubby", "hair_length")
 _STEPS, _BATCH = 60, 4
 
 
-def workers(repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+def workers(repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
     """throughput_ratio: steps/s of two workers over one's at the same global batch, median.
 
     overhead_share: see `overhead`.
     """
-    figures: dict[str, Any] = {"overhead_share": overhead(say)}
+    figures: dict[str, Any] = {"overhead_share": overhead(report)}
     rates: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as scratch, ray_session(num_cpus=6):
         ingest_tiny_world(f"{scratch}/data", photos=1, people=40, broken=0, seed=3)
@@ -35,7 +35,7 @@ def workers(repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
                 job = _run_job(Path(scratch), f"workers-{count}-{repeat}", workers=count, steps=40)
                 result = train(job)
                 rates[count].append(result.steps / result.seconds)
-                say(f"{count} workers: {rates[count][-1]:.2f} steps/s")
+                report(f"{count} workers: {rates[count][-1]:.2f} steps/s")
     ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
     return figures | {
         "throughput_ratio": statistics.median(ratios),
@@ -44,14 +44,14 @@ def workers(repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def together(say: Callable[[str], None]) -> dict[str, Any]:
+def together(report: Callable[[str], None]) -> dict[str, Any]:
     """Four sliders in one run against four runs of one, same steps and rows for each slider.
 
     wall_ratio: wall-clock per slider one by one over together, whole commands in one Ray session;
     training_ratio: the same of the training loop and the cache alone; effect: at strength 1, both
     ways.
     """
-    world = World.load()
+    world = TrainBench.load()
     effects: dict[str, dict[str, float]] = {"alone": {}, "together": {}}
     seconds = {"alone": 0.0, "together": 0.0}
     loops = {"alone": 0.0, "together": 0.0}
@@ -68,7 +68,9 @@ def together(say: Callable[[str], None]) -> dict[str, Any]:
             taken = time.perf_counter() - begun
             seconds[way] += taken
             loops[way] += result.seconds
-            say(f"{way}: {', '.join(sliders)} in {taken:.1f} s, {result.seconds:.1f} s of it steps")
+            report(
+                f"{way}: {', '.join(sliders)} in {taken:.1f} s, {result.seconds:.1f} s of it steps"
+            )
         for way, found in effects.items():
             registry = Registry(str(place / way))
             for name in TOGETHER:

@@ -39,7 +39,7 @@ def sliders_show(
     """A slider's card."""
     from bs_ray.sliders.registry import Registry
 
-    console.print_json(Registry(registry).resolve(slider).card.model_dump_json())
+    console.print_json(Registry(registry).resolve(slider).card.to_json())
 
 
 @app.command("export", epilog="Example: bs-ray sliders export smile@1 --to kohya --out .")

@@ -1,13 +1,10 @@
-"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
-
-No torch and no Ray in this module: `bs-ray train job.yaml` answers a typing error at once.
-"""
+"""The job file of `bs-ray edit`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -15,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from bs_ray.config.base import Settings, check_name
+from bs_ray.config.base import MAX_PIXELS, Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings, QualityGate
 
 
@@ -25,7 +22,7 @@ class EditJob(Settings):
     kind: Literal["edit"] = "edit"
     name: str
     base: str = "tiny"
-    """`tiny`, or the folder of a diffusers SDXL base."""
+    """`tiny`, `tiny-flow`, or a diffusers folder of any family that training takes."""
     input: str
     """Prefix of the photos, local or s3://: image files at any depth, `*.parquet` or `*.tar`."""
     input_format: Literal["auto", "images", "parquet", "webdataset"] = "auto"
@@ -35,70 +32,86 @@ class EditJob(Settings):
     image_column: str = "bytes"
     """Parquet: the binary column with the image file, or a struct with `bytes` (Hugging Face)."""
     limit: int | None = Field(None, ge=1)
-    """Take the first so many photos, in the order of their keys."""
+    """Take this many photos, the first in the order of their keys."""
     sample: int | None = Field(None, ge=1)
-    """Take so many photos, drawn by `seed` from all of them."""
+    """Take this many photos, drawn by `seed` from all of them."""
     output: str
-    """Prefix for edited photos, manifest and quarantine, local or s3://."""
+    """Prefix for the edited photos, the manifest and the quarantine, local or s3://."""
     sink: Literal["images", "webdataset", "parquet"] = "images"
-    """`images`: a file a photo, named as the input. The others: one file a shard."""
+    """`images`: one file for each photo, named as the input. The others: one file for each
+    shard."""
     registry: str = "sliders"
     """Where sliders are looked up, local or s3://."""
     sliders: dict[str, float | list[float]] = Field(min_length=1)
     """Slider (`name`, `name@version` or a .safetensors path) -> signed strength. Several strengths
     make a grid: every combination is one edit of every photo, which is encoded once for all."""
-    plan: str | None = None
+    edits_column: str | None = Field(None, serialization_alias="plan")
     """Instead of a grid, every photo says what to do with it: the column (Parquet) or field of the
-    .json (WebDataset) with `{edit's name: {slider: strength}}` as JSON. `sliders` then lists those
-    that may be named; their strengths are not used."""
+    .json (WebDataset) that holds `{edit's name: {slider: strength}}` as JSON. `sliders` then lists
+    the sliders that may be named; their strengths are not used. Job files of earlier versions call
+    it `plan`, and what is stored still does."""
     editor: EditorSettings = EditorSettings()
     gate: QualityGate | None = None
-    """Measure every edit against its photo, and back off where too little of it is left."""
+    """Measure every edit against its photo, and make it weaker where too little of the photo is
+    left."""
     shard_images: int = Field(32, ge=1)
-    """Photos per shard: what is committed at once, and redone at most after a crash."""
+    """Photos per shard: as many are committed at once, and at most as many are redone after a
+    crash."""
     batch_size: int = Field(16, ge=1)
     """Photos per forward pass."""
     workers: int = Field(1, ge=1)
     """Editor actors, each with its own copy of the base."""
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
-    max_pixels: int = Field(64_000_000, ge=1)
+    max_pixels: int = Field(MAX_PIXELS, ge=1)
     """Photos with more pixels are quarantined before they are decoded."""
     max_bytes: int = Field(64 << 20, ge=1)
     """Files larger than this are quarantined unread."""
     decode_s: float = Field(20.0, gt=0)
-    """Seconds that one photo may take to decode; then it is quarantined."""
+    """Seconds that one photo may take to decode; one that takes longer is quarantined."""
     decode_mb: int = Field(2048, ge=256)
-    """Memory in MB that decoding one photo may take."""
+    """Memory in MB that decoding one photo may take; one that needs more is quarantined."""
     max_quarantined_share: float = Field(0.5, ge=0, le=1)
     """The job fails once more than this share of the inputs seen is quarantined."""
     cost_per_hour: float | None = Field(None, gt=0)
-    """What all workers together cost an hour, in any currency: progress then shows the bill."""
+    """What all workers together cost an hour, in any currency; progress then shows the cost so
+    far."""
     seed: int = 0
 
     _name = field_validator("name")(check_name)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_earlier_versions(cls, given: Any) -> Any:
+        return with_new_name(given, "plan", "edits_column")
+
     @model_validator(mode="after")
-    def _plan_and_grid(self) -> Self:
+    def _one_source_of_edits(self) -> Self:
         if empty := [name for name, strengths in self.sliders.items() if strengths == []]:
             raise ValueError(
                 f"got no strength for {empty[0]}; expected a number, or several for a grid"
             )
         if self.limit and self.sample:
             raise ValueError("got limit and sample; expected one of them")
-        if self.plan and self.input_format == "images":
-            raise ValueError("got plan with images; expected Parquet or WebDataset, which hold one")
+        if self.edits_column and self.input_format == "images":
+            raise ValueError(
+                "got edits_column with images; expected Parquet or WebDataset, which hold one"
+            )
         return self
 
-    def edits(self, names: Mapping[str, str] | None = None) -> dict[str, dict[str, float]]:
-        """Edit's name -> slider -> strength: the grid; {"": mix} where it is a single edit.
+    def edits(self, references: Mapping[str, str]) -> dict[str, dict[str, float]]:
+        """The grid: edit's name -> name@version -> strength; {"": mix} where there is one edit.
 
-        names: what to call sliders in place of their references.
+        references: slider as the job names it -> name@version.
         """
-        called = {r: (names or {}).get(r, r) for r in self.sliders}
-        axes = {called[r]: s if isinstance(s, list) else [s] for r, s in self.sliders.items()}
+        axes = {references[r]: s if isinstance(s, list) else [s] for r, s in self.sliders.items()}
         mixes = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
         if len(mixes) == 1:
             return {"": mixes[0]}
-        several = [name for name, strengths in axes.items() if len(strengths) > 1]
-        return {"_".join(f"{name}{mix[name]:+g}" for name in several): mix for mix in mixes}
+        several = [reference for reference, strengths in axes.items() if len(strengths) > 1]
+        return {
+            "_".join(
+                f"{reference.partition('@')[0]}{mix[reference]:+g}" for reference in several
+            ): mix
+            for mix in mixes
+        }

@@ -1,29 +1,23 @@
-"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
-
-No torch and no Ray in this module: `bs-ray train job.yaml` answers a typing error at once.
-"""
+"""How a photo is edited, and what an edit must keep."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from bs_ray.config.base import Settings
+from bs_ray.config.base import Settings, with_new_name
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"steps": 10, "strength": 0.6},
-    "balanced": {"steps": 16, "strength": 0.7},
-    "high": {"steps": 28, "strength": 0.7, "soft_mask": 0.5},
+    "fast": {"steps": 10, "start": 0.6},
+    "balanced": {"steps": 16, "start": 0.7},
+    "high": {"steps": 28, "start": 0.7, "soft_mask": 0.5},
 }
-"""Quality against time, by `editor.preset`; what a job sets itself wins."""
+"""Quality against time, by `editor.preset`; what a job sets itself takes precedence."""
 
 
 class EditorSettings(Settings):
-    """How a photo is edited (METHOD 4)."""
+    """How a photo is edited (docs/method.md, "Editing")."""
 
     preset: Literal["fast", "balanced", "high"] = "fast"
     """Sets what is left out below: 20, 32 or 58 evaluations a photo."""
@@ -33,13 +27,14 @@ class EditorSettings(Settings):
     """`displacement` moves the photo by what the slider changes; the others are baselines."""
     steps: int = Field(10, ge=1, le=1000)
     """Denoising steps."""
-    strength: float = Field(0.6, gt=0, le=1)
-    """Where in the noise range editing starts, as a share of the timesteps."""
+    start: float = Field(0.6, gt=0, le=1, serialization_alias="strength")
+    """Noise level at which an edit begins, as a share of the timesteps. Job files of earlier
+    versions call it `strength`, and what is stored still does."""
     weights: Literal["flowedit", "infedit", "dds"] = "flowedit"
-    """What a step of `displacement` counts for."""
+    """`displacement`: how much a step counts."""
     steer: float = Field(1.0, ge=0)
-    """`displacement`: scales what moves the photo, not what holds it; other than 1 it costs a third
-    evaluation a step."""
+    """`displacement`: scales the part of a step that moves the photo, not the part that holds it; a
+    value other than 1 costs a third evaluation a step."""
     soft_mask: float = Field(0.0, ge=0, le=1)
     """`displacement`: keep the edit, to this degree, where the sliders act most."""
     fixed_point: int = Field(0, ge=0, le=10)
@@ -47,10 +42,10 @@ class EditorSettings(Settings):
     guidance_scale: float = Field(7.5, gt=0)
     """`null_text`: classifier-free guidance."""
     calibrated: bool = True
-    """A strength counts units of effect, where the slider's card has measured them; else, and for
-    sliders without calibration, it is the LoRA's own scale."""
+    """Strengths count units of effect, where a slider's card has measured them. Where this is
+    false, and for sliders without calibration, a strength is the LoRA scale itself."""
     resident_sliders: int = Field(64, ge=1)
-    """Sliders that stand in the bank at once; the least recently used makes room for others."""
+    """Sliders that the bank holds at once; the least recently used makes room for others."""
     prompt: str | None = None
     """Text condition of both branches; the first slider's target prompt where left out."""
     working_px: int | None = Field(None, ge=16)
@@ -59,6 +54,7 @@ class EditorSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _preset_fills_in(cls, given: Any) -> Any:
+        given = with_new_name(given, "strength", "start")
         if isinstance(given, dict):
             named = given.get("preset", "fast")
             return next((PRESETS[name] for name in PRESETS if name == named), {}) | given
@@ -66,14 +62,14 @@ class EditorSettings(Settings):
 
 
 class QualityGate(Settings):
-    """What an edit must keep; one that does not is made again, weaker."""
+    """What an edit must keep; an edit that does not is made again, weaker."""
 
     identity: float = Field(0.8, ge=-1, le=1)
     """Least cosine similarity of the identity judge with the photo."""
     effect: float = Field(0.0, ge=0)
     """Least change of the sliders' CLIP scores (positive minus negative prompt, each towards its
-    strength's sign, mean over sliders); below it the row is marked. 0 asks for none."""
+    strength's sign, mean over sliders); an edit below it is marked. 0 asks for none."""
     backoff: float = Field(0.7, gt=0, lt=1)
     """What strengths are multiplied by before each retry."""
     retries: int = Field(3, ge=0, le=10)
-    """Most retries; after the last the weakest is kept, and marked."""
+    """Most retries; after the last one the weakest edit is kept and marked."""

@@ -1,11 +1,8 @@
-"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
-
-No torch and no Ray in this module: `bs-ray train job.yaml` answers a typing error at once.
-"""
+"""The job file of `bs-ray evaluate`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -13,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from bs_ray.config.base import Settings, check_name
+from bs_ray.config.base import Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings
 
 
@@ -27,16 +24,17 @@ class EvalJob(Settings):
     sliders: dict[str, str] = Field(min_length=1)
     """Slider -> the attribute of the reader that it is meant to move."""
     output: str = "reports"
-    """Folder for report.html, metrics.json and metrics.parquet."""
+    """Prefix for report.html, metrics.json and metrics.parquet, local or s3://."""
     strengths: list[float] = Field([-2, -1, 0, 1, 2], min_length=3)
     """The sweep; -1, 0 and 1 are always among them."""
-    settings: dict[Literal["faces", "wild", "text"], Annotated[int, Field(ge=1)]] = Field(
-        {"faces": 256, "wild": 256, "text": 64}, min_length=1
+    splits: dict[Literal["faces", "wild", "text"], Annotated[int, Field(ge=1)]] = Field(
+        {"faces": 256, "wild": 256, "text": 64}, min_length=1, serialization_alias="settings"
     )
-    """Setting -> how many are measured: held-out faces, in-the-wild photos, generations."""
+    """Split -> how many are measured: held-out faces, in-the-wild photos, generations. Job files of
+    earlier versions call it `settings`."""
     editor: EditorSettings = EditorSettings()
     guidance_scale: float = Field(4.0, ge=0)
-    """Classifier-free guidance of the text-guided setting."""
+    """Classifier-free guidance of the generations."""
     batch_size: int = Field(16, ge=1)
     """Faces per forward pass (each with all strengths)."""
     workers: int = Field(1, ge=1)
@@ -54,6 +52,11 @@ class EvalJob(Settings):
 
     _name = field_validator("name")(check_name)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_earlier_versions(cls, given: Any) -> Any:
+        return with_new_name(given, "settings", "splits")
+
     @field_validator("strengths")
     @classmethod
     def _has_units(cls, strengths: list[float]) -> list[float]:
@@ -68,6 +71,6 @@ class EvalJob(Settings):
                 f"got effects for {sorted(self.effects)} with methods; expected one for each of "
                 f"{sorted(self.sliders)}: methods are compared at equal effect"
             )
-        if self.methods and "text" in self.settings:
-            raise ValueError("got settings.text with methods; expected faces and wild: they edit")
+        if self.methods and "text" in self.splits:
+            raise ValueError("got splits.text with methods; expected faces and wild: they edit")
         return self

@@ -1,38 +1,34 @@
-"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
-
-No torch and no Ray in this module: `bs-ray train job.yaml` answers a typing error at once.
-"""
+"""Reading a job file: overrides, checks, and errors that say what was meant."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import (
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import Field, TypeAdapter, ValidationError
 
 from bs_ray.config.base import JobError, Settings
 from bs_ray.config.edit import EditJob
 from bs_ray.config.editor import EditorSettings
 from bs_ray.config.evaluate import EvalJob
+from bs_ray.config.explain import explain
 from bs_ray.config.serve import ServeJob
 from bs_ray.config.train import TrainJob
 
 Job = TrainJob | EditJob | ServeJob | EvalJob
 _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
-_KINDS: dict[str, type[Settings]] = {
+KINDS: dict[str, type[Settings]] = {
     "train": TrainJob,
     "edit": EditJob,
     "serve": ServeJob,
     "evaluate": EvalJob,
 }
+"""A job file's `kind`, which is also the verb that runs it -> the class whose value the file is."""
 
 
 def load(path: str | Path, overrides: list[str] | None = None, kind: str | None = None) -> Job:
@@ -56,10 +52,10 @@ def load(path: str | Path, overrides: list[str] | None = None, kind: str | None 
 
 
 def job_of(values: dict[str, Any], source: str, kind: str | None = None) -> Job:
-    """Settings as a job. Raises JobError, naming `source`, as `load` does."""
+    """Settings as a job. Raises JobError as `load` does; the message names `source`."""
     found = values.get("kind")
-    if found not in _KINDS:
-        raise JobError(f"{source}: got kind {found!r}; expected one of {', '.join(_KINDS)}")
+    if found not in KINDS:
+        raise JobError(f"{source}: got kind {found!r}; expected one of {', '.join(KINDS)}")
     if kind and found != kind:
         raise JobError(
             f"{source}: got a {found} job; expected a {kind} job: try `bs-ray {found} {source}`"
@@ -87,8 +83,20 @@ def shipped_job(name: str, overrides: list[str] | None = None) -> Job:
 
 
 def job_hash(job: Job) -> str:
-    """16 hex digits that name the job's settings: a resumed run must have the same."""
-    return hashlib.sha256(json.dumps(job.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+    """16 hex digits that name the job's settings. A run resumes only under the same ones."""
+    values = job.model_dump(by_alias=True)  # under their stored names, which never change
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -107,28 +115,26 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, kind: str) -> str:
-    """pydantic's findings as one line each: key, got, expected, what to do."""
+    """What is wrong with a job, finding by finding: the key, got, expected, what to do."""
     lines = []
     for finding in error.errors():
         place = [str(part) for part in finding["loc"] if part != kind]
         if finding["type"] == "extra_forbidden":
             lines.append(_unknown_key(place, kind))
-        elif finding["type"] == "missing":
-            lines.append(f"{'.'.join(place)}: got nothing; expected a value (this key is required)")
         else:
-            message = finding["msg"].removeprefix("Value error, ")
-            if not message.startswith("got "):  # our own messages say what was got
-                got = json.dumps(finding["input"], default=str)[:80]
-                message = f"got {got}; {message[0].lower()}{message[1:]}"
-            lines.append(f"{'.'.join(place) or 'job'}: {message}")
+            lines.append(explain(finding, ".".join(place) or "job", _shown))
     return "; ".join(lines)
 
 
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]
+
+
 def _unknown_key(place: list[str], kind: str) -> str:
-    owners: list[Any] = [_KINDS[kind]]
+    owners: list[Any] = [KINDS[kind]]
     for part in place[:-1]:
         fields = [owner.model_fields[part] for owner in owners if part in owner.model_fields]
-        # A slider's name, or the member of a union, is no field: it stays within the section.
+        # A slider's name and the member of a union are no fields: they stay within the section.
         owners = [t for field in fields for t in _sections(field.annotation)] or owners
     known = list(dict.fromkeys(name for owner in owners for name in owner.model_fields))
     close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)

@@ -1,7 +1,4 @@
-"""Every knob, once. A job file is a value of one class here; `load` reads and checks it.
-
-No torch and no Ray in this module: `bs-ray train job.yaml` answers a typing error at once.
-"""
+"""The job file of `bs-ray serve`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Labeled Faces in the Wild, from its archive or folder, as shards for training.
 
-Other photos of people fit as well where they are laid out like LFW: Name_Name/Name_Name_0001.jpg.
+Other photos of people will do too, if they are laid out like LFW: Name_Name/Name_Name_0001.jpg.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from bs_ray.config.base import MAX_PIXELS
 from bs_ray.datasets.shards import FORMATS, Row, ShardFormat, format_of, shard_keys
 from bs_ray.images.decode import decode
-from bs_ray.images.rows import EmptyInputError, QuarantinedRow, is_quarantined
+from bs_ray.images.formats import EmptyInputError
+from bs_ray.images.rows import QuarantinedRow, is_quarantined
 from bs_ray.storage import Store, split_uri
 
 _PHOTO = re.compile(r"(?:.*/)?(([^/]+)/\2_\d{4,}\.jpe?g)")
-_MAX_PIXELS = 64_000_000
 
 Photo = tuple[str, Callable[[], bytes]]
-"""A key (Name_Name/Name_Name_0001.jpg) and how to read it."""
+"""A key (Name_Name/Name_Name_0001.jpg), and a function that reads the file."""
 
 
 class DamagedArchiveError(ValueError):
-    """The archive ends early or is none."""
+    """The archive ends early, or is no archive."""
 
 
 class ShardsChangedError(ValueError):
-    """The destination holds shards that were cut otherwise."""
+    """The destination holds shards of another size or format."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class IngestSummary:
     identities: int
     shards: int
     skipped: list[QuarantinedRow]
-    """Broken files, with reasons; they are in no shard."""
+    """Broken files, which are in no shard, with reasons."""
 
     def __str__(self) -> str:
         text = f"{self.photos} photos of {self.identities} people in {self.shards} shards"
@@ -51,7 +52,7 @@ class IngestSummary:
 def ingest_lfw(
     source: str, destination: str, shard_images: int = 1000, format: str = "parquet"
 ) -> IngestSummary:
-    """Pack LFW into shards below `destination`, see `write_shards`. Resumes.
+    """Pack LFW into shards below `destination`, as `write_shards` does. A second call resumes.
 
     source: the extracted folder (local or s3://), or the archive (.tgz, .tar.gz or .tar), which
     is read as a stream. Raises ValueError for an unknown format, EmptyInputError for a source
@@ -80,11 +81,11 @@ def ingest_lfw(
 def write_shards(
     store: Store, photos: Iterator[Photo], shard_images: int, format: str = "parquet"
 ) -> IngestSummary:
-    """Write photos as shards of `shard_images` files each; shards that are there are kept.
+    """Write photos as shards of `shard_images` files each; shards that exist already are kept.
 
-    format: of FORMATS, "parquet" (rows of PHOTO_SCHEMA) or "webdataset" (tars of `<key>.jpg` and
-    `<key>.json`). `photos` must come in the same order each time. Raises ShardsChangedError where
-    the destination's shards were cut to another size or have another format.
+    format: "parquet" (rows of PHOTO_SCHEMA) or "webdataset" (tars of `<key>.jpg` and `<key>.json`).
+    `photos` must come in the same order each time. Raises ShardsChangedError where the
+    destination's shards have another size or format.
     """
     kind = FORMATS[format]
     _check_cut(store, shard_images, kind)
@@ -109,7 +110,7 @@ def write_shards(
 
 
 def read_summary(store: Store) -> IngestSummary:
-    """What the shards below a prefix hold, from the shards themselves."""
+    """What the shards below a prefix hold, read from the shards themselves."""
     photos, identities, skipped = 0, set(), []
     keys = shard_keys(store)
     for key in keys:
@@ -122,8 +123,8 @@ def read_summary(store: Store) -> IngestSummary:
 
 
 def _take(key: str, data: bytes, rows: list[Row], skipped: list[QuarantinedRow]) -> None:
-    """Sort one file into rows or skipped."""
-    found = decode(key, data, max_pixels=_MAX_PIXELS)
+    """Put one file into `rows`, or into `skipped` where it is broken."""
+    found = decode(key, data, max_pixels=MAX_PIXELS)
     if is_quarantined(found):
         skipped.append(found)
     else:

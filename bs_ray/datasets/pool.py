@@ -1,7 +1,7 @@
-"""The real photos of a run: decoded once, encoded when first drawn, addressed by number.
+"""The real photos of a training run: decoded once, encoded at first use, addressed by number.
 
-The same photos give the same pool on every worker and after every restart, whatever order they
-arrive in: what is kept and how it is numbered depends on the keys alone.
+The same photos give the same pool on every worker and after every restart, in whatever order they
+arrive: which photos are kept and how they are numbered depends on their keys alone.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from bs_ray.config.base import MAX_PIXELS
 from bs_ray.images.decode import decode
 from bs_ray.images.rows import is_quarantined
-from bs_ray.models.base import DiffusionModel
+from bs_ray.models.base import DiffusionModel, latent_shape_at
 from bs_ray.models.diffusion import sample_euler
 
 MAX_PHOTOS = 2000
 MAX_BYTES = 1 << 30
 """A pool holds at most this many photos and decoded bytes: 2,000 at 64 px, 341 at 1024 px."""
-_MAX_PIXELS = 64_000_000
-_DRAWN, _DRAWN_STEPS, _DRAWN_GUIDANCE = 32, 20, 4.0
+_GENERATED, _GENERATED_STEPS, _GENERATED_GUIDANCE = 32, 20, 4.0
 _LISTED = 5
 
 
@@ -56,8 +56,8 @@ class PhotoPool:
     ) -> PhotoPool:
         """Rows with `key` and `bytes` (an encoded image) -> a pool of px x px photos.
 
-        Photos that do not decode are listed in `broken` and left out. Raises PhotosError for no
-        photos, or when more than that share of them is broken.
+        Photos that do not decode are left out and listed in `broken`. Raises PhotosError where
+        there is no photo, or where more than `max_broken_share` of them are broken.
         """
         px = px or model.native_px
         kept = _sample(rows, min(MAX_PHOTOS, MAX_BYTES // (3 * px * px)))
@@ -75,13 +75,18 @@ class PhotoPool:
         return cls(list(good), torch.stack(list(good.values())), model, broken)
 
     @classmethod
-    def drawn(cls, model: DiffusionModel, prompts: Sequence[str], seed: int) -> PhotoPool:
-        """A pool that the base draws itself, from `prompts` in turn, where a job has no photos."""
-        texts = [prompts[i % len(prompts)] for i in range(_DRAWN)]
-        keys = [f"drawn-{i:03d}" for i in range(_DRAWN)]
+    def generated(cls, model: DiffusionModel, prompts: Sequence[str], seed: int) -> PhotoPool:
+        """A pool that the base generates, from `prompts` in turn, for a job without photos."""
+        texts = [prompts[i % len(prompts)] for i in range(_GENERATED)]
+        keys = [f"drawn-{i:03d}" for i in range(_GENERATED)]
         parts = [
             sample_euler(
-                model, [text], [key], seed=seed, steps=_DRAWN_STEPS, guidance_scale=_DRAWN_GUIDANCE
+                model,
+                [text],
+                [key],
+                seed=seed,
+                steps=_GENERATED_STEPS,
+                guidance_scale=_GENERATED_GUIDANCE,
             )
             for text, key in zip(texts, keys, strict=True)
         ]
@@ -100,9 +105,7 @@ class PhotoPool:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of a photo's latents."""
-        channels, height, width = self.model.latent_shape
-        native = self.model.native_px
-        return channels, height * self.px // native, width * self.px // native
+        return latent_shape_at(self.model, self.px)
 
     def images(self, numbers: list[int]) -> Tensor:
         """Photos as float32 [B, 3, px, px] in [-1, 1]."""
@@ -113,13 +116,13 @@ class PhotoPool:
         """Their latents [B, C, h, w]."""
         for number in numbers:
             if number not in self._latents:
-                # One at a time: a photo's latents must not depend on whom it was encoded with.
+                # One at a time, since a photo's latents must not depend on what is encoded with it.
                 self._latents[number] = self.model.encode(self.images([number]))[0]
         return torch.stack([self._latents[number] for number in numbers])
 
 
 def _sample(rows: Iterable[Mapping[str, Any]], limit: int) -> list[tuple[str, bytes]]:
-    """(key, bytes) of at most `limit` rows, by key; which ones stay, a hash of the key decides."""
+    """(key, bytes) of at most `limit` rows, by key. A hash of the key decides which ones stay."""
     kept: list[tuple[str, str, bytes]] = []
     for row in rows:
         digest = hashlib.sha256(row["key"].encode()).hexdigest()
@@ -135,7 +138,7 @@ def _first(rows: list[tuple[str, str, bytes]], limit: int) -> list[tuple[str, st
 
 def _decode(key: str, data: bytes | None, px: int) -> Tensor | None:
     """uint8 [3, px, px], the middle square of the photo; None where the bytes are no photo."""
-    row: Any = decode(key, data or b"", max_pixels=_MAX_PIXELS)
+    row: Any = decode(key, data or b"", max_pixels=MAX_PIXELS)
     if is_quarantined(row):
         return None
     square = ImageOps.fit(Image.fromarray(row["pixels"]), (px, px), Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
 """Shards of training photos in two formats: Parquet files, or tars by WebDataset's conventions.
 
-A shard is one object, `shard-00000.parquet` or `shard-00000.tar`, that says in its own metadata how
-it was cut. Equal photos give equal bytes.
+A shard is one object, `shard-00000.parquet` or `shard-00000.tar`, whose own metadata says how many
+photos a shard has. Equal photos give equal bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PHOTO_SCHEMA = pa.schema(
 
 _SHARD = re.compile(r"shard-\d{5}\.(parquet|tar)")
 _META = b"bs_ray"
-_META_MEMBER = "__bs_ray__"  # WebDataset's readers pass over names with such ends
+_META_MEMBER = "__bs_ray__"  # WebDataset's readers skip names that begin and end so
 _BATCH_ROWS = 256
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ class ShardFormat:
     meta: Callable[[bytes], Row]
     """The file -> its meta."""
     batches: Callable[[bytes], Iterator[pa.RecordBatch]]
-    """The file -> its rows, some hundred at a time."""
+    """The file -> its rows, some hundreds at a time."""
 
     def key(self, shard: int) -> str:
         """The name of a shard below its prefix."""
@@ -60,7 +60,7 @@ def shard_keys(store: Store) -> list[str]:
 
 
 def format_of(key: str) -> ShardFormat:
-    """By a file's suffix; whatever is no tar is Parquet."""
+    """The format of a file by its suffix: tar, and Parquet for everything else."""
     return FORMATS["webdataset" if key.endswith(".tar") else "parquet"]
 
 
@@ -87,22 +87,30 @@ def _parquet_batches(data: bytes) -> Iterator[pa.RecordBatch]:
 
 
 def _write_tar(rows: Sequence[Row], meta: Row) -> bytes:
-    """A sample for each photo: `<key>.jpg`, and `<key>.json` with key and identity."""
+    """One sample for each photo: `<key>.jpg`, and `<key>.json` with key and identity."""
     file = BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         _add(tar, _META_MEMBER, json.dumps(meta).encode())
         for row in rows:
-            # A sample's name ends at its first dot, so that a name's own dots are spelt out.
-            stem, _, suffix = row["key"].rpartition(".")
-            sample = stem.replace(".", "%2E")
-            told = json.dumps({"key": row["key"], "identity": row["identity"]}).encode()
-            _add(tar, f"{sample}.{suffix}", row["bytes"])
-            _add(tar, f"{sample}.json", told)
+            about = json.dumps({"key": row["key"], "identity": row["identity"]}).encode()
+            add_sample(tar, row["key"], row["bytes"], about)
     return file.getvalue()
 
 
+def add_sample(tar: tarfile.TarFile, name: str, data: bytes, about: bytes) -> str:
+    """Add a photo and its .json to a tar as one WebDataset sample; the name of the photo's member.
+
+    A sample's name ends at its first dot, so other dots in the photo's name are written as %2E.
+    """
+    stem, _, suffix = name.rpartition(".")
+    sample = stem.replace(".", "%2E")
+    _add(tar, f"{sample}.{suffix}", data)
+    _add(tar, f"{sample}.json", about)
+    return f"{sample}.{suffix}"
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # owner 0, time 0: equal shards are equal bytes
+    member = tarfile.TarInfo(name)  # owner 0 and time 0, so that equal shards are equal bytes
     member.size = len(data)
     tar.addfile(member, BytesIO(data))
 
@@ -115,10 +123,10 @@ def _tar_meta(data: bytes) -> Row:
 
 def _tar_batches(data: bytes) -> Iterator[pa.RecordBatch]:
     _, *members = _members(data)
-    images, told = members[::2], members[1::2]  # as `_write_tar` lays them
+    images, texts = members[::2], members[1::2]  # in the order of `add_sample`
     rows = [
         {**json.loads(text), "bytes": image}
-        for (_, image), (_, text) in zip(images, told, strict=True)
+        for (_, image), (_, text) in zip(images, texts, strict=True)
     ]
     for first in range(0, len(rows), _BATCH_ROWS):
         yield pa.RecordBatch.from_pylist(rows[first : first + _BATCH_ROWS], schema=PHOTO_SCHEMA)
@@ -134,4 +142,4 @@ FORMATS = {
     "parquet": ShardFormat(".parquet", _write_parquet, _parquet_meta, _parquet_batches),
     "webdataset": ShardFormat(".tar", _write_tar, _tar_meta, _tar_batches),
 }
-"""By the name that `bs-ray ingest --format` takes."""
+"""Name of a format, as `bs-ray ingest --format` takes it -> the format."""

@@ -1,25 +1,23 @@
-"""Where training pictures come from: shards of photos, and folders of image pairs."""
+"""Shards of training photos, read with Ray Data or without."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from bs_ray.datasets.shards import format_of, shard_keys
-from bs_ray.images.rows import EmptyInputError
+from bs_ray.images.formats import EmptyInputError
 from bs_ray.storage import Store
 
 if TYPE_CHECKING:
     import ray.data
 
-_READS: dict[str, Any] = {"num_cpus": 0, "concurrency": 2}
-"""What Ray Data gives reading: two tasks at a time and no CPU of their own, for they wait more than
-they work, and where training takes every CPU of a cluster they would never start otherwise."""
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+READ_OPTIONS: dict[str, Any] = {"num_cpus": 0, "concurrency": 2}
+"""How Ray Data runs reading tasks: two at a time and without a CPU of their own. They wait more
+than they work, and they would never start where training takes every CPU of a cluster."""
 
 
 def read_photos(uri: str) -> ray.data.Dataset:
@@ -33,7 +31,7 @@ def read_photos(uri: str) -> ray.data.Dataset:
 def read_shards(store: Store, keys: list[str]) -> ray.data.Dataset:
     """Stream the rows of Parquet files, or of tars of photos.
 
-    Not ray.data.read_parquet: its listing task needs a CPU whatever its reading tasks are given.
+    ray.data.read_parquet would not do: its listing task takes a CPU, whatever reading tasks take.
     """
     import ray.data
 
@@ -43,11 +41,11 @@ def read_shards(store: Store, keys: list[str]) -> ray.data.Dataset:
                 yield pa.Table.from_batches([rows])
 
     items = [{"key": key} for key in keys]
-    return ray.data.from_items(items).map_batches(tables, batch_size=1, **_READS)
+    return ray.data.from_items(items).map_batches(tables, batch_size=1, **READ_OPTIONS)
 
 
 def iter_photos(uri: str) -> Iterator[dict[str, Any]]:
-    """The same rows without Ray, shard by shard."""
+    """The rows of `read_photos`, shard by shard and without Ray."""
     store, keys = _shards(uri)
     for key in keys:
         for rows in format_of(key).batches(store.read(key)):
@@ -57,7 +55,7 @@ def iter_photos(uri: str) -> Iterator[dict[str, Any]]:
 def photos_digest(uri: str) -> str:
     """16 hex digits that name the shards below a prefix by content.
 
-    A bucket's own content tags are taken; files of a folder are read.
+    A bucket's own content tags serve for this; the files of a folder are read.
     """
     store, keys = _shards(uri)
     tags = {entry.key: entry.etag for entry in store.list()}
@@ -78,32 +76,3 @@ def _shards(uri: str) -> tuple[Store, list[str]]:
             "`bs-ray ingest` writes. Run it first, or check the prefix"
         )
     return store, keys
-
-
-def read_pairs(uri: str) -> ray.data.Dataset:
-    """Pictures of an image-pair slider: rows `key` ("<strength>/<name>") and `bytes`.
-
-    Raises EmptyInputError where there is no picture in a folder, and StorageError.
-    """
-    import ray.data
-
-    store = Store(uri)
-    keys = pair_keys(store)
-    return ray.data.from_items([{"key": key} for key in keys]).map(
-        lambda row: {"key": row["key"], "bytes": store.read(row["key"])}, **_READS
-    )
-
-
-def pair_keys(store: Store) -> list[str]:
-    """Keys of the pictures one folder down. Raises EmptyInputError for none."""
-    keys = [
-        entry.key
-        for entry in store.list()
-        if entry.key.count("/") == 1 and PurePosixPath(entry.key).suffix.lower() in _IMAGES
-    ]
-    if not keys:
-        raise EmptyInputError(
-            f"pairs.images: got {store.uri}, which holds no picture in a folder named by its "
-            'strength; expected "-1/face.png", "1/face.png" and so on'
-        )
-    return keys

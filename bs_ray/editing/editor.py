@@ -1,8 +1,9 @@
 """The Editor: what batch, serve, evaluate and the shell share, so offline equals online.
 
-A photo is any uint8 RGB array [H, W, 3]. It is worked on at the base's own scale and gets back
-only the difference (residual output): pixels_out = pixels_in + up(decode(x0 + d) - decode(x0)).
-So strength 0 returns the photo bit for bit, and what is not edited stays sharp at any size.
+A photo is any uint8 RGB array [H, W, 3]. It is edited at the base's own scale, and only the
+difference is added to it (residual output): pixels_out = pixels_in + up(decode(x0 + d) -
+decode(x0)). So strength 0 returns the photo bit for bit, and what is not edited stays sharp at any
+size.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from bs_ray.editing.methods import METHODS
 from bs_ray.editing.run import EditGenerator, EditRun, run_alone
 from bs_ray.images.pixels import images_of
 from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.resident import Resident
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.slider import Slider
 
 
 class EditError(ValueError):
@@ -33,19 +35,19 @@ class EditError(ValueError):
 
 @dataclass(frozen=True)
 class Edit:
-    """One photo and what to do with it, each set of strengths giving one output."""
+    """One photo and what to do with it: every mix of sliders gives one output."""
 
     key: str
     """Names the photo's noise: its content hash, so that batch and serve agree."""
     pixels: np.ndarray
     """uint8 RGB [H, W, 3]."""
-    mixes: Sequence[dict[str, float]]
-    """Slider name -> signed strength, one dict per output."""
+    mixes: Sequence[Mix]
+    """One for each output, as `Editor.mix` makes them."""
     seed: int = 0
     mask: np.ndarray | None = None
-    """float32 [H, W] in [0, 1]: where the photo may change; everywhere without one."""
+    """float32 [H, W] in [0, 1], 1 where the photo may change; without one it may everywhere."""
     settings: EditorSettings | None = None
-    """How to edit this one; the Editor's own where left out."""
+    """How to edit this photo; None stands for the Editor's own settings."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,24 @@ class Edited:
     pixels: np.ndarray
     """float32 RGB [H, W, 3] in [0, 255], the photo's own size."""
     notes: tuple[str, ...] = ()
-    """What its asker should know, such as a strength beyond the slider's usable range."""
+    """What the caller should know, such as a strength beyond the slider's usable range."""
     measured: dict[str, float] = field(default_factory=dict)
     """What a quality gate found: `identity`, `effect`."""
 
 
-Outcome = list[Edited] | EditError | SliderError
-"""What became of one Edit."""
+Outcome = list[Edited] | EditError
+"""What became of one Edit: its outputs, or what is wrong with it."""
 
 
 def outputs_of(outcome: Outcome) -> list[Edited]:
-    """The outputs; raises the error where there is one."""
+    """The outputs. Raises the EditError where there is one."""
     if isinstance(outcome, list):
         return outcome
     raise outcome
 
 
 class PhotoEditRun(EditRun):
-    """Edits of one working size and method under way."""
+    """Edits of one working size and one method, on their way."""
 
     def __init__(
         self,
@@ -80,13 +82,13 @@ class PhotoEditRun(EditRun):
         edits: Sequence[Edit],
         sliders: Sequence[Slider],
         moving: Sequence[int],
-        work: EditContext,
+        context: EditContext,
         steps: EditGenerator,
     ):
-        """moving: which of all the edits' outputs `work` has as rows; the others stay."""
+        """moving: which of the edits' outputs are rows of `context`; the others are the photos."""
         super().__init__(steps, sliders)
         self._model, self.edits = model, edits
-        self._moving, self._work = moving, work
+        self._moving, self._context = moving, context
         self._before: Tensor | None = None
 
     @torch.no_grad()
@@ -95,8 +97,8 @@ class PhotoEditRun(EditRun):
         of: dict[int, Tensor] = {}
         if self._moving:
             if self._before is None:
-                self._before = self._model.decode(self._work.x0)
-            residual = (self._model.decode(latents) - self._before[self._work.source_of]).cpu()
+                self._before = self._model.decode(self._context.x0)
+            residual = (self._model.decode(latents) - self._before[self._context.source_of]).cpu()
             of = dict(zip(self._moving, residual, strict=True))
         places = iter(range(sum(len(edit.mixes) for edit in self.edits)))
         return [[_changed(edit, of.get(next(places))) for _ in edit.mixes] for edit in self.edits]
@@ -117,15 +119,15 @@ class Editor:
         slots: int | None = None,
         rank: int = 1,
     ):
-        """slots, rank: room for sliders that are yet to come into `sliders`.
+        """slots, rank: room in the bank for sliders that will be put into `sliders` later.
 
         Raises SliderError where a slider was trained on another base.
         """
         for slider in sliders:
             slider.check_base(model.base_id)
         self.model, self.settings = model, settings
-        self.sliders = {slider.card.name: slider for slider in sliders}
-        """What mixes may name."""
+        self.sliders = {slider.reference: slider for slider in sliders}
+        """The sliders that mixes may name, by name@version."""
         slots = slots or min(len(sliders), settings.resident_sliders)
         layers = [layer for slider in sliders for layer in slider.factors]
         if slots > len(sliders):
@@ -137,54 +139,47 @@ class Editor:
         prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
         self._condition, self._empty = model.embed([prompt]), model.embed([""])
         self.evaluations = 0
-        """Rows that the denoiser has seen; one that is differentiated counts three times."""
+        """Rows that the denoiser has seen; a row that is differentiated counts three times."""
 
     def close(self) -> None:
         """Detach the sliders: the base is bit for bit itself again."""
         self.bank.detach()
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Condition, strengths: Tensor) -> Tensor:
-        """The denoiser's prediction with each row's sliders at `strengths` [B, sliders]."""
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition, lora_scales: Tensor) -> Tensor:
+        """The denoiser's prediction with each row's sliders at `lora_scales` [B, slots]."""
         self.evaluations += len(x_t) * (3 if torch.is_grad_enabled() else 1)
-        with self.bank.strengths(strengths):
-            return self.model.predict(x_t, t, condition)
+        return self.bank.predict(self.model, x_t, t, condition, lora_scales)
 
-    def strengths(self, mixes: Sequence[dict[str, float]], beside: Sequence[Slider] = ()) -> Tensor:
-        """Mixes as LoRA scales [len(mixes), slots], for their sliders, now in the bank.
+    def mix(self, strengths: Mapping[str, float]) -> Mix:
+        """Strengths of this editor's sliders as a Mix, for an Edit.
 
-        beside: sliders that stay in the bank, for edits under way use them. Raises SliderError for
-        an unknown slider, a strength that its slider refuses, or more sliders than slots.
+        Raises SliderError for an unknown slider, and for a strength that its card refuses.
         """
-        scales, moving = [self._scales(mix, self.sliders) for mix in mixes], self.moved(mixes)
-        used = self._resident.use([*moving.values(), *beside])
-        slots = dict(zip(moving, used, strict=False))
+        cards = {reference: slider.card for reference, slider in self.sliders.items()}
+        return Mix.of(strengths, cards, self.settings.calibrated)
+
+    def lora_scales(self, mixes: Sequence[Mix], beside: Sequence[Slider] = ()) -> Tensor:
+        """The mixes as a table [len(mixes), slots], with their sliders loaded into the bank.
+
+        beside: sliders that must stay in the bank, since other runs use them. Raises SliderError
+        for more sliders than slots.
+        """
+        moving = self.moving(mixes)
+        slots = dict(zip(moving, self._resident.use([*moving.values(), *beside]), strict=False))
         table = torch.zeros(len(mixes), len(self.bank.names), device=self.model.device)
-        for row, mix in enumerate(scales):
-            for name, scale in mix.items():
-                if scale:
-                    table[row, slots[name]] = scale
+        for row, mix in enumerate(mixes):
+            for reference, scale in mix.lora_scales.items():
+                table[row, slots[reference]] = scale
         return table
 
-    def _scales(self, mix: dict[str, float], sliders: Mapping[str, Slider]) -> dict[str, float]:
-        if unknown := [name for name in mix if name not in sliders]:
-            raise SliderError(f"slider: got {unknown[0]!r}; expected one of {', '.join(sliders)}")
-        calibrated = self.settings.calibrated
-        return {n: sliders[n].card.scale_of(s, calibrated) for n, s in mix.items()}
+    def moving(self, mixes: Sequence[Mix]) -> dict[str, Slider]:
+        """The sliders that any of the mixes moves, each once, in order."""
+        return {
+            reference: self.sliders[reference] for mix in mixes for reference in mix.lora_scales
+        }
 
-    def moved(self, mixes: Sequence[dict[str, float]]) -> dict[str, Slider]:
-        """The sliders that any of the mixes moves, in order."""
-        return {name: self.sliders[name] for name in _moving(mixes)}
-
-    def notes(self, mix: dict[str, float]) -> tuple[str, ...]:
-        """Which strengths of a mix are beyond their slider's usable range."""
-        found = (self.sliders[n].card.beyond(s, self.settings.calibrated) for n, s in mix.items())
-        return tuple(note for note in found if note)
-
-    def check(self, edit: Edit, sliders: Mapping[str, Slider] | None = None) -> None:
-        """Raises EditError for pixels that are none, SliderError as `strengths` does.
-
-        sliders: those that mixes may name once it is begun; the Editor's own by default.
-        """
+    def check(self, edit: Edit) -> None:
+        """Raise EditError for pixels or a mask of another form, or for too many sliders at once."""
         pixels = edit.pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise EditError(
@@ -196,9 +191,8 @@ class Editor:
                 f"photo {edit.key}: got a mask {list(edit.mask.shape)}; expected the photo's size "
                 f"{list(pixels.shape[:2])}"
             )
-        for mix in edit.mixes:
-            self._scales(mix, self.sliders if sliders is None else sliders)
-        if (count := len(_moving(edit.mixes))) > (slots := len(self.bank.names)):
+        moving = {reference for mix in edit.mixes for reference in mix.lora_scales}
+        if (count := len(moving)) > (slots := len(self.bank.names)):
             raise EditError(
                 f"photo {edit.key}: got {count} sliders; expected at most {slots} at once. "
                 "Raise editor.resident_sliders"
@@ -206,16 +200,16 @@ class Editor:
 
     @torch.no_grad()
     def edit(self, edits: Sequence[Edit]) -> list[Outcome]:
-        """Every edit's outputs, in order, or what is wrong with that edit alone.
+        """Every edit's outputs, in order, or the error that is this edit's own.
 
-        Photos of any sizes may be mixed: those that share a working size share forward passes.
+        The photos may have any sizes: those that share a working size share forward passes.
         """
         buckets: dict[Any, list[int]] = defaultdict(list)
         outcomes: dict[int, Outcome] = {}
         for index, edit in enumerate(edits):
             try:
                 self.check(edit)
-            except (EditError, SliderError) as error:
+            except EditError as error:
                 outcomes[index] = error
             else:
                 buckets[self.working_size(*edit.pixels.shape[:2]), edit.settings].append(index)
@@ -228,40 +222,42 @@ class Editor:
 
     @torch.no_grad()
     def begin(self, edits: Sequence[Edit], beside: Sequence[Slider] = ()) -> PhotoEditRun:
-        """Edits that passed `check`, of one working size and settings, before their first step.
+        """Edits that have passed `check`, of one working size and settings, before their first
+        step.
 
-        beside: as in `strengths`, which says what is raised.
+        beside: as in `lora_scales`, which also says what is raised.
         """
         mixes = [mix for edit in edits for mix in edit.mixes]
-        strengths = self.strengths(mixes, beside)
+        lora_scales = self.lora_scales(mixes, beside)
         source_of = torch.tensor([i for i, edit in enumerate(edits) for _ in edit.mixes])
         settings = edits[0].settings or self.settings
-        # Displacement leaves a photo without strengths where it is: nothing to compute. The
-        # baselines are measured as they are.
-        moving = (strengths.abs().amax(1) > 0).cpu()
+        # Displacement does not move a photo whose LoRA scales are all 0: there is nothing to
+        # compute. The baselines do, and that is measured.
+        moving = (lora_scales.abs().amax(1) > 0).cpu()
         if settings.method != "displacement":
             moving = torch.ones_like(moving)
         rows = moving.nonzero()[:, 0]
-        work = self._work(edits, strengths[rows], source_of[rows])
-        steps = METHODS[settings.method](work, settings) if len(rows) else _nothing(work)
-        sliders = list(self.moved(mixes).values())
-        return PhotoEditRun(self.model, edits, sliders, rows.tolist(), work, steps)
+        context = self._context(edits, lora_scales[rows], source_of[rows])
+        steps = METHODS[settings.method](context, settings) if len(rows) else _nothing(context)
+        sliders = list(self.moving(mixes).values())
+        return PhotoEditRun(self.model, edits, sliders, rows.tolist(), context, steps)
 
     def finish(self, run: PhotoEditRun) -> list[list[Edited]]:
-        """The outputs of edits that have no query left."""
+        """The outputs of a run that has finished, edit by edit."""
         assert run.latents is not None
         found = run.pixels(run.latents)
         return [
-            [Edited(p, self.notes(mix)) for p, mix in zip(pixels, edit.mixes, strict=True)]
+            [Edited(p, mix.notes) for p, mix in zip(pixels, edit.mixes, strict=True)]
             for pixels, edit in zip(found, run.edits, strict=True)
         ]
 
     def _groups(self, edits: Sequence[Edit], bucket: list[int]) -> list[list[int]]:
-        """The bucket in its order, cut where the sliders of a group no longer fit the bank."""
+        """The bucket in its order, cut where the sliders of a group would no longer fit the
+        bank."""
         groups: list[list[int]] = []
         together: set[str] = set()
         for index in bucket:
-            names = set(_moving(edits[index].mixes))
+            names = set(self.moving(edits[index].mixes))
             if not groups or len(together | names) > len(self.bank.names):
                 groups.append([])
                 together = set()
@@ -270,16 +266,17 @@ class Editor:
         return groups
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Where a photo of this size is edited: its aspect at the base's area, in multiples."""
+        """The size at which such a photo is edited: its aspect at the base's area, in multiples."""
         side = self.settings.working_px or self.model.native_px
-        # Few sizes, so that photos share them: at 1024 px the multiples of 64, SDXL's own buckets.
+        # Few sizes, so that photos share them: at 1024 px multiples of 64, as in SDXL's own
+        # buckets.
         unit = self.model.multiple_px * max(1, side // 16 // self.model.multiple_px)
         aspect = min(max(height / width, 0.25), 4.0)
         tall, wide = side * aspect**0.5, side / aspect**0.5
         return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
 
-    def _work(self, edits: Sequence[Edit], strengths: Tensor, source_of: Tensor) -> EditContext:
-        """Rows [T] with the photos that they are of as latents."""
+    def _context(self, edits: Sequence[Edit], scales: Tensor, source_of: Tensor) -> EditContext:
+        """What the method gets: rows [T] of LoRA scales, and the photos they are of as latents."""
         model = self.model
         used = source_of.unique()
         edits = [edits[i] for i in used.tolist()]
@@ -296,22 +293,17 @@ class Editor:
             x0=x0,
             condition=self._condition.rows(same),
             empty=self._empty.rows(same),
-            strengths=strengths,
+            lora_scales=scales,
             source_of=torch.searchsorted(used, source_of).to(model.device),
             seeds=[edit.seed for edit in edits],
             keys=[edit.key for edit in edits],
         )
 
 
-def _nothing(work: EditContext) -> EditGenerator:
-    """No rows, no queries."""
-    return work.x0
+def _nothing(context: EditContext) -> EditGenerator:
+    """A method that has no rows and asks for nothing."""
+    return context.x0
     yield
-
-
-def _moving(mixes: Sequence[dict[str, float]]) -> list[str]:
-    """The sliders that any of the mixes moves, each once, in order."""
-    return list(dict.fromkeys(name for mix in mixes for name, strength in mix.items() if strength))
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

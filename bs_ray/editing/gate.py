@@ -1,4 +1,4 @@
-"""The quality gate: measure an edit against its photo; make one that fails again, weaker."""
+"""The quality gate: measure an edit against its photo; make an edit that fails again, weaker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bs_ray.editing.editor import Edit, Edited, Editor, Outcome, to_uint8
 from bs_ray.images.pixels import images_of
 from bs_ray.judges.load import JudgeSet
 from bs_ray.models.base import BaseNotFound
+from bs_ray.sliders.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,18 @@ class _Trial:
     """One output on its way through the gate."""
 
     edit: int
+    """Number of its edit."""
     place: int
-    mix: dict[str, float]
+    """Its place among the edit's outputs."""
+    mix: Mix
     backed_off: int = 0
+    """How often it was made weaker."""
 
 
-def check_gate(judging: JudgeSet, gate: QualityGate) -> None:
-    """Raises BaseNotFound where a judge that the gate needs is not at hand."""
+def check_gate(judges: JudgeSet, gate: QualityGate) -> None:
+    """Raise BaseNotFound where a judge that the gate needs is not at hand."""
     needed = ["identity", *(["clip"] if gate.effect else [])]
-    if missing := [name for name in needed if name in judging.absent]:
+    if missing := [name for name in needed if name in judges.absent]:
         raise BaseNotFound(
             f"gate: got no {' and no '.join(missing)} judge beside the base; expected it in "
             "<base>/judges. Put it there, or leave `gate` out"
@@ -37,18 +41,22 @@ def check_gate(judging: JudgeSet, gate: QualityGate) -> None:
 
 
 class GatedEditor:
-    """An Editor whose outputs were measured: the same face as `Editor.edit`."""
+    """An Editor that measures its outputs; `edit` is like `Editor.edit`."""
 
-    def __init__(self, editor: Editor, judging: JudgeSet, gate: QualityGate):
+    def __init__(self, editor: Editor, judges: JudgeSet, gate: QualityGate):
         """Raises BaseNotFound as `check_gate`."""
-        check_gate(judging, gate)
-        self.editor, self.judging, self.gate = editor, judging, gate
+        check_gate(judges, gate)
+        self.editor, self.judges, self.gate = editor, judges, gate
+
+    def mix(self, strengths: dict[str, float]) -> Mix:
+        """`Editor.mix`."""
+        return self.editor.mix(strengths)
 
     def edit(self, edits: Sequence[Edit]) -> list[Outcome]:
-        """Every edit's outputs, each the strongest of its trials that passes.
+        """Every edit's outputs; each is the strongest of its trials that passes.
 
-        `measured` holds what was found; a note says by how much strengths were lowered, or that
-        even the last trial fails.
+        `measured` holds what was found. A note says how far strengths were lowered, or that even
+        the last trial fails.
         """
         outcomes = self.editor.edit(edits)
         trials = [
@@ -56,7 +64,7 @@ class GatedEditor:
             for i, outcome in enumerate(outcomes)
             if isinstance(outcome, list)
             for k, mix in enumerate(edits[i].mixes)
-            if any(mix.values())
+            if mix.lora_scales
         ]
         while trials:
             failing = []
@@ -72,7 +80,7 @@ class GatedEditor:
         return outcomes
 
     def _weaker(self, trial: _Trial) -> _Trial:
-        mix = {name: strength * self.gate.backoff for name, strength in trial.mix.items()}
+        mix = self.mix({name: s * self.gate.backoff for name, s in trial.mix.strengths.items()})
         return replace(trial, mix=mix, backed_off=trial.backed_off + 1)
 
     def _marked(self, trial: _Trial, output: Edited, seen: dict[str, float]) -> Edited:
@@ -94,21 +102,22 @@ class GatedEditor:
         for trial in trials:
             photo = images_of(edits[trial.edit].pixels)[None]
             picture = images_of(to_uint8(_output(outcomes, trial).pixels))[None]
-            assert self.judging.identity
-            seen = {"identity": float(self.judging.identity.similarity(picture, photo)[0])}
+            assert self.judges.identity
+            seen = {"identity": float(self.judges.identity.similarity(picture, photo)[0])}
             if self.gate.effect:
                 seen["effect"] = self._effect(picture, photo, trial.mix)
             found.append(seen)
         return found
 
-    def _effect(self, picture: Tensor, photo: Tensor, mix: dict[str, float]) -> float:
-        clip, both, moves = self.judging.clip, torch.cat([picture, photo]), []
+    def _effect(self, picture: Tensor, photo: Tensor, mix: Mix) -> float:
+        clip, both, moves = self.judges.clip, torch.cat([picture, photo]), []
         assert clip
-        for name, strength in mix.items():
-            prompts = self.editor.sliders[name].card.prompts
-            if prompts and strength:
+        for reference in mix.lora_scales:
+            prompts = self.editor.sliders[reference].card.prompts
+            if prompts:
                 score = clip.score(both, prompts.positive) - clip.score(both, prompts.negative)
-                moves.append(float(score[0] - score[1]) * float(np.sign(strength)))
+                sign = float(np.sign(mix.strengths[reference]))
+                moves.append(float(score[0] - score[1]) * sign)
         return float(np.mean(moves)) if moves else 0.0
 
 

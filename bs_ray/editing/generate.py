@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,19 +10,16 @@ from torch import Tensor
 from bs_ray.editing.editor import Editor
 from bs_ray.editing.run import DenoiseRequest, EditRun, euler, run_alone
 from bs_ray.models.diffusion import batch_noise
-from bs_ray.sliders.bank import banded
+from bs_ray.sliders.bank import LATE_ACTIVATION, banded
+from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.slider import Slider
-
-LATE_ACTIVATION = 0.75
-"""Sliders act from this share of the noise range on, so the layout stays the base's (Gandikota et
-al. 2023, section 4.1)."""
 
 
 @torch.no_grad()
 def begin_generating(
     editor: Editor,
     prompts: Sequence[str],
-    mixes: Sequence[dict[str, float]],
+    mixes: Sequence[Mix],
     *,
     keys: Sequence[str],
     seeds: Sequence[int],
@@ -33,27 +30,29 @@ def begin_generating(
 ) -> EditRun:
     """One picture for each prompt, mix, key and seed, before its first step.
 
-    Raises SliderError as `Editor.strengths`, which also says what `beside` is.
+    late: sliders act below this share of the noise range; 1 is always. `beside` and what is raised
+    are as in `Editor.lora_scales`.
     """
     model, count = editor.model, len(prompts)
     condition = model.embed([*prompts, *([""] * count)])
-    gates = editor.strengths(mixes, beside).repeat(2, 1)
+    scales = editor.lora_scales(mixes, beside).repeat(2, 1)
     last = round(late * model.prediction.num_train_timesteps) - 1
-    bands = torch.tensor([[0, last]] * gates.shape[1], device=gates.device)
+    bands = torch.tensor([[0, last]] * scales.shape[1], device=scales.device)
     noise = batch_noise(model.latent_shape, seeds, keys, 0).to(model.device)
 
-    def ask(x: Tensor, now: int, estimate: Tensor | None) -> DenoiseRequest:
-        """Told and untold rows share a pass."""
+    def make_request(x: Tensor, now: int, estimate: Tensor | None) -> DenoiseRequest:
+        """Rows with the prompt and rows with the empty prompt share a forward pass."""
         t = torch.full((2 * count,), now, device=x.device)
-        return DenoiseRequest(x.repeat(2, 1, 1, 1), t, condition, banded(gates, t, bands), estimate)
+        acting = banded(scales, t, bands)
+        return DenoiseRequest(x.repeat(2, 1, 1, 1), t, condition, acting, estimate)
 
-    def guided(prediction: Tensor) -> Tensor:
+    def guide(prediction: Tensor) -> Tensor:
         cond, uncond = prediction.chunk(2)
         return model.guide(cond, uncond, guidance_scale)
 
     times = model.prediction.timesteps(steps)
-    drawing = euler(model.prediction, noise, times, ask, guided)
-    return EditRun(drawing, list(editor.moved(mixes).values()))
+    generating = euler(model.prediction, noise, times, make_request, guide)
+    return EditRun(generating, list(editor.moving(mixes).values()))
 
 
 def pictures(editor: Editor, latents: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ def pictures(editor: Editor, latents: Tensor) -> Tensor:
 def generate(
     editor: Editor,
     prompts: Sequence[str],
-    mixes: Sequence[Sequence[dict[str, float]]],
+    mixes: Sequence[Sequence[Mapping[str, float]]],
     *,
     keys: Sequence[str],
     seed: int,
@@ -73,21 +72,20 @@ def generate(
     guidance_scale: float,
     late: float = LATE_ACTIVATION,
 ) -> Tensor:
-    """Pictures [P, K, 3, H, W] in [-1, 1]: every prompt under each of its K mixes.
+    """Pictures [P, K, 3, H, W] in [-1, 1]: every prompt under each of its K mixes of strengths.
 
-    A prompt's pictures share their noise, which its key and the seed fix. `late`: sliders act
-    below this share of the noise range; 1 is always. Raises SliderError as `Editor.strengths`.
+    A prompt's pictures share their noise, which its key and the seed fix. `late` is as in
+    `begin_generating`. Raises SliderError as `Editor.mix` and `Editor.lora_scales` do.
     """
     count = len(mixes[0])
     run = begin_generating(
         editor,
         [prompt for prompt in prompts for _ in range(count)],
-        [mix for row in mixes for mix in row],
+        [editor.mix(strengths) for row in mixes for strengths in row],
         keys=[key for key in keys for _ in range(count)],
         seeds=[seed] * (len(prompts) * count),
         steps=steps,
         guidance_scale=guidance_scale,
         late=late,
     )
-    latents = run_alone(run, editor.predict)
-    return pictures(editor, latents).unflatten(0, (len(prompts), count))
+    return pictures(editor, run_alone(run, editor.predict)).unflatten(0, (len(prompts), count))

@@ -1,4 +1,4 @@
-"""One photo from the shell: edit it, sweep sliders over it, or add them up; no cluster started."""
+"""One photo from the shell: edit it, sweep sliders over it, or add them up, without a cluster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EditorSettings, JobError
+from bs_ray.config.base import MAX_PIXELS
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import encode
@@ -19,13 +20,12 @@ from bs_ray.images.sheets import draw_strip
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 
-MAX_PIXELS = 64_000_000
 SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""A sweep's columns, as shares of the strength asked for."""
+"""A sweep's columns, as shares of the strength that was asked for."""
 
 
 class OnePhoto:
-    """A photo, and an Editor with the sliders that are asked of it."""
+    """A photo, and an Editor with the sliders that it is to be edited with."""
 
     def __init__(
         self,
@@ -42,65 +42,72 @@ class OnePhoto:
         Raises EditError for a photo that cannot be read, SliderError and BaseNotFound.
         """
         self.row = _read(photo)
-        shelf = Registry(registry)
-        found = {reference: shelf.resolve(reference) for reference in sliders}
-        self.mix = {found[reference].card.name: s for reference, s in sliders.items()}
-        self.editor = Editor(load_base(base), list(found.values()), settings)
+        found = [Registry(registry).resolve(reference) for reference in sliders]
+        self.editor = Editor(load_base(base), found, settings)
+        self.strengths = dict(
+            zip((slider.reference for slider in found), sliders.values(), strict=True)
+        )
+        self.names = [slider.card.name for slider in found]
         self.seed = seed
-        self.used = {slider.reference: sliders[ref] for ref, slider in found.items()}
 
     def edit(self) -> tuple[bytes, tuple[str, ...]]:
         """(the edited photo as a file of its own format, notes).
 
-        Size, EXIF, colour profile and transparency are the photo's. Its very bytes come back
-        where nothing moves.
+        Size, EXIF, colour profile and transparency are the photo's. Where nothing moves, its very
+        bytes are returned.
         """
-        if self.editor.settings.method == "displacement" and not any(self.mix.values()):
+        if self.editor.settings.method == "displacement" and not any(self.strengths.values()):
             assert self.row["source"] is not None
             return self.row["source"], ()
-        [edited] = outputs_of(self.editor.edit([self._ask([self.mix])])[0])
+        [edited] = outputs_of(self.editor.edit([self._edit([self.strengths])])[0])
         row = DecodedRow(**{**self.row, "source": None, "pixels": to_uint8(edited.pixels)})
-        made = {"sliders": self.used, "seed": self.seed, "bs_ray": __version__}
+        made = {"sliders": self.strengths, "seed": self.seed, "bs_ray": __version__}
         made["base_id"] = self.editor.model.base_id
         return encode(row, made), tuple(filter(None, [*edited.notes, self.row["note"]]))
 
     def sweep(self) -> Image.Image:
-        """A strip: one row for each slider alone, from minus its strength to its strength."""
-        mixes = [{name: share * s} for name, s in self.mix.items() for share in SHARES]
+        """A strip with one row for each slider alone, from minus its strength to its strength."""
+        mixes = [{name: share * s} for name, s in self.strengths.items() for share in SHARES]
         pictures = self._pictures(mixes)
         count = len(SHARES)
         rows = [pictures[i : i + count] for i in range(0, len(pictures), count)]
-        alone = next(iter(self.mix.values())) if len(self.mix) == 1 else None
+        alone = next(iter(self.strengths.values())) if len(self.strengths) == 1 else None
         columns = [
             "0" if not share else f"{share:+.0%}" if alone is None else f"{share * alone:+g}"
             for share in SHARES
         ]
-        return draw_strip(rows, columns, list(self.mix), self._title)
+        return draw_strip(rows, columns, self.names, self._title)
 
     def compose(self) -> Image.Image:
-        """A strip: the photo, then one slider more in every picture (the paper's Fig 3 and 5)."""
-        names = [(), *accumulate([(name,) for name in self.mix])]
-        pictures = self._pictures([{n: self.mix[n] for n in some} for some in names])
-        columns = ["photo", *(f"and {name} {s:+g}" for name, s in self.mix.items())]
+        """A strip: the photo, then one slider more in every picture (the paper's Fig. 3 and 5)."""
+        added = [(), *accumulate([(name,) for name in self.strengths])]
+        pictures = self._pictures([{n: self.strengths[n] for n in some} for some in added])
+        columns = ["photo", *(f"and {name} {s:+g}" for name, s in self._named)]
         return draw_strip([pictures], columns, [""], self._title)
+
+    @property
+    def _named(self) -> list[tuple[str, float]]:
+        return list(zip(self.names, self.strengths.values(), strict=True))
 
     @property
     def _title(self) -> str:
         settings = self.editor.settings
-        mix = ", ".join(f"{name} {strength:+g}" for name, strength in self.mix.items())
-        return f"{mix}  {settings.method}, {settings.steps} steps from {settings.strength:g}"
+        mix = ", ".join(f"{name} {strength:+g}" for name, strength in self._named)
+        return f"{mix}  {settings.method}, {settings.steps} steps from {settings.start:g}"
 
-    def _ask(self, mixes: Sequence[dict[str, float]]) -> Edit:
+    def _edit(self, wanted: Sequence[dict[str, float]]) -> Edit:
+        """The photo, with one output for each dict of strengths."""
+        mixes = [self.editor.mix(strengths) for strengths in wanted]
         return Edit(self.row["sha256"], self.row["pixels"], mixes, self.seed)
 
-    def _pictures(self, mixes: Sequence[dict[str, float]]) -> list[np.ndarray]:
-        """uint8 [H, W, 3] under every mix; all share the photo's own branch."""
-        outputs = outputs_of(self.editor.edit([self._ask(mixes)])[0])
+    def _pictures(self, wanted: Sequence[dict[str, float]]) -> list[np.ndarray]:
+        """uint8 [H, W, 3] for each dict of strengths, computed together."""
+        outputs = outputs_of(self.editor.edit([self._edit(wanted)])[0])
         return [to_uint8(output.pixels) for output in outputs]
 
 
 def strengths_of(given: list[str]) -> dict[str, float]:
-    """`name=strength` texts as a mix, in order. Raises JobError."""
+    """`name=strength` texts as slider -> strength, in order. Raises JobError."""
     found: dict[str, float] = {}
     for text in given:
         name, equals, strength = text.rpartition("=")

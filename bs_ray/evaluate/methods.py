@@ -1,11 +1,11 @@
-"""A job with `methods`: match strengths, measure, time; one table and a page."""
+"""Compare edit methods: match their scales, measure, time; one table and a page."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from rich.table import Table
 from bs_ray.config import EvalJob, job_hash
 from bs_ray.evaluate.compare import SHARES, Comparer, Part, match, matching_parts, measuring_parts
 from bs_ray.evaluate.metrics import drift_of_others, monotone_share
-from bs_ray.evaluate.report import write_methods_report
-from bs_ray.evaluate.run import check, measured, with_places
+from bs_ray.evaluate.report import render_methods_report
+from bs_ray.evaluate.run import check, measured, to_parquet, with_places
 from bs_ray.ray_session import ray_session
 from bs_ray.sliders.registry import Registry
+from bs_ray.storage import Store
 
 SHOWN = {
     "drift": "{:.4f}",
@@ -28,21 +29,20 @@ SHOWN = {
     "perceptual_64": "{:.3f}",
     "drift_at_zero": "{:.4f}",
 }
-"""The measures that fit a terminal, and how they look there; the page and methods.json have all."""
+"""The measures that fit a terminal, and their format; the page and methods.json have all."""
 
 
 def compare(job: EvalJob, *, console: Console | None = None) -> dict:
     """Measure every method of the job; the figures, as written to methods.json.
 
-    Writes report.html, methods.json and methods.parquet under `job.output`. The same command goes
-    on after an interruption. Raises what `evaluate` raises.
+    Writes report.html, methods.json and methods.parquet below `job.output`, a folder or s3://. The
+    same command goes on after an interruption. Raises what `evaluate` raises.
     """
     console = console or Console()
     names = check(job)
     job = with_places(job)
-    output = Path(job.output)
-    parts = output / f"parts-{_digest(job)}"
-    parts.mkdir(parents=True, exist_ok=True)
+    output = Store(job.output)
+    parts = output.join(f"parts-{_digest(job)}")
     with ray_session(num_cpus=max(4, job.workers + 1)):
         grid = pd.concat(_resumed(job, matching_parts(job), parts, console))
         matched = _matched(job, grid, names)
@@ -66,14 +66,14 @@ def compare(job: EvalJob, *, console: Console | None = None) -> dict:
         "costs": costs,
         "methods": summarise(job, table, names),
     }
-    table.to_parquet(output / "methods.parquet")
-    (output / "methods.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_methods_report(job, figures, table, output / "report.html")
+    output.write("methods.parquet", to_parquet(table))
+    output.write("methods.json", (json.dumps(figures, indent=2) + "\n").encode())
+    output.write("report.html", render_methods_report(job, figures, table).encode())
     return figures
 
 
 def methods_table(figures: dict) -> Table:
-    """The one table: a row for each method and setting, means over sliders, spread over seeds."""
+    """The one table: a row for each method and split, with means over sliders."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("method", "photos"):
         table.add_column(name)
@@ -92,14 +92,14 @@ def methods_table(figures: dict) -> Table:
 
 
 def summarise(job: EvalJob, table: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each method and setting: means over faces and sliders.
+    """A row for each method and split: means over faces and sliders.
 
     `spread`: by measure, the standard deviation over seeds. `sliders`: the same means by slider.
     """
     found = []
     for method in job.methods:
-        for setting in job.settings:
-            rows = table[(table["method"] == method) & (table["setting"] == setting)]
+        for split in job.splits:
+            rows = table[(table["method"] == method) & (table["setting"] == split)]
             cells = {
                 (seed, slider): _figures(part, names.index(job.sliders[slider]))
                 for (seed, slider), part in rows.groupby(["seed", "slider"])
@@ -110,7 +110,7 @@ def summarise(job: EvalJob, table: pd.DataFrame, names: Sequence[str]) -> list[d
             found.append(
                 {
                     "method": method,
-                    "setting": setting,
+                    "setting": split,
                     "faces": rows["face"].nunique(),
                     "seeds": len(seeds),
                     **seeds.mean().to_dict(),
@@ -122,7 +122,7 @@ def summarise(job: EvalJob, table: pd.DataFrame, names: Sequence[str]) -> list[d
 
 
 def _figures(rows: pd.DataFrame, own: int) -> dict[str, float]:
-    """One slider, one seed: rows of every face at every place of SHARES."""
+    """The figures of one slider and one seed; rows: every face at every place of SHARES."""
     rows = rows.sort_values(["face", "place"])
     count = len(SHARES)
 
@@ -132,7 +132,7 @@ def _figures(rows: pd.DataFrame, own: int) -> dict[str, float]:
 
     readings, zero = grid("readings"), SHARES.index(0.0)
     ends = [0, count - 1]
-    away = readings - grid("photo_readings")  # an edit is held against the photo, not another edit
+    away = readings - grid("photo_readings")  # an edit is compared with its photo
     return {
         "effect": float((readings[:, -1] - readings[:, 0])[:, own].mean()),
         "drift": float(np.mean([drift_of_others(away[:, end], own) for end in ends])),
@@ -148,36 +148,34 @@ def _figures(rows: pd.DataFrame, own: int) -> dict[str, float]:
 def _matched(
     job: EvalJob, grid: pd.DataFrame, names: Sequence[str]
 ) -> dict[tuple[str, str, str], tuple[float, float]]:
-    """(method, setting, slider) -> (scale, effect there)."""
+    """(method, split, slider) -> (scale, effect there)."""
     found = {}
-    for (method, setting, slider), rows in grid.groupby(["method", "setting", "slider"]):
+    for (method, split, slider), rows in grid.groupby(["method", "setting", "slider"]):
         rows = rows.sort_values(["face", "place"])
         scales = tuple(sorted(rows["scale"].unique()))
         readings = np.stack(rows["readings"].to_list())[:, names.index(job.sliders[slider])]
-        found[method, setting, slider] = match(
+        found[method, split, slider] = match(
             job.effects[slider], scales, readings.reshape(-1, len(scales))
         )
     return found
 
 
 def _resumed(
-    job: EvalJob, parts: Sequence[Part], folder: Path, console: Console
+    job: EvalJob, parts: Sequence[Part], kept: Store, console: Console
 ) -> Iterator[pd.DataFrame]:
-    """Every part's rows: those of an earlier run from their files, the others measured and kept."""
+    """Every part's rows: an earlier run's are read, the others are measured and kept."""
     missing = []
     for part in parts:
-        file = folder / f"{part.name}.parquet"
-        if file.exists():
-            yield pd.read_parquet(file)
+        key = f"{part.name}.parquet"
+        if kept.exists(key):
+            yield pd.read_parquet(BytesIO(kept.read(key)))
         else:
             missing.append(part)
     if not missing:
         return
     for rows in measured(job, Comparer, missing, console):
         for name, own in rows.groupby("part"):
-            file = folder / f"{name}.parquet"
-            own.to_parquet(file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").rename(file)
+            kept.write(f"{name}.parquet", to_parquet(own))
         yield rows
 
 

@@ -1,4 +1,4 @@
-"""What to measure on a slider (METHOD 6), as functions of arrays.
+"""What is measured on a slider, as functions of arrays (docs/method.md, "Measuring").
 
 Legend: F faces, K strengths (ascending), A attributes; readings float [F, K, A] in about [0, 1].
 """
@@ -12,16 +12,16 @@ import numpy as np
 Array = np.ndarray
 
 READER_NOISE = 0.02
-"""The attribute reader's own rms error on held-out faces: a fall of less is no fall.
+"""The attribute reader's own rms error on held-out faces: a smaller fall counts for none.
 
-Faces at the end of an attribute's range (a full frown) stand still there, and their readings
-tremble by this much.
+A face at the end of an attribute's range, such as a full frown, cannot move further, and its
+readings vary by this much.
 """
 
 
 @dataclass(frozen=True)
 class SliderFigures:
-    """One slider in one setting; shares and readings have range 1."""
+    """One slider on one split; shares and readings have range 1."""
 
     faces: int
     effect: float
@@ -43,7 +43,7 @@ class SliderFigures:
     clip_change: float
     """Mean CLIP score of the positive prompt at +1 less that at -1."""
     zero_exact: bool
-    """Strength 0 returned every input bit for bit (true where there is no input: text)."""
+    """Whether strength 0 returned every input bit for bit; true for text, which has no input."""
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -1,14 +1,13 @@
-"""The report: tables, plots and strips in one HTML file. It recomputes nothing."""
+"""The report: tables, plots and strips in one HTML page. It computes no figure anew."""
 
 from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -17,7 +16,7 @@ from bs_ray.config import EvalJob
 from bs_ray.evaluate.compare import SHARES
 from bs_ray.images.sheets import draw_strip
 
-SETTINGS = {
+SPLITS = {
     "faces": "Held-out faces, edited",
     "wild": "In-the-wild photos, edited",
     "text": "Text-guided generation",
@@ -36,68 +35,61 @@ _COLUMNS = {
 }
 
 
-def write_report(
+def render_report(
     job: EvalJob,
     figures: dict,
     table: pd.DataFrame,
-    path: Path,
     *,
     summary: dict | None = None,
-    contact_sheet: Path | None = None,
-) -> None:
-    """Write the page. `summary` (label -> value) and `contact_sheet` come from a whole run."""
-    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
-    page = pages.get_template("evaluate/report.html.j2")
-    path.write_text(
-        page.render(
-            title=f"bs_ray: {job.name}",
-            job=job,
-            version=__version__,
-            summary=summary,
-            contact_sheet=_data_uri(contact_sheet.read_bytes()) if contact_sheet else None,
-            columns=[label for label, _ in _COLUMNS.values()],
-            sliders=[_slider_section(job, figures, table, name) for name in job.sliders],
-            interference=_interference(job, figures["interference"]),
-            base=figures.get("base"),
-        ),
-        encoding="utf-8",
+    contact_sheet: bytes | None = None,
+) -> str:
+    """The page as HTML. `summary` (label -> value) and `contact_sheet` (a PNG) come from a demo."""
+    return _template("report").render(
+        title=f"bs_ray: {job.name}",
+        job=job,
+        version=__version__,
+        summary=summary,
+        contact_sheet=_data_uri(contact_sheet) if contact_sheet else None,
+        columns=[label for label, _ in _COLUMNS.values()],
+        sliders=[_slider_section(job, figures, table, name) for name in job.sliders],
+        interference=_interference(job, figures["interference"]),
+        base=figures.get("base"),
     )
 
 
-def write_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame, path: Path) -> None:
-    """The comparison of edit methods as a page: the table, and one strip for each slider."""
-    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
+def render_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame) -> str:
+    """The comparison of edit methods as HTML: the table, and one strip for each slider."""
     rows = [
         {**row, **{f"cost_{k}": v for k, v in figures["costs"][row["method"]].items()}}
         for row in figures["methods"]
     ]
-    path.write_text(
-        pages.get_template("evaluate/methods.html.j2").render(
-            title=f"bs_ray: {job.name}",
-            job=job,
-            version=__version__,
-            rows=rows,
-            missed=[m for m in figures["matched"] if not m["reached"]],
-            strips=[
-                {
-                    "image": _image_uri(_methods_strip(table, setting, slider, list(job.methods))),
-                    "caption": f"{slider}, {SETTINGS[setting].lower()}: two of them at shares of "
-                    "the matched strength, a method a row",
-                }
-                for setting in job.settings
-                for slider in job.sliders
-            ],
-        ),
-        encoding="utf-8",
+    return _template("methods").render(
+        title=f"bs_ray: {job.name}",
+        job=job,
+        version=__version__,
+        rows=rows,
+        missed=[m for m in figures["matched"] if not m["reached"]],
+        strips=[
+            {
+                "image": _image_uri(_methods_strip(table, split, slider, list(job.methods))),
+                "caption": f"{slider}, {SPLITS[split].lower()}: two of them at shares of "
+                "the matched strength, a method a row",
+            }
+            for split in job.splits
+            for slider in job.sliders
+        ],
     )
 
 
-def _methods_strip(
-    table: pd.DataFrame, setting: str, slider: str, methods: list[str]
-) -> Image.Image:
+def _template(name: str) -> Template:
+    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
+    return pages.get_template(f"evaluate/{name}.html.j2")
+
+
+def _methods_strip(table: pd.DataFrame, split: str, slider: str, methods: list[str]) -> Image.Image:
     """The first two kept faces under every method."""
     kept = table[
-        (table["setting"] == setting) & (table["slider"] == slider) & table["picture"].notna()
+        (table["setting"] == split) & (table["slider"] == slider) & table["picture"].notna()
     ]
     lines = []
     for method in methods:
@@ -111,25 +103,27 @@ def _methods_strip(
 def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, slider: str) -> dict:
     rows = table[table["slider"] == slider]
     found = figures["sliders"][slider]
-    settings = [setting for setting in SETTINGS if setting in found]
+    splits = [split for split in SPLITS if split in found]
     shown = ", ".join(f"{strength:g}" for strength in job.strengths)
     return {
         "name": slider,
         "attribute": job.sliders[slider],
         "rows": [
             {
-                "setting": SETTINGS[s],
+                "setting": SPLITS[s],
                 "cells": [_cell(found[s][key], form) for key, (_, form) in _COLUMNS.items()],
             }
-            for s in settings
+            for s in splits
         ],
-        "plot": _plot(job, rows, settings, job.sliders[slider]),
+        "plot": _plot(
+            job, rows, splits, job.sliders[slider], list(figures["interference"][slider])
+        ),
         "strips": [
             {
                 "image": _image_uri(strip(rows[rows["setting"] == s])),
-                "caption": f"{SETTINGS[s]}: strengths {shown}, one face a row",
+                "caption": f"{SPLITS[s]}: strengths {shown}, one face a row",
             }
-            for s in settings
+            for s in splits
         ],
     }
 
@@ -167,7 +161,7 @@ def _cell(value: float | bool, form: str) -> str:
 
 
 def strip(rows: pd.DataFrame, scale: int = 2) -> Image.Image:
-    """The kept pictures of one slider in one setting: a row per face, a column per strength."""
+    """The kept pictures of one slider in one split: a row for each face, a column a strength."""
     kept = rows[rows["picture"].notna()]
     lines = []
     for _, face in kept.sort_values(["face", "strength"]).groupby("face"):
@@ -186,27 +180,28 @@ def strip(rows: pd.DataFrame, scale: int = 2) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def _plot(job: EvalJob, rows: pd.DataFrame, settings: list[str], attribute: str) -> str:
-    from bs_ray.tiny.faces import ATTRIBUTES
-
+def _plot(
+    job: EvalJob, rows: pd.DataFrame, splits: list[str], slider: str, attributes: list[str]
+) -> str:
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     curve, bars = figure.subplots(1, 2)
-    own = ATTRIBUTES.index(attribute)
-    width = 0.8 / len(settings)
-    for place, setting in enumerate(settings):
-        part = rows[rows["setting"] == setting]
+    attribute = job.sliders[slider]
+    own = attributes.index(attribute)
+    width = 0.8 / len(splits)
+    for place, split in enumerate(splits):
+        part = rows[rows["setting"] == split]
         readings = np.stack(part["readings"].to_list()).reshape(
-            -1, len(job.strengths), len(ATTRIBUTES)
+            -1, len(job.strengths), len(attributes)
         )
         low, high = np.percentile(readings[:, :, own], [10, 90], axis=0)
-        (line,) = curve.plot(job.strengths, readings[:, :, own].mean(0), "o-", ms=4, label=setting)
+        (line,) = curve.plot(job.strengths, readings[:, :, own].mean(0), "o-", ms=4, label=split)
         curve.fill_between(job.strengths, low, high, alpha=0.15, color=line.get_color())
         move = readings[:, job.strengths.index(1)] - readings[:, job.strengths.index(-1)]
-        bars.bar(np.arange(len(ATTRIBUTES)) + place * width, np.abs(move).mean(0), width)
+        bars.bar(np.arange(len(attributes)) + place * width, np.abs(move).mean(0), width)
     curve.set(xlabel="strength", ylabel=f"reader: {attribute}")
     curve.legend(frameon=False)
     bars.set_xticks(
-        np.arange(len(ATTRIBUTES)) + 0.4 - width / 2, ATTRIBUTES, rotation=45, ha="right"
+        np.arange(len(attributes)) + 0.4 - width / 2, attributes, rotation=45, ha="right"
     )
     bars.set_ylabel("mean |move|, −1 → +1")
     for axes in (curve, bars):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,24 +11,21 @@ from torch import Tensor
 from bs_ray.config import EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.editing.generate import generate
+from bs_ray.evaluate.worlds import open_world
 from bs_ray.images.pixels import images_of, pixels_of
-from bs_ray.judges.load import WorldJudges
-from bs_ray.models import base_folder, load_base
+from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
-from bs_ray.tiny import captions, faces
 
-HELD_OUT_SEED = 1_000_000
-"""Scenes from here on are never drawn by the recipe of the tiny base."""
 TEXT_STEPS = 15
 STRIPS = 8
-"""Faces per setting whose pictures are kept for the report."""
+"""Faces of each split whose pictures are kept for the report."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One forward-sized piece of an evaluation: some faces of one setting under one slider."""
+    """One forward-sized piece of an evaluation: some faces of one split under one slider."""
 
-    setting: str
+    split: str
     slider: str
     first: int
     count: int
@@ -38,41 +34,36 @@ class Task:
 def tasks(job: EvalJob) -> list[Task]:
     """The whole grid, in order."""
     return [
-        Task(setting, slider, first, min(job.batch_size, count - first))
-        for setting, count in job.settings.items()
+        Task(split, slider, first, min(job.batch_size, count - first))
+        for split, count in job.splits.items()
         for slider in job.sliders
         for first in range(0, count, job.batch_size)
     ]
 
 
 class Sweeper:
-    """Holds the base, the sliders and the judges; measures one Task at a time."""
+    """Holds the base, the sliders and the world; measures one Task at a time."""
 
     def __init__(self, job: EvalJob):
-        self.job = job
-        model = load_base(job.base)
+        self.job, self.world = job, open_world(job.base)
         sliders = [Registry(job.registry).resolve(reference) for reference in job.sliders]
-        self.names = dict(zip(job.sliders, (s.card.name for s in sliders), strict=True))
-        self.editor = Editor(model, sliders, job.editor)
-        self.judges = WorldJudges.load(base_folder(job.base))
+        self.references = dict(zip(job.sliders, (s.reference for s in sliders), strict=True))
+        self.editor = Editor(load_base(job.base), sliders, job.editor)
 
     def measure(self, task: Task) -> list[dict]:
-        """One row per face and strength: readings, scores, and the first faces' pictures."""
-        scene = faces.sample_scenes(task.count, HELD_OUT_SEED + self.job.seed + task.first)
-        pictures, exact = self._pictures(task, scene)
+        """One row for each face and strength: readings, scores, and the first faces' pictures."""
+        pictures, exact = self._pictures(task)
         return self._judge(task, images_of(pictures), pictures, exact)
 
-    def _pictures(self, task: Task, scene: faces.Scene) -> tuple[np.ndarray, list[bool]]:
-        """uint8 [F, K, H, W, 3] of the sweep, and whether strength 0 gave each input back."""
-        name, strengths = self.names[task.slider], self.job.strengths
-        if task.setting == "text":
-            return self._generate(task, scene), [True] * task.count
-        seed = HELD_OUT_SEED + self.job.seed + task.first
-        images = faces.render_wild(scene, seed) if task.setting == "wild" else faces.render(scene)
-        pixels = pixels_of(images)
-        mixes = [{name: strength} for strength in strengths]
+    def _pictures(self, task: Task) -> tuple[np.ndarray, list[bool]]:
+        """uint8 [F, K, H, W, 3] of the sweep, and whether strength 0 returned each input."""
+        reference, strengths = self.references[task.slider], self.job.strengths
+        if task.split == "text":
+            return self._generate(task), [True] * task.count
+        pixels = self.world.photos(task.split, task.first, task.count, self.job.seed)
+        mixes = [self.editor.mix({reference: strength}) for strength in strengths]
         edits = [
-            Edit(f"{task.setting}-{task.first + i}", photo, mixes, self.job.seed)
+            Edit(f"{task.split}-{task.first + i}", photo, mixes, self.job.seed)
             for i, photo in enumerate(pixels)
         ]
         outcomes = [outputs_of(outcome) for outcome in self.editor.edit(edits)]
@@ -80,19 +71,14 @@ class Sweeper:
         zero = strengths.index(0)
         return done, [bool((done[i, zero] == pixels[i]).all()) for i in range(task.count)]
 
-    def _generate(self, task: Task, scene: faces.Scene) -> np.ndarray:
-        """Prompts -> the same picture at every strength (the paper's first setting)."""
-        attribute, strengths = self.job.sliders[task.slider], self.job.strengths
-        rng = random.Random(task.first)
-        own = {phrase for ends in captions.PHRASES[attribute] for phrase in ends}
-        prompts = []
-        for row in range(task.count):
-            true = [p for p in captions.phrases(scene, row, rng) if p not in own]
-            prompts.append(", ".join(["a photo of a person", *rng.sample(true, 4)]))
+    def _generate(self, task: Task) -> np.ndarray:
+        """Each prompt's picture at every strength (the paper's first setting)."""
+        attribute, reference = self.job.sliders[task.slider], self.references[task.slider]
+        prompts = self.world.prompts(attribute, task.first, task.count, self.job.seed)
         images = generate(
             self.editor,
             prompts,
-            [[{self.names[task.slider]: s} for s in strengths]] * len(prompts),
+            [[{reference: s} for s in self.job.strengths]] * len(prompts),
             keys=[f"text-{task.first + i}" for i in range(len(prompts))],
             seed=self.job.seed,
             steps=TEXT_STEPS,
@@ -104,17 +90,15 @@ class Sweeper:
     def _judge(
         self, task: Task, seen: Tensor, pictures: np.ndarray, exact: list[bool]
     ) -> list[dict]:
-        strengths = self.job.strengths
+        strengths, judges = self.job.strengths, self.world.judges
         zero = strengths.index(0)
         flat, still = seen.flatten(0, 1), seen[:, [zero] * len(strengths)].flatten(0, 1)
-        readings = self.judges.reader.read(flat)
-        card = self.editor.sliders[self.names[task.slider]].card
+        readings = judges.reader.read(flat)
+        card = self.editor.sliders[self.references[task.slider]].card
         scores = {
-            "identity": self.judges.identity.similarity(flat, still),
-            "perceptual": self.judges.perceptual.distance(flat, still),
-            "clip": self.judges.clip.score(
-                flat, card.prompts.positive if card.prompts else card.target
-            ),
+            "identity": judges.identity.similarity(flat, still),
+            "perceptual": judges.perceptual.distance(flat, still),
+            "clip": judges.clip.score(flat, card.prompts.positive if card.prompts else card.target),
         }
         rows = []
         for index in range(len(flat)):
@@ -122,7 +106,7 @@ class Sweeper:
             number = task.first + face
             rows.append(
                 {
-                    "setting": task.setting,
+                    "setting": task.split,  # the name of the column is older than that of splits
                     "slider": task.slider,
                     "face": number,
                     "strength": float(strengths[k]),

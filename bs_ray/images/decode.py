@@ -1,4 +1,5 @@
-"""Bytes -> upright uint8 RGB pixels, or a QuarantinedRow that says why not. Never None."""
+"""Decode an image file into upright uint8 RGB pixels, or into a QuarantinedRow that says why
+not."""
 
 from __future__ import annotations
 
@@ -10,19 +11,20 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bs_ray.images.formats import FORMATS
 from bs_ray.images.rows import DecodedRow, QuarantinedRow, quarantined
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I"}
 _DEEP_MODES = {"I;16", "I;16L", "I;16B", "I"}
-# In a TIFF the tags of the photo and those of its storage share a directory; these are the former.
+# In a TIFF one directory holds the tags of the photo and those of its storage. These are the
+# photo's.
 _DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _SUB_DIRECTORIES = (0x8769, 0x8825)  # Exif, GPS
 _ORIENTATION = 274
 
 
 class _Refused(Exception):
-    """A photo that we know not to take; the text is the reason."""
+    """A photo that is not taken on purpose; the text is the reason."""
 
 
 def decode(
@@ -30,28 +32,28 @@ def decode(
 ) -> DecodedRow | QuarantinedRow:
     """Decode one image file. Whatever is wrong with it ends in a QuarantinedRow.
 
-    keep_source: carry the bytes along, for jobs that copy. The pixel count is checked before
-    anything is decoded.
+    keep_source: keep the bytes in the row, for jobs that copy. The number of pixels is checked
+    before anything is decoded.
     """
     try:
         return _decode(key, data, max_pixels, keep_source)
     except _Refused as refused:
         return quarantined(key, "decode", str(refused))
     except MemoryError:
-        raise  # the limit is the caller's, who can say it
-    except Exception as error:  # at least six types come out of Pillow's decoders
+        raise  # the limit is the caller's, who can name it
+    except Exception as error:  # Pillow's decoders raise at least six types
         return quarantined(key, "decode", _what_went_wrong(error))
 
 
 def _decode(key: str, data: bytes, max_pixels: int, keep_source: bool) -> DecodedRow:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd metadata; what matters raises
+        warnings.simplefilter("ignore")  # they are about odd metadata; what matters raises
         with _open(data) as image:
             _check(image, max_pixels)
             image.load()
             photo, exif, note = _upright(image)
             pixels, alpha = _pixels(photo)
-            # A profile describes the channels it came with, and we leave these colour spaces.
+            # A profile describes the channels that it came with, and these two become RGB.
             profiled = image.mode not in ("CMYK", "LAB")
             if not profiled:
                 note = "; ".join(filter(None, [note, f"{image.mode} became RGB"]))
@@ -63,7 +65,7 @@ def _decode(key: str, data: bytes, max_pixels: int, keep_source: bool) -> Decode
                 pixels=pixels,
                 alpha=alpha,
                 grey=image.mode in _GREY_MODES,
-                # MPO is what many phones write: a JPEG with more pictures behind the photo.
+                # Many phones write MPO: a JPEG with more pictures behind the photo.
                 format="JPEG" if image.format == "MPO" else image.format,  # type: ignore[typeddict-item]
                 lossless=image.format in ("PNG", "BMP", "TIFF") or data[12:16] == b"VP8L",
                 exif=exif,
@@ -76,9 +78,9 @@ def _decode(key: str, data: bytes, max_pixels: int, keep_source: bool) -> Decode
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise _Refused("empty: the file has no bytes")
-    Image.MAX_IMAGE_PIXELS = None  # our own limit, which is the job's, is checked next
+    Image.MAX_IMAGE_PIXELS = None  # `_check` enforces the job's own limit
     try:
-        return Image.open(BytesIO(data), formats=_FORMATS)
+        return Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         if kind := _begins_like(data):
             raise _Refused(f"damaged: its {kind} header cannot be read") from None
@@ -89,7 +91,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _begins_like(data: bytes) -> str | None:
-    accepts = {kind: Image.OPEN[kind][1] for kind in _FORMATS}
+    accepts = {kind: Image.OPEN[kind][1] for kind in FORMATS}
     return next((kind for kind, of in accepts.items() if of and of(data[:16])), None)
 
 
@@ -107,7 +109,7 @@ def _check(image: Image.Image, max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bytes, str]:
-    """The photo turned as its EXIF says, that EXIF without orientation, and a note."""
+    """(the photo, turned as its EXIF says; that EXIF without the orientation; a note)."""
     try:
         exif = _kept_exif(image)
         return ImageOps.exif_transpose(image), exif, ""
@@ -131,7 +133,7 @@ def _kept_exif(image: Image.Image) -> bytes:
 def _pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 RGB [H, W, 3] and, where there is transparency, uint8 [H, W]."""
     if image.mode in _DEEP_MODES:
-        # x / 257 rounded, in place: at 64 megapixels each further array is 256 MB.
+        # x / 257 rounded, in place: at 64 megapixels every further array takes 256 MB.
         deep = np.asarray(image).astype(np.int32)
         np.clip(deep, 0, 65535, out=deep)
         deep += 128
@@ -144,8 +146,8 @@ def _pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _what_went_wrong(error: Exception) -> str:
-    # Addresses of objects in a message would differ from run to run, and what a damaged file says
-    # of itself may be no text.
+    # Object addresses in a message would differ from run to run, and a damaged file's own words may
+    # not be text.
     text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
     text = " ".join(text.encode("ascii", "backslashreplace").decode().split())[:200]
     return f"truncated: {text}" if "truncated" in text.lower() else f"damaged: {text}"

@@ -1,7 +1,7 @@
-"""Decoding behind a wall: in processes of their own, with limits on time and memory.
+"""Decode untrusted files in separate processes, with limits on time and memory.
 
-A picture can make a decoder loop, ask for all memory, or crash the process. Here that costs the
-picture a line in quarantine, and a small process its life; the worker goes on.
+A picture can make a decoder loop, ask for all memory, or crash the process. Here the picture ends
+in quarantine and a small process ends with it, while the worker goes on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bs_ray.images.decode_worker import TOO_LARGE, TOO_SLOW, receive, send
 from bs_ray.images.rows import DecodedRow, QuarantinedRow, quarantined
 
 _PROCESSES = 2
-# Small photos share a trip to a decoder and back, large ones travel alone.
+# Small photos share a trip to a decoder and back; large ones travel alone.
 _TRIP_PHOTOS = 16
 _TRIP_BYTES = 1 << 20
 
 _ENVIRONMENT = {
-    # numpy's threads of a large machine would take much of the address space.
+    # On a large machine numpy's threads would take much of the address space.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # Left alone, glibc gives the memory of each photo of some megapixels back to the kernel, and
-    # a decoder spends more time on getting it again than on decoding.
+    # By default glibc returns the memory of each photo of some megapixels to the kernel, and a
+    # decoder spends more time on getting it back than on decoding.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
@@ -42,17 +42,17 @@ Decoded = list[DecodedRow | QuarantinedRow]
 
 
 class DecodePool:
-    """Decodes lists of photos; what breaks the decoder is quarantined by name.
+    """Decodes lists of photos; one that breaks its decoder is quarantined by name.
 
-    Start one for each process and keep it: `guard_of`.
+    A process should start one and keep it: `shared_decode_pool`.
     """
 
     def __init__(self, seconds: float, memory_mb: int):
         """seconds, memory_mb: what one photo may take.
 
-        One that takes more time costs it twice: among others, then alone to know which it was.
+        A photo that takes longer costs the time twice: once among others, once alone to find it.
         """
-        self._threads = ThreadPoolExecutor(_PROCESSES, "guard")
+        self._threads = ThreadPoolExecutor(_PROCESSES, "decode-pool")
         self._decoders = [_Decoder(seconds, memory_mb) for _ in range(_PROCESSES)]
         self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
@@ -65,7 +65,7 @@ class DecodePool:
             decoder.stop()
 
     def decode(self, photos: Sequence[Photo], **options: Any) -> Decoded:
-        """(key, file) of every photo -> its row, in order; `options` as `decode` takes them.
+        """The row of every photo, in order. `options` are those of `decode`.
 
         Raises DecoderError where no decoder can be started.
         """
@@ -82,12 +82,12 @@ class DecodePool:
 
 @lru_cache(maxsize=1)
 def shared_decode_pool(seconds: float, memory_mb: int) -> DecodePool:
-    """This process' Guard, started on first use."""
+    """This process's DecodePool, started on first use."""
     return DecodePool(seconds, memory_mb)
 
 
 class DecoderError(RuntimeError):
-    """A decoder does not start: nothing that a photo could do."""
+    """A decoder does not start, which no photo can be the cause of."""
 
 
 def _trips(photos: Sequence[Photo]) -> Iterator[list[Photo]]:
@@ -104,7 +104,7 @@ def _trips(photos: Sequence[Photo]) -> Iterator[list[Photo]]:
 
 
 class _Decoder:
-    """One decoder process, started when it is needed and again after each end."""
+    """One decoder process, started when it is needed and again whenever it has ended."""
 
     def __init__(self, seconds: float, memory_mb: int):
         self._seconds, self._memory_mb = seconds, memory_mb
@@ -115,7 +115,7 @@ class _Decoder:
     def decode(self, photos: Sequence[Photo], options: dict[str, Any]) -> Decoded:
         """The row of each photo, in order."""
         rows = self._ask(photos, options)
-        if isinstance(rows, int):  # it ended over one of them: which?
+        if isinstance(rows, int):  # it ended over one of them; try each alone to find which
             return [self._alone(photo, options) for photo in photos]
         return rows
 
@@ -125,13 +125,13 @@ class _Decoder:
             answer = self._ask([photo], options)
             if not isinstance(answer, int):
                 return answer[0]
-            # An old decoder may crash of an earlier photo, or be short of memory for its age:
-            # that is held against a photo only where it happens in a new one.
+            # An old decoder may crash because of an earlier photo, or run out of memory with age.
+            # So a photo is blamed only where it ends a fresh decoder.
             if fresh or answer == TOO_SLOW:
                 return quarantined(photo[0], "decode", self._reason(answer))
 
     def _ask(self, photos: Sequence[Photo], options: dict[str, Any]) -> Decoded | int:
-        """Their rows, or its exit code where it ended over them."""
+        """The photos' rows, or the decoder's exit code where it ended over them."""
         if not self._process:
             self._start()
         try:
@@ -141,13 +141,13 @@ class _Decoder:
         except (EOFError, ConnectionError):
             return self._wait()
         except BaseException:
-            self.stop()  # with a reply under way, which is not to the next request
+            self.stop()  # the reply to this request would be taken for that to the next one
             raise
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "bs_ray.images.decode_worker"]
-        paths = os.pathsep.join(filter(None, sys.path))  # a Ray worker's may be its own
+        paths = os.pathsep.join(filter(None, sys.path))  # a Ray worker may have paths of its own
         env = os.environ | _ENVIRONMENT | {"PYTHONPATH": paths}
         with ours, theirs:
             self._process = subprocess.Popen(
@@ -158,8 +158,8 @@ class _Decoder:
             receive(self._replies)
         except (EOFError, ConnectionError):
             raise DecoderError(
-                f"{' '.join(command)}: got exit code {self._wait()}; expected a decoder. Its own "
-                "words are above, on stderr"
+                f"{' '.join(command)}: got exit code {self._wait()}; expected a decoder. What "
+                "it said is above, on stderr"
             ) from None
 
     def stop(self) -> None:
@@ -173,7 +173,7 @@ class _Decoder:
         code = self._process.wait()
         self._process = None
         self._replies.close()
-        with suppress(ConnectionError):  # of a request that nobody took
+        with suppress(ConnectionError):  # raised for a request that the process did not take
             self._requests.close()
         return code
 

@@ -1,7 +1,7 @@
-"""The process behind a guard: photos in on a socket, rows out.
+"""A process of the decode pool: photos come in on a socket, rows go out.
 
-It bears its limits itself: the kernel ends it when a photo takes too long, whatever it is doing
-and whether or not the guard still lives, and it leaves when a photo wants too much memory.
+It enforces its limits itself: the kernel ends it when a photo takes too long, whatever it is doing
+and whether or not the pool still lives, and it exits when a photo wants too much memory.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TOO_SLOW = -signal.SIGALRM
 TOO_LARGE = 77
 """Exit code of a decoder that ran out of memory."""
 
-# Replies about small photos go together, those about large ones at once: a process that keeps
-# pixels instead of handing them on asks for new memory all the time, and that costs more.
+# Rows of small photos are sent together, those of large photos at once: a process that keeps pixels
+# instead of handing them on asks for new memory all the time, and that costs more.
 _BUFFER_BYTES = 128 << 10
 
 
 def send(stream: BinaryIO, thing: Any) -> None:
-    """Pickle to a stream, which is the caller's to flush; arrays go as they are, after the rest."""
+    """Pickle to a stream, arrays as they are and after the rest. The caller flushes the stream."""
     arrays: list[pickle.PickleBuffer] = []
     body = pickle.dumps(thing, protocol=5, buffer_callback=arrays.append)
     parts = [memoryview(body), *(array.raw() for array in arrays)]
@@ -42,7 +42,7 @@ def send(stream: BinaryIO, thing: Any) -> None:
 
 
 def receive(stream: BinaryIO) -> Any:
-    """What `send` sent. Raises EOFError where the other side went away."""
+    """What `send` sent. Raises EOFError where the other side has gone."""
     (count,) = struct.unpack("<I", _exactly(stream, 4))
     sizes = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
     body, *arrays = [_exactly(stream, size) for size in sizes]
@@ -57,7 +57,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytearray:
 
 
 def main(seconds: float, memory_mb: int) -> None:
-    """Answer (photos, options of `decode`) with their rows, until the guard hangs up."""
+    """Answer (photos, options of `decode`) with the photos' rows, until the pool hangs up."""
     with socket.socket(fileno=0) as line:
         requests = line.makefile("rb")
         replies = BufferedWriter(line.makefile("wb", buffering=0), _BUFFER_BYTES)
@@ -70,21 +70,21 @@ def main(seconds: float, memory_mb: int) -> None:
             except EOFError:
                 return
             for key, data in photos:
-                signal.setitimer(signal.ITIMER_REAL, seconds)  # nobody handles it: it kills
+                signal.setitimer(signal.ITIMER_REAL, seconds)  # unhandled, it ends this process
                 row = decode(key, data, **options)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 send(replies, row)
 
 
 def _limit(memory_mb: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the guard's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process of the pool
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    Image.init()  # loads its decoders, which would count as the first photo's
+    Image.init()  # loads the decoders, whose memory would count as the first photo's
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + (memory_mb << 20)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # What libtiff prints about damage names no photo; the rows do.
+    # libtiff prints damage without naming the photo; the rows name it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 

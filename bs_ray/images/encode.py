@@ -1,4 +1,4 @@
-"""Edited pixels -> a file like the one they came from, with what was done written inside."""
+"""Encode edited pixels like the file that they came from, with what was done written inside."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TEXT_KEY = "bs_ray"
 def encode(row: DecodedRow, provenance: dict[str, Any], quality: int = 95) -> bytes:
     """The edited photo as a file of the input's format; equal rows give equal bytes.
 
-    JPEG and lossy WebP are written at `quality`, JPEG without chroma subsampling, one-channel
-    photos as such.
-    Provenance goes into EXIF's UserComment, or a PNG's text; a BMP has no room for it.
+    JPEG and lossy WebP are written at `quality`, JPEG without chroma subsampling; one-channel
+    photos keep their one channel. Provenance goes into EXIF's UserComment, or into a PNG's text; a
+    BMP has no room for it.
     """
     if row["source"] is not None:
         return row["source"]
@@ -38,7 +38,7 @@ def encode(row: DecodedRow, provenance: dict[str, Any], quality: int = 95) -> by
 
 
 def read_provenance(data: bytes) -> dict[str, Any] | None:
-    """What `encode` wrote into a file, or None where there is nothing of ours."""
+    """What `encode` wrote into a file; None where it wrote nothing."""
     with Image.open(BytesIO(data)) as image:
         text = image.info.get(_TEXT_KEY)
         if text is None:
@@ -89,7 +89,7 @@ _OPTIONS: dict[str, Callable[[DecodedRow, dict[str, Any]], dict[str, Any]]] = {
 
 
 def _with_comment(exif: bytes, provenance: dict[str, Any]) -> bytes:
-    """The EXIF block with our UserComment; one that was there before is kept inside it."""
+    """The EXIF block with our UserComment, which contains the photo's own one."""
     block = Image.Exif()
     block.load(exif)
     directory = block.get_ifd(_EXIF_DIRECTORY)

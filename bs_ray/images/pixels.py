@@ -1,4 +1,4 @@
-"""Pictures as files hold them, and as networks see them."""
+"""Pictures as files hold them (uint8 arrays) and as networks see them (float tensors)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""Rows on their way from a prefix of photos to a prefix of edited ones. No models here.
-
-    manifest -> ImageRow -> fetch, decode -> PlannedRow -> (editing) -> EditedRows -> OutputRows
-                                   |                           |              |
-                                   +------ QuarantinedRow -----+--------------+
-
-A photo leaves with all its edits or in quarantine: inputs = edited + quarantined, by key.
-"""
+"""What becomes of an image file: a DecodedRow, or a QuarantinedRow that says why not."""
 
 from __future__ import annotations
 
@@ -15,33 +8,34 @@ import numpy as np
 from typing_extensions import TypeIs
 
 Stage = Literal["plan", "fetch", "decode", "edit", "encode"]
-"""Where a photo can be given up."""
+"""Where a photo can be given up; "plan" stands for edits of its own that cannot be understood."""
 
 
 class DecodedRow(TypedDict):
-    """A photo as pixels, upright, with what it takes to write it back the way it came."""
+    """A photo as pixels, upright, with everything that is needed to write it in its own format."""
 
     key: str
     sha256: str
-    """Of the input's bytes; names the photo's noise."""
+    """Of the input's bytes; it names the photo's noise."""
     pixels: np.ndarray
     """uint8 RGB [H, W, 3]."""
     alpha: np.ndarray | None
-    """uint8 [H, W] where the photo has transparency; it goes back on unchanged."""
+    """uint8 [H, W] where the photo has transparency, which is written back unchanged."""
     grey: bool
-    """A one-channel photo; it is written as one again."""
+    """Whether the photo has one channel; it is then written with one again."""
     format: Literal["JPEG", "PNG", "WEBP", "BMP", "TIFF"]
     """Of the content, whatever the key's suffix says."""
     lossless: bool
     """Whether the photo's own coding is lossless."""
     exif: bytes
-    """Without orientation (the pixels are upright) and thumbnail (it would show the old face)."""
+    """Without the orientation, since the pixels are upright, and without the thumbnail, which would
+    show the face before the edit."""
     icc: bytes
-    """Colour profile of the pixels, b"" for none."""
+    """Colour profile of the pixels; b"" where there is none."""
     source: bytes | None
-    """The input's bytes where they are to be copied instead of edited."""
+    """The input's bytes where the output is to be a copy of them."""
     note: str
-    """What could not be kept; "" as a rule."""
+    """What of the file could not be kept; "" as a rule."""
 
 
 class QuarantinedRow(TypedDict):
@@ -50,11 +44,7 @@ class QuarantinedRow(TypedDict):
     key: str
     stage: Stage
     reason: str
-    """`kind: details`; kinds are counted in the summary."""
-
-
-class EmptyInputError(ValueError):
-    """A prefix without photos; the message says what was looked for."""
+    """`kind: details`; the summary counts the kinds."""
 
 
 def quarantined(key: str, stage: Stage, reason: str) -> QuarantinedRow:
@@ -63,5 +53,5 @@ def quarantined(key: str, stage: Stage, reason: str) -> QuarantinedRow:
 
 
 def is_quarantined(row: Any) -> TypeIs[QuarantinedRow]:
-    """Whether a row of any stage is a QuarantinedRow."""
+    """Whether a row, of whatever stage, is a QuarantinedRow."""
     return isinstance(row, dict) and "stage" in row

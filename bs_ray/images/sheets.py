@@ -50,7 +50,7 @@ _LINE_PX, _SEAM_PX = 22, 4
 def draw_strip(
     pixels: Sequence[Sequence[np.ndarray]], columns: Sequence[str], rows: Sequence[str], title: str
 ) -> Image.Image:
-    """Pictures uint8 [H, W, 3], rows x columns of one size, as one RGB image with labels."""
+    """One RGB image with labels, of pictures uint8 [H, W, 3] of one size, rows x columns."""
     tall, wide = pixels[0][0].shape[:2]
     scale = min(max(max(tall, wide), _MIN_SIDE_PX), _MAX_SIDE_PX) / max(tall, wide)
     width, height = max(1, round(wide * scale)), max(1, round(tall * scale))

@@ -30,5 +30,13 @@ class Perceptual:
 
     def distance(self, images: Tensor, others: Tensor, native: bool = False) -> Tensor:
         """How different two pictures look, per pair: [B], 0 for equal pictures."""
-        pairs = zip(self.features(images, native), self.features(others, native), strict=True)
-        return torch.stack([((a - b) ** 2).sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
+        return feature_distance(self.features(images, native), self.features(others, native))
+
+
+def feature_distance(maps: list[Tensor], others: list[Tensor]) -> Tensor:
+    """LPIPS' formula without learned weights: [B] of feature maps [B, c, h, w], level by level.
+
+    Squared differences are summed over the channels and the levels, and averaged over the places.
+    """
+    pairs = zip(maps, others, strict=True)
+    return torch.stack([((a - b) ** 2).sum(1).mean((1, 2)) for a, b in pairs]).sum(0)

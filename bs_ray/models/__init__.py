@@ -1,4 +1,7 @@
-"""Models: tensors, a device, weights. No sliders, no rows, no Ray."""
+"""Diffusion bases, one family a file, behind one protocol: tensors, a device, weights.
+
+No sliders, no rows, no Ray. May import config and storage. `load_base` is the way in.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,13 @@ FAMILIES = {
 
 
 def base_folder(base: str) -> Path:
-    """Where a base's files lie: the shipped folder of `tiny` or `tiny-flow`, else the path."""
+    """Where a base's files are: the shipped folder of `tiny` or `tiny-flow`, else the path
+    itself."""
     return EMBEDDED.get(base, Path(base))
 
 
 def absolute_base(base: str) -> str:
-    """The same base for workers elsewhere, which have working folders of their own."""
+    """The base's name for workers elsewhere, which have working folders of their own."""
     return base if base in EMBEDDED else str(Path(base).absolute())
 
 
@@ -59,7 +63,7 @@ def identify_base(base: str) -> str:
 
 
 def _pipeline(folder: Path) -> str:
-    """Name of a base's pipeline class, one of FAMILIES."""
+    """Name of the base's pipeline class, which is one of FAMILIES. Raises BaseNotFound."""
     from bs_ray.models.base import BaseNotFound
     from bs_ray.models.folder import pipeline_class
 

@@ -22,11 +22,11 @@ class BaseNotFound(ValueError):
 
 @dataclass
 class Condition:
-    """What the denoiser is told besides x_t and t, one row per prompt."""
+    """What the denoiser gets beside x_t and t: encoded prompts, one row for each."""
 
     tokens: Tensor  # [B, L, D] text states
     pooled: Tensor | None = None  # [B, P] pooled text embedding, in families that have one
-    mask: Tensor | None = None  # bool [B, L], False for padding, which comes last; None: no padding
+    mask: Tensor | None = None  # bool [B, L], False for padding, at the end; None: no padding
 
     def rows(self, index: Tensor | slice) -> Condition:
         """Some rows, in the given order (repeats allowed)."""
@@ -34,16 +34,18 @@ class Condition:
         return Condition(*parts)
 
     def repeat(self, count: int) -> Condition:
-        """Row i becomes rows i * count .. i * count + count - 1."""
+        """Each row `count` times in succession: row i becomes rows i * count .. (i + 1) * count -
+        1."""
         return self.rows(torch.arange(len(self.tokens)).repeat_interleave(count))
 
     def tile(self, count: int) -> Condition:
-        """All rows, `count` times over: 0, 1, .. B - 1, 0, 1, .. ."""
+        """All rows, `count` times in succession: 0, 1, .. B - 1, 0, 1, .. ."""
         return self.rows(torch.arange(len(self.tokens)).repeat(count))
 
     @staticmethod
     def cat(parts: list[Condition]) -> Condition:
-        """One after the other; where texts differ in length, the shorter are padded and masked."""
+        """The rows of all parts. Where texts differ in length, shorter ones are padded and
+        masked."""
         length = max(part.tokens.shape[1] for part in parts)
         if any(part.mask is not None or part.tokens.shape[1] < length for part in parts):
             parts = [part._padded(length) for part in parts]
@@ -70,10 +72,17 @@ class Condition:
         return Condition(tokens, self.pooled, F.pad(mask, (0, missing)))
 
 
-def ragged(states: Tensor, own: Tensor, dropped: int = 0) -> Condition:
-    """States [B, L, D] without padding and each row's first `dropped`: the shorter rows are masked.
+def latent_shape_at(model: DiffusionModel, px: int) -> tuple[int, int, int]:
+    """(C, h, w) of the latents of a square picture with sides of `px` pixels."""
+    channels, height, width = model.latent_shape
+    return channels, height * px // model.native_px, width * px // model.native_px
 
-    own: [B, L], not 0 where a token is the row's own, on whichever side the padding is.
+
+def ragged(states: Tensor, own: Tensor, dropped: int = 0) -> Condition:
+    """States [B, L, D] without padding and without each row's first `dropped` tokens.
+
+    own: [B, L], not 0 where a token is no padding, on whichever side that is. Rows that become
+    shorter than others are masked.
     """
     places = [mask.nonzero()[dropped:, 0].to(states.device) for mask in own]
     rows = [Condition(row[place][None]) for row, place in zip(states, places, strict=True)]
@@ -119,7 +128,7 @@ class DiffusionModel(Protocol):
         """The network's prediction at x_t, float32, same shape. Differentiable."""
 
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance as the family has it; 1 is none."""
+        """Classifier-free guidance as the family defines it; scale 1 is none."""
 
     def slider_targets(self) -> list[str]:
         """Names within `denoiser` of the linear and convolution layers that a slider adapts."""

@@ -1,4 +1,4 @@
-"""How a noisy latent, its noise and its clean estimate relate, and samplers as functions.
+"""How a noisy latent, its noise and its clean estimate are related, and samplers as functions.
 
 Legend: x0 clean latents, x_t noisy latents, both [B, C, h, w]; t int64 timesteps [B] in
 [0, num_train_timesteps), high for noise; x_t = a x0 + b n.
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Prediction(ABC):
-    """What a network's output means: how x_t is made, and x0 and the noise are read back.
+    """What a network's output means: how x_t is made, and how x0 and the noise are read from it.
 
-    Every kind says x_t = a x0 + b n with its own (a, b) and its own reading of the output, so
-    samplers and losses need only the methods here.
+    For every kind x_t = a x0 + b n; each has its own (a, b) and its own reading of the output.
+    Samplers and losses need only the methods here.
     """
 
     num_train_timesteps: int
@@ -44,7 +44,7 @@ class Prediction(ABC):
         """What a perfect network outputs at x_t = a x0 + b n: the target of plain training."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """METHOD Eq 1: x_t = a x0 + b n."""
+        """Eq 1 of the paper, for a whole path at once: x_t = a x0 + b n."""
         a, b = self.coefficients(t)
         return a * x0 + b * noise
 
@@ -53,13 +53,13 @@ class Prediction(ABC):
         a, b = self.coefficients(t)
         return b / a
 
-    def timesteps(self, steps: int, strength: float = 1.0) -> list[int]:
-        """`steps` timesteps from `strength` (0, 1] of the noise range down to near 0, descending.
+    def timesteps(self, steps: int, start: float = 1.0) -> list[int]:
+        """`steps` timesteps from `start` (0, 1] of the noise range down to near 0, descending.
 
         Evenly spaced and "trailing": the last step ends at clean data; (4, 0.6) of 1000 -> 599,
         449, 299, 149.
         """
-        top = strength * self.num_train_timesteps
+        top = start * self.num_train_timesteps
         return [max(0, round(top * (steps - i) / steps) - 1) for i in range(steps)]
 
     def step(self, x_t: Tensor, prediction: Tensor, t: Tensor, then: Tensor | None) -> Tensor:
@@ -126,11 +126,11 @@ class FlowMatching(Prediction):
         self.num_train_timesteps = num_train_timesteps
         self.shift = shift
 
-    def timesteps(self, steps: int, strength: float = 1.0) -> list[int]:
+    def timesteps(self, steps: int, start: float = 1.0) -> list[int]:
         """Leaning towards noise by `shift`: sigma' = shift sigma / (1 + (shift - 1) sigma)."""
         count, found = self.num_train_timesteps, []
         for i in range(steps):
-            sigma = strength * (steps - i) / steps
+            sigma = start * (steps - i) / steps
             shifted = self.shift * sigma / (1 + (self.shift - 1) * sigma)
             found.append(max(0, round(shifted * count) - 1))
         return found
@@ -153,14 +153,15 @@ class FlowMatching(Prediction):
         return noise - x0
 
 
-def keyed_noise(shape: Sequence[int], seed: int, key: str, step: int) -> Tensor:
-    """Standard normal noise float32 `shape` that depends on (seed, key, step) alone.
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """A random generator that depends on `key` alone, not on the batch, the worker or a resume."""
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
-    Not on the batch, the worker or a resume: so neither does any result made from it.
-    """
-    digest = hashlib.sha256(f"{seed}|{key}|{step}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.randn(tuple(shape), generator=generator)
+
+def keyed_noise(shape: Sequence[int], seed: int, key: str, step: int) -> Tensor:
+    """Standard normal noise float32 `shape` that depends on (seed, key, step) alone."""
+    return torch.randn(tuple(shape), generator=keyed_generator(seed, key, step))
 
 
 def batch_noise(
@@ -176,7 +177,7 @@ def euler_path(
     """Denoise x from times[0] on by DDIM with eta 0 (Euler's method on the probability flow).
 
     forward(x_t [B, C, h, w], t int64 [B]) -> prediction, guidance included. Yields (x_t, t) at
-    every timestep of `times`, before it is looked at, and (x0, None) at the end.
+    every timestep of `times` before `forward` sees it, and (x0, None) at the end.
     """
     for now, then in zip(times, [*times[1:], None], strict=True):
         yield x, now
@@ -200,7 +201,7 @@ def guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Classifier-free guidance as a `forward` of `euler_path`.
 
-    condition, without: B rows each, told and untold; both halves share one forward pass.
+    condition, without: B rows each, conditional and not; both halves share one forward pass.
     guide: the family's own form of it, `DiffusionModel.guide`.
     """
     both = condition.cat([condition, without])

@@ -1,4 +1,4 @@
-"""What the flow-matching families share: a transformer over image tokens, a KL autoencoder."""
+"""What the flow-matching families share: a transformer over image tokens and a KL autoencoder."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class FlowModel:
         return [n for n, _ in self.transformer.named_modules() if self.targets.fullmatch(n)]
 
     def sigma_input(self, t: Tensor) -> Tensor:
-        """sigma [B] as pipelines that count in thousandths hand it over, in the network's dtype.
+        """sigma [B] in the network's dtype, as pipelines that count in thousandths compute it.
 
-        They round 1000 sigma to that dtype and then divide: in bfloat16 that is another number.
+        They round 1000 sigma to that dtype and then divide, which in bfloat16 is another number.
         """
         count = self.prediction.num_train_timesteps
         rounded: Tensor = (self.prediction.sigma(t) * count).to(self.transformer.dtype)
@@ -88,7 +88,7 @@ class OneTower(FlowModel):
     networks: tuple[Any, Any, Any]
     """Classes of `transformer`, `vae` and `text_encoder`."""
     source: tuple[str, str]
-    """What its folder is called, and where one may be downloaded."""
+    """What its folder is called, and where one can be downloaded."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ def picture_of(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def linear_mu(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """mu of a picture of so many image tokens (Flux, Z-Image, Qwen-Image)."""
+    """mu of a picture with that many image tokens (Flux, Z-Image, Qwen-Image)."""
     low, high = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     base, top = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     return float(base + (top - base) * (tokens - low) / (high - low))

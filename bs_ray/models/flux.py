@@ -74,8 +74,8 @@ class Flux(FlowModel):
     ) -> Flux:
         """Load a diffusers folder. Raises BaseNotFound where a part is missing.
 
-        guidance: what Flux.1-dev is told of guidance, diffusers' own default. A slider is good for
-        the guidance that it was trained at. Flux.1-schnell knows none.
+        guidance: the guidance that Flux.1-dev gets as an input, by default diffusers' own. A slider
+        is good for the guidance that it was trained at. Flux.1-schnell takes none.
         """
         folder = Path(folder)
         need_parts(folder, _PARTS, "a diffusers Flux.1 folder", "black-forest-labs/FLUX.1-dev")

@@ -16,8 +16,8 @@ from bs_ray.models.diffusion import FlowMatching
 from bs_ray.models.flow import OneTower, flow_shift, picture_of, tokens_of
 
 _TOKENS = 512  # diffusers' default max_sequence_length
-_LAYERS = (9, 18, 27)  # of the text encoder, whose states stand side by side
-_STEPS = 50  # diffusers' default; its shift depends on how many steps there are
+_LAYERS = (9, 18, 27)  # of the text encoder, whose states are concatenated
+_STEPS = 50  # diffusers' default, which decides the shift
 
 
 class Flux2Klein(OneTower):

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from bs_ray.models.base import BaseNotFound
 
-# Loading bars of their own would tear ours apart.
+# The libraries' own loading bars would garble ours.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
@@ -54,7 +54,7 @@ def need_parts(folder: Path, parts: Sequence[str], what: str, repo: str) -> None
 def read_part(part_class: Any, folder: Path, dtype: torch.dtype, device: str | torch.device) -> Any:
     """One network of the folder, frozen and in evaluation mode.
 
-    On the meta device it has shapes and no numbers, and the folder needs no weight files.
+    On the meta device the network has shapes and no numbers, and needs no weight files.
     """
     if torch.device(device).type == "meta":
         shapes = nn.Module.to(_shapes(part_class, folder), dtype)  # diffusers' own `to` warns
@@ -86,13 +86,13 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
 
 
 _HASHED = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet")
-"""What a slider depends on: the denoiser and what tells it the prompt."""
+"""The parts that a slider depends on: the denoiser and the encoders of its prompt."""
 
 
 def base_hash(folder: Path, sample_bytes: int = 1 << 16, samples: int = 64) -> str:
     """16 hex digits that name a base by content: the weight files of its denoiser and encoders.
 
-    Large files are sampled at `samples` places, so that 5 GB cost milliseconds.
+    Large files are sampled at `samples` places, so that 5 GB take milliseconds.
     """
     digest = hashlib.sha256()
     for part in _HASHED:

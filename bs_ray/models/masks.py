@@ -1,4 +1,4 @@
-"""Where a difference of latents is large: soft masks (METHOD 3, 4)."""
+"""Soft masks: where a difference of latents is large (docs/method.md, "Training", "Editing")."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def magnitude_mask(difference: Tensor) -> Tensor:
 
 
 def soft_mask(difference: Tensor, mask: Tensor, degree: float) -> Tensor:
-    """`difference` where `mask` is 1, faded elsewhere; degree 0 is none of it, 1 all."""
+    """`difference`, kept where `mask` is 1 and faded elsewhere; degree 0 fades nothing, 1 fully."""
     return difference * (1 - degree + degree * mask)

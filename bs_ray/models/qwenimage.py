@@ -17,7 +17,7 @@ from bs_ray.models.flow import OneTower, flow_shift, linear_mu, picture_of, toke
 
 _NATIVE_PX = 1024  # diffusers' default; nothing in the folder says it
 _TOKENS = 1024  # the longest prompt, template aside
-# The instruction that the text encoder was used with, and how many of its tokens are dropped.
+# The instruction that the text encoder was trained with, and how many of its tokens are dropped.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity,"
     " text, spatial relationships of the objects and background:<|im_end|>\n"
@@ -29,7 +29,7 @@ _DROPPED = 34
 class QwenImage(OneTower):
     """A Qwen-Image base from a diffusers folder (Wu et al. 2025). Frozen.
 
-    Its autoencoder is one of video: a picture is a film of one frame.
+    Its autoencoder is made for video: a picture is a film of one frame.
     """
 
     family = "qwen-image"
@@ -87,7 +87,7 @@ class QwenImage(OneTower):
 
     @staticmethod
     def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance that leaves every 2 x 2 patch as long as `told` has it."""
+        """Classifier-free guidance that leaves every 2 x 2 patch as long as it is in `cond`."""
         mixed = F.pixel_unshuffle(classifier_free(cond, uncond, scale), 2)
         length = F.pixel_unshuffle(cond, 2).norm(dim=1, keepdim=True)
         return F.pixel_shuffle(mixed * (length / mixed.norm(dim=1, keepdim=True)), 2)

@@ -29,8 +29,8 @@ class SD3(FlowModel):
     """
 
     family = "sd3"
-    # The image stream only: attention is joint, and text rows that a slider moves would move the
-    # picture's layout with them.
+    # Layers of the image stream only: attention is joint, so a slider that moved text rows would
+    # move the picture's layout with them.
     targets = re.compile(
         r"transformer_blocks\.\d+\.(attn2?\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
     )

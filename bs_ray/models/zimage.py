@@ -20,7 +20,7 @@ _TOKENS = 512  # diffusers' default max_sequence_length
 class ZImage(OneTower):
     """A Z-Image base from a diffusers folder (Tongyi-MAI 2025). Frozen.
 
-    Its pipeline writes guidance as told + g (told - untold): diffusers' `guidance_scale` g is 1 + g
+    Its pipeline writes guidance as cond + g (cond - uncond): diffusers' `guidance_scale` g is 1 + g
     here, as in every other family.
     """
 
@@ -81,7 +81,8 @@ class ZImage(OneTower):
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The velocity n - x0 at x_t [B, 16, h, w], h and w even; float32."""
         dtype = self.transformer.dtype
-        # The network counts from noise (0) to picture (1), and its velocity points that way too.
+        # The network counts time from noise (0) to picture (1), and its velocity points that way
+        # too.
         towards_picture = self.transformer(
             list(x_t.to(dtype).unsqueeze(2)),
             1 - self.prediction.sigma(t),

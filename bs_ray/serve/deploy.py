@@ -1,4 +1,4 @@
-"""Starting and stopping: a job becomes a Ray Serve application.
+"""Start and stop: a job becomes a Ray Serve application.
 
 `build` is what `serve run` and KubeRay's RayService import; `serve_job` is the command line's.
 """
@@ -35,18 +35,18 @@ from bs_ray.serve.tracing import setup
 from bs_ray.sliders.registry import Registry
 
 _INGRESS_CPUS = 0.1
-# One such process decodes and encodes for so many requests at once, before another is started.
+# One ingress process decodes and encodes for this many requests at once before another starts.
 _INGRESS_REQUESTS = 64
-# Room in the ingress beyond the edits that the replicas can hold: health checks, error replies.
+# Room in the ingress for health checks and error replies, beside the edits that replicas hold.
 _SPARE_REQUESTS = 256
-# A replica that is gone is found out and replaced within seconds.
+# With these a replica that has died is noticed and replaced within seconds.
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 1.0, 10.0
 
 
 def build(args: Mapping[str, str] | ServeJob) -> Application:
-    """The application of a job, given as such or as `{"job": "path/to/serve.yaml"}`.
+    """The application of a job, which is given as such or as `{"job": "path/to/serve.yaml"}`.
 
-    Host and port belong to the Serve instance, so those of the job count for `serve_job` only.
+    Host and port belong to the Serve instance, so only `serve_job` uses those of the job.
     Raises JobError, SliderError.
     """
     job = args if isinstance(args, ServeJob) else _load(args)
@@ -56,12 +56,12 @@ def build(args: Mapping[str, str] | ServeJob) -> Application:
         raise JobError(f"sliders: got none in {job.registry} that fit the base; train one first")
     first = next(iter(listed.values())).card
     if job.editor.prompt is None:
-        # Replicas that start later, when other sliders are there, must say the same.
+        # Replicas that start later, when there are other sliders, must use the same prompt.
         editor = job.editor.model_copy(update={"prompt": first.target})
         job = job.model_copy(update={"editor": editor})
     rank = job.max_rank or max(slider.card.rank for slider in listed.values())
-    references = [slider.reference for slider in listed.values()]
-    editor = _editor_deployment(job).bind(job, references, rank)
+    places = [slider.place for slider in listed.values()]
+    editor = _editor_deployment(job).bind(job, places, rank)
     return _ingress_deployment(job).bind(job, catalogue.base_id, listed, editor)
 
 
@@ -72,7 +72,7 @@ def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
         if not job.keys and job.host not in ("127.0.0.1", "localhost", "::1"):
             console.print(f"[yellow]No keys:[/] everybody who reaches {job.host} may ask.")
         console.print(_curl_example(url, job), highlight=False, soft_wrap=True)
-        # What stops services sends SIGTERM, which Ray's own handler answers by aborting.
+        # Service managers stop with SIGTERM, on which Ray's own handler would abort.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             threading.Event().wait()
@@ -82,10 +82,10 @@ def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
 
 @contextmanager
 def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
-    """Serve inside the `with`: yields the base URL once edits can be asked for.
+    """Serve within the `with`: yields the base URL once the server takes edits.
 
-    Raises BaseNotFound, SliderError or JobError, before anything is started, for a base that is
-    not there, a slider that is unknown or of another base, or a port that is taken.
+    Before anything is started, raises BaseNotFound for a missing base, SliderError for a slider
+    that is unknown or of another base, and JobError for a port that is taken.
     """
     check(job)
     if console:
@@ -102,9 +102,9 @@ def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
 
 
 def check(job: ServeJob) -> None:
-    """Find what can be found wrong in seconds, without loading the base.
+    """Check what can be checked in seconds, without loading the base.
 
-    Raises ValueError (JobError, SliderError, KeysError) that says what to do.
+    Raises ValueError (JobError, SliderError, KeysError), which says what to do.
     """
     _catalogue(job).load()
     KeyRing.load(job.keys)
@@ -120,7 +120,8 @@ def check(job: ServeJob) -> None:
 
 
 def _refuse_a_second_serve() -> None:
-    """Host and port are Serve's own settings, and stopping stops all its applications."""
+    """Raise JobError where Serve runs already, since stopping it would stop all its
+    applications."""
     if present := list(serve.status().applications):
         raise JobError(
             f"Ray: got a cluster that serves {', '.join(present)} already; expected one without "
@@ -143,7 +144,7 @@ def _catalogue(job: ServeJob) -> Catalogue:
 
 # --- the deployments --------------------------------------------------------------------------
 def _replica_room(job: ServeJob) -> int:
-    """Requests that one replica takes: its engine refuses by itself, and says until when."""
+    """How many requests one replica takes. Its batcher refuses by itself, and says until when."""
     return job.max_batch_rows + job.max_queued_requests + 1
 
 
@@ -161,8 +162,8 @@ def _editor_deployment(job: ServeJob) -> serve.Deployment:
 
 
 def _ingress_deployment(job: ServeJob) -> serve.Deployment:
-    # The editor's queue must fill before the ingress does: then it is our own 503 that says so,
-    # and not the proxy's, which is plain text.
+    # The editor's queue must fill before the ingress does: then callers get our own 503 rather than
+    # the proxy's, which is plain text.
     room = job.autoscaling.max_replicas * _replica_room(job) + _SPARE_REQUESTS
     return serve.deployment(_Ingress).options(
         name="ingress",
@@ -189,18 +190,18 @@ class _Ingress:
         self, job: ServeJob, base_id: str, listed: Mapping[str, Listed], editor: DeploymentHandle
     ):
         setup("bs_ray.ingress")
-        # What was listed at the deployment serves until the registry answers.
+        # Until the registry answers, the sliders of the deployment are served.
         catalogue = Catalogue(
             Registry(job.registry), job.sliders, base_id, job.refresh_s, listed=listed
         )
-        backend = _RemoteEngine(editor)
+        backend = _RemoteReplicas(editor)
         self._app = create_app(job, base_id, catalogue, backend, IngressMetrics())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
 
 
-class _RemoteEngine:
+class _RemoteReplicas:
     """The editor deployment as a Backend."""
 
     def __init__(self, editor: DeploymentHandle):
@@ -227,7 +228,8 @@ class _RemoteEngine:
 
 @contextmanager
 def _gone_is_busy() -> Iterator[None]:
-    """A task is a value: one whose replica died, or has no room, may be asked for again."""
+    """A task whose replica has died, or has no room, is Busy: it is a value, safe to ask for
+    again."""
     try:
         yield
     except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:

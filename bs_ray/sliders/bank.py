@@ -1,10 +1,11 @@
-"""The slider bank: any mix of sliders, one strength per row, in one forward pass (METHOD 5).
+"""The slider bank: each row of a forward pass has its own mix of sliders (docs/method.md, "The
+slider bank").
 
-The factors of all sliders stand stacked by rank, A [R, in] and B [out, R], and every row carries
-its own gates g: y = W x + B ((A x) * g). Rows with gate 0 are the base's own. Two forms of it,
-equal to float order: *stacked* multiplies by all R ranks, g [B, R]; *gathered* by the K ranks of
-each row's own sliders, g [B, K]. Training uses the same bank, stacked, with factors that require
-gradients.
+The factors of all sliders are stacked by rank, A [R, in] and B [out, R], and every row carries its
+own gates g, one for each rank: y = W x + B ((A x) * g). A row whose gates are 0 is the base's own.
+The update is computed in one of two forms, which are equal to float order: *stacked* multiplies by
+all R ranks, g [B, R]; *gathered* multiplies by the K ranks of each row's own sliders, g [B, K].
+Training uses the same bank in its stacked form, with factors that require gradients.
 """
 
 from __future__ import annotations
@@ -18,42 +19,51 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.lowrank import Gates, low_rank_update
-from bs_ray.sliders.slider import Card, Slider, SliderError
+from bs_ray.sliders.slider import Slider
+
+Predict = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
+"""predict(x_t [B], t [B], condition [B rows], lora_scales [B, sliders]) -> prediction [B]."""
+
+LATE_ACTIVATION = 0.75
+"""In generation, sliders act below this share of the noise range, so that the base decides the
+layout (Gandikota et al. 2023, section 4.1)."""
 
 _GATHERED = (4, 8)
-"""Sliders a row that the gathered form comes in: few, since each is a graph of its own where the
-denoiser is compiled."""
+"""The gathered form exists for these numbers of sliders a row. They are few, since each is a graph
+of its own where the denoiser is compiled."""
 _GATHER_COST = 3
-"""Gather where it spares more than this many stacked ranks for each gathered one.
+"""Gather where one gathered rank saves more than this many stacked ones.
 
-A gathered rank is a product for each row alone, with factors copied out of the stack. One layer on
-one CPU thread, ms: 32 rows of 16 tokens 128 wide, stacked 16 / 32 / 64 ranks 0.08 / 0.12 / 0.20,
-gathered 16 ranks 0.15; 8 rows of 256 tokens 1280 wide, stacked 4.2 / 5.7 / 9.4, gathered 4.2. So a
-gathered rank costs 1 to 2.5 stacked ones.
+A gathered rank is a product for each row alone, with factors copied out of the stack. Measured on
+one layer and one CPU thread, in ms: 32 rows of 16 tokens 128 wide, stacked 16 / 32 / 64 ranks 0.08
+/ 0.12 / 0.20, gathered 16 ranks 0.15; 8 rows of 256 tokens 1280 wide, stacked 4.2 / 5.7 / 9.4,
+gathered 4.2. So a gathered rank costs 1 to 2.5 stacked ones.
 """
 
 
 class SliderBank(nn.Module):
     """Stacked low-rank factors that act on `denoiser` through forward hooks while attached."""
 
-    def __init__(self, names: Sequence[str], ranks: Sequence[int], scale: float = 1.0):
-        """names, ranks: each slider's, in the order of the strengths' columns.
+    def __init__(self, names: Sequence[str], ranks: Sequence[int], alpha_over_rank: float = 1.0):
+        """names, ranks: each slider's, in the order of the LoRA scales' columns.
 
-        scale: alpha / r, which multiplies every strength.
+        alpha_over_rank: alpha / r, which multiplies every LoRA scale.
         """
         super().__init__()
         self.names = list(names)
-        self.scale = scale
+        self.alpha_over_rank = alpha_over_rank
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
         sizes = torch.tensor(ranks)
         within, start = torch.arange(int(sizes.max())), (sizes.cumsum(0) - sizes)[:, None]
-        # int64 [R]: which slider each stacked rank belongs to.
+        # int64 [R]: the slider that each stacked rank belongs to.
         self.owner: Tensor
         owner = torch.arange(len(ranks)).repeat_interleave(sizes)
         self.register_buffer("owner", owner, persistent=False)
-        # int64 [sliders, highest rank]: where each slider's ranks stand in the stack; -1: none.
+        # int64 [sliders, highest rank]: each slider's places in the stack; -1 where it has none.
         self.ranks_of: Tensor
         ranks_of = torch.where(within < sizes[:, None], start + within, -1)
         self.register_buffer("ranks_of", ranks_of, persistent=False)
@@ -62,7 +72,8 @@ class SliderBank(nn.Module):
 
     @classmethod
     def of(cls, sliders: Sequence[Slider]) -> SliderBank:
-        """A frozen bank of trained sliders, in this order; layers that a slider lacks stay 0."""
+        """A frozen bank of trained sliders, in this order; layers that a slider does not have stay
+        0."""
         if not sliders:
             raise SliderError("slider bank: got no sliders; expected at least one")
         bank = cls([""] * len(sliders), [s.card.rank for s in sliders])
@@ -76,7 +87,7 @@ class SliderBank(nn.Module):
 
     @classmethod
     def empty(cls, denoiser: nn.Module, layers: Sequence[str], slots: int, rank: int) -> SliderBank:
-        """A frozen float32 bank of free slots for sliders of up to `rank`, see `load`."""
+        """A frozen float32 bank with free slots for sliders of up to `rank`; `load` fills them."""
         with next(denoiser.parameters()).device:
             bank = cls([""] * slots, [rank] * slots)
             for layer in layers:
@@ -95,11 +106,11 @@ class SliderBank(nn.Module):
         alpha: float,
         seed: int,
     ) -> SliderBank:
-        """Fresh sliders, float32: A uniform as in nn.Linear, B zero: they start as nothing.
+        """Fresh float32 sliders, which do nothing yet: A is uniform as in nn.Linear, B is zero.
 
-        A slider's A does not depend on which others are trained beside it.
+        A slider's A does not depend on the sliders that are trained beside it.
         """
-        bank = cls(names, [rank] * len(names), scale=alpha / rank)
+        bank = cls(names, [rank] * len(names), alpha_over_rank=alpha / rank)
         generators = [torch.Generator().manual_seed(seed) for _ in names]
         for layer in targets:
             weight: Any = denoiser.get_submodule(layer).weight
@@ -110,16 +121,17 @@ class SliderBank(nn.Module):
         return bank
 
     def _put(self, layer: str, a: Tensor, b: Tensor) -> None:
-        key = layer.replace(".", "/")  # a parameter's name may hold no dot
+        key = layer.replace(".", "/")  # a parameter's name cannot contain a dot
         self.down[key] = nn.Parameter(a)
         self.up[key] = nn.Parameter(b)
 
     @torch.no_grad()
     def load(self, slot: int, slider: Slider) -> None:
-        """Put a slider where another or none was: the same tensors, so compiled graphs stay valid.
+        """Put a slider into a slot, whose tensors stay the same, so compiled graphs stay valid.
 
-        Ranks and layers of the slot that the slider lacks become 0. Raises SliderError, and
-        changes nothing, where the slider has more ranks, or layers that this bank has not.
+        Ranks and layers of the slot that the slider does not have become 0. Raises SliderError,
+        and changes nothing, for a slider with more ranks than the slot or with a layer that this
+        bank does not have.
         """
         own = self.ranks_of[slot]
         first, room = int(own[0]), int((own >= 0).sum())
@@ -154,10 +166,13 @@ class SliderBank(nn.Module):
             )
 
     def to_slider(self, card: Card) -> Slider:
-        """One slider of a trainable bank, the one that the card names, alpha / r folded into B."""
+        """The slider of a trainable bank that the card names, with alpha / r folded into B."""
         own = self.owner == self.names.index(card.name)
         factors = {
-            _layer(key): (a[own].detach().clone(), self.up[key][:, own].detach() * self.scale)
+            _layer(key): (
+                a[own].detach().clone(),
+                self.up[key][:, own].detach() * self.alpha_over_rank,
+            )
             for key, a in self.down.items()
         }
         return Slider(card, factors)
@@ -179,8 +194,8 @@ class SliderBank(nn.Module):
             _check_layer(_layer(key), layers.get(_layer(key)), (len(self.up[key]), *a.shape[1:]))
         for key in self.down:
             self._hooks.append(layers[_layer(key)].register_forward_hook(self._hook(key)))
-        # A compiled graph keeps the hooks that stood when it was made and looks for no others: it
-        # would leave this bank out in silence (torch._dynamo.config.skip_nnmodule_hook_guards).
+        # A compiled graph keeps the hooks that were there when it was made and looks for no others:
+        # it would silently ignore this bank (torch._dynamo.config.skip_nnmodule_hook_guards).
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
 
@@ -191,46 +206,55 @@ class SliderBank(nn.Module):
         self._hooks.clear()
 
     @contextmanager
-    def strengths(self, strengths: Tensor) -> Iterator[None]:
-        """Within, row i of a forward pass moves slider j by strengths[i, j] ([B, sliders]).
+    def scaled(self, lora_scales: Tensor) -> Iterator[None]:
+        """Within, row i of a forward pass has slider j at lora_scales[i, j] ([B, sliders]).
 
-        Raises SliderError where the columns are not as many as the sliders.
+        Raises SliderError unless there is a column for each slider.
         """
-        if strengths.shape[1] != len(self.names):
+        if lora_scales.shape[1] != len(self.names):
             raise SliderError(
-                f"slider bank: got strengths {list(strengths.shape)}; expected a column for each "
-                f"of {len(self.names)} sliders"
+                f"slider bank: got LoRA scales {list(lora_scales.shape)}; expected a column for "
+                f"each of {len(self.names)} sliders"
             )
-        self._active = self._gates(strengths)
+        self._active = self._gates(lora_scales)
         try:
             yield
         finally:
             self._active = None
 
-    def _gates(self, strengths: Tensor) -> Gates:
-        """Strengths [B, sliders] as gates over ranks, in the form that costs less."""
-        count = self._gathered_sliders(strengths)
-        strengths = strengths.to(self.owner.device)
+    def predict(
+        self, model: DiffusionModel, x_t: Tensor, t: Tensor, condition: Condition, scales: Tensor
+    ) -> Tensor:
+        """The prediction of `model`, to which this bank is attached, with `scales` as in
+        `scaled`."""
+        with self.scaled(scales):
+            return model.predict(x_t, t, condition)
+
+    def _gates(self, lora_scales: Tensor) -> Gates:
+        """LoRA scales [B, sliders] as gates over ranks, in the form that costs less."""
+        count = self._gathered_sliders(lora_scales)
+        lora_scales = lora_scales.to(self.owner.device)
         if not count:
-            return Gates(strengths[:, self.owner] * self.scale, None)
-        top = strengths.abs().topk(count, dim=1).indices
+            return Gates(lora_scales[:, self.owner] * self.alpha_over_rank, None)
+        top = lora_scales.abs().topk(count, dim=1).indices
         ranks = self.ranks_of[top]  # [B, count, highest rank]
-        values = strengths.gather(1, top)[:, :, None] * (ranks >= 0) * self.scale
+        values = lora_scales.gather(1, top)[:, :, None] * (ranks >= 0) * self.alpha_over_rank
         return Gates(values.flatten(1), ranks.clamp(min=0).flatten(1))
 
-    def _gathered_sliders(self, strengths: Tensor) -> int:
-        """How many sliders of each row to gather; 0: none, stacked is cheaper or is trained."""
+    def _gathered_sliders(self, lora_scales: Tensor) -> int:
+        """How many sliders of each row to gather; 0 where the stacked form is cheaper, or is
+        trained."""
         rank, stacked = self.ranks_of.shape[1], len(self.owner)
         worth = [count for count in _GATHERED if _GATHER_COST * count * rank < stacked]
         if not worth or any(p.requires_grad for p in self.parameters()):
             return 0
-        most = int((strengths != 0).sum(1).max())  # asked last: a GPU has to be waited for
+        most = int((lora_scales != 0).sum(1).max())  # last, since this waits for a GPU
         return next((count for count in worth if most <= count), 0)
 
     def checkpointed(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Gradient checkpointing of `function` (a module of the denoiser) under this bank.
 
-        Recomputing happens in the backward pass, when the context of `strengths` has ended.
+        The backward pass recomputes it, when the context of `scaled` has ended.
         """
         active = self._active
 
@@ -255,14 +279,14 @@ class SliderBank(nn.Module):
         return add_update
 
 
-def banded(strengths: Tensor, t: Tensor, bands: Tensor) -> Tensor:
-    """Strengths [B, sliders] where t [B] lies in the slider's band [low, high], elsewhere 0.
+def banded(lora_scales: Tensor, t: Tensor, bands: Tensor) -> Tensor:
+    """LoRA scales [B, sliders] where t [B] lies in the slider's band [low, high], elsewhere 0.
 
     bands: int64 [sliders, 2], both ends included. Concept Sliders' `start_noise` s, which leaves
     the layout to the base, is the band [0, s]. Rows may sit at different timesteps.
     """
     inside = (t[:, None] >= bands[:, 0]) & (t[:, None] <= bands[:, 1])
-    return torch.where(inside, strengths, 0)
+    return torch.where(inside, lora_scales, 0)
 
 
 def _layer(key: str) -> str:

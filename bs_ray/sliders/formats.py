@@ -26,7 +26,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bs_ray.models.base import DiffusionModel
-from bs_ray.sliders.slider import Card, Slider, SliderError
+from bs_ray.sliders.card import Card, SliderError
+from bs_ray.sliders.slider import Slider
 
 FORMATS = ("diffusers", "peft", "kohya")
 
@@ -69,7 +70,7 @@ def _kohya(slider: Slider) -> bytes:
         "ss_network_alpha": str(card.rank),
         "ss_output_name": card.name,
     }
-    return save(tensors, metadata=about | {_CARD: card.model_dump_json()})
+    return save(tensors, metadata=about | {_CARD: card.to_json()})
 
 
 def _peft_weights(slider: Slider) -> bytes:
@@ -77,7 +78,7 @@ def _peft_weights(slider: Slider) -> bytes:
     for layer, (a, b) in slider.factors.items():
         tensors[f"base_model.model.{layer}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{layer}.lora_B.weight"] = b.contiguous()
-    return save(tensors, metadata={_CARD: slider.card.model_dump_json()})
+    return save(tensors, metadata={_CARD: slider.card.to_json()})
 
 
 def _peft_config(slider: Slider) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def import_slider(path: Path, name: str, base: str, model: DiffusionModel) -> Sl
             scale = _number(path, key, parts["alpha"]) / down.shape[0]
         factors[layer] = (down, up * scale)
     rank = max(a.shape[0] for a, _ in factors.values())
-    told = found.card
+    exported = found.card
     card = Card(
         name=name,
         base=base,
@@ -126,9 +127,9 @@ def import_slider(path: Path, name: str, base: str, model: DiffusionModel) -> Sl
         part=model.part,
         rank=rank,
         training={"imported_from": path.name},
-        prompts=told.prompts if told else None,
-        pictured=told.pictured if told else "",
-        calibration=told.calibration if told else None,
+        prompts=exported.prompts if exported else None,
+        subject=exported.subject if exported else "",
+        calibration=exported.calibration if exported else None,
     )
     return Slider(card, {layer: _to_rank(a, b, rank) for layer, (a, b) in factors.items()})
 

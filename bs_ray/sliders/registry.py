@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bs_ray.config import check_name
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import MissingKeyError, Store, split_uri
 
 _FILE = re.compile(r"([a-z0-9][a-z0-9_-]*)/(\d{4})\.safetensors")

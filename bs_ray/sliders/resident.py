@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.slider import Slider
 
 
 class Resident:

@@ -12,7 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
-from bs_ray.progress import Board, progress
+from bs_ray.progress import ProgressBoard, progress
 from bs_ray.ray_session import ray_session
 from bs_ray.tiny.loop import finished, fit, mark_finished
 from bs_ray.tiny.recipe import STAGES, World, build_stage
@@ -85,10 +85,10 @@ def _worker(plan: dict) -> None:
 
 
 def _one_stage(
-    name: str, world: World, out: Path, work: Path, share: float, board: Board, first: bool
+    name: str, world: World, out: Path, work: Path, share: float, board: ProgressBoard, first: bool
 ) -> None:
     stage = build_stage(name, world, out)
-    fit(stage, work, board.post, max(10, int(stage.steps * share)))
+    fit(stage, work, board.report, max(10, int(stage.steps * share)))
     if first:
         mark_finished(name, work)
 

@@ -1,3 +1,5 @@
-"""Training: noun by noun on top of `models` and `sliders`. Ray only in run.py, DeepSpeed only in
-engines.py; step.py is the paper's method on one page.
+"""Training: `step` is the paper's method on one page, `loop` says when, and `run` says where.
+
+`batches` and `targets/` are what rows are to predict, `watching/` is what a person sees of a run,
+`planning/` is what a job will take. May import everything below the verbs, except editing.
 """

@@ -1,16 +1,16 @@
-"""What the rows of one step are taught, and from what: noised photos, stored samples, or pairs.
+"""A step's rows and what they are to predict: from noised photos, or from pairs of pictures.
 
-Randomness is a function of (seed, step, global row), never of the worker or of what went before:
-any number of workers sees the same batch, and a resumed run continues as if never stopped.
+Randomness is a function of (seed, step, global row), never of the worker or of earlier steps: any
+number of workers sees the same batch, and a resumed run continues as if it had never stopped.
 
 Legend: B rows of this worker, M sliders; R = M * B rows of the student, slider by slider (in a
-lesson of pairs R = B). "Near" rows have t <= image_timestep_max and carry the image terms: they are
-the even ones of the global batch, so that half of every batch feeds these terms on every worker.
+batch of pairs R = B). "Near" rows have t <= image_timestep_max, and the losses on pictures are
+computed on them. They are the even rows of the global batch, so that on every worker half of the
+rows feed these losses.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from bs_ray.config import TrainJob
+from bs_ray.datasets.pairs import pair_sets
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.models.diffusion import keyed_generator
 from bs_ray.models.masks import magnitude_mask, soft_mask
 from bs_ray.train.losses import guidance_target
 from bs_ray.train.targets.teacher import Teacher, TeacherOutput
@@ -27,15 +29,15 @@ from bs_ray.train.targets.teacher import Teacher, TeacherOutput
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What R rows of the student are to predict, and where."""
+    """R rows of the student: where it predicts, and what it should."""
 
     x_t: Tensor  # float32 [R, C, h, w]
     t: Tensor  # int64 [R]
-    gates: Tensor  # float32 [R, M]: each row's strength, in the column of its slider
+    lora_scales: Tensor  # float32 [R, M]: each row's strength, in the column of its slider
     condition: Condition  # R rows of target prompts
     target: Tensor  # [R, C, h, w]
     neutral: Tensor | None  # [R, C, h, w]: the frozen prediction, where there is a teacher
-    near: list[int]  # of the R rows, those that carry the image terms
+    near: list[int]  # which of the R rows the losses on pictures are computed on
     photos: list[int]  # a real photo for each near row
     rows_total: int  # R over all workers
     near_total: int  # near rows over all workers
@@ -45,27 +47,22 @@ class Batches(Protocol):
     """Where lessons come from; the same face for every mode."""
 
     def at(self, step: int, rows: range) -> TrainBatch:
-        """What the global rows `rows` of a step are taught."""
+        """The batch of the global rows `rows` of a step."""
 
     def refresh(self, step: int, rows: range) -> None:
-        """Called before the first step after every checkpoint, for what depends on the weights."""
+        """Called after every checkpoint, before the next step: renew what depends on the
+        weights."""
 
 
 @dataclass(frozen=True)
 class RowDraws:
-    """What chance decides about B rows."""
+    """What is drawn at random for B rows."""
 
     photo: list[int]
     t: Tensor  # int64 [B]
     strength: Tensor  # float32 [M, B] in [-S, S]
     noise: Tensor  # float32 [B, C, h, w]
-    turn: Tensor  # int64 [B]: whose turn it is among the attributes to disentangle
-
-
-def row_generator(seed: int, step: int, row: int) -> torch.Generator:
-    """Chance for one global row of one step."""
-    key = hashlib.sha256(f"{seed}|{step}|{row}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+    turn: Tensor  # int64 [B]: which attribute to disentangle has its turn
 
 
 def draw(
@@ -78,18 +75,18 @@ def draw(
 ) -> RowDraws:
     """Photo, timestep, strengths and noise of the global rows of a step, on the CPU.
 
-    Even rows lie in the band of the image terms (t <= image_timestep_max), odd ones above it.
+    Even rows are near (t <= image_timestep_max), odd rows are not.
     """
     split = min(job.losses.image_timestep_max + 1, timesteps)
     drawn = []
     for row in rows:
-        rng = row_generator(job.seed, step, row)
+        rng = keyed_generator(job.seed, step, row)
         low, high = (0, split) if row % 2 == 0 else (split % timesteps, timesteps)
         photo = int(torch.randint(photos, (), generator=rng))
         t = torch.randint(low, high, (), generator=rng)
         first = 2 * torch.rand((), generator=rng) - 1
         noise = torch.randn(latent_shape, generator=rng)
-        # Further sliders draw last, so that the first is taught the same with or without them.
+        # Other sliders draw last, so that the first has the same batch with or without them.
         others = 2 * torch.rand(len(job.slider_names) - 1, generator=rng) - 1
         strength = torch.cat([first[None], others]) * job.losses.max_strength
         turn = torch.tensor(step * job.batch_size + row)
@@ -111,22 +108,22 @@ def text_batch(
     drawn: RowDraws,
     x_t: Tensor,
     t: Tensor,
-    taught: TeacherOutput,
+    predicted: TeacherOutput,
 ) -> TrainBatch:
     """A lesson for every slider on the same x_t: Eq 5, 6, 11."""
     count, sliders = len(rows), len(job.slider_names)
     strength = drawn.strength.to(x_t.device)
-    neutral, direction = taught.neutral.flatten(0, 1), taught.direction.flatten(0, 1)
+    neutral, direction = predicted.neutral.flatten(0, 1), predicted.direction.flatten(0, 1)
     if job.losses.soft_mask:
         direction = soft_mask(direction, magnitude_mask(direction), job.losses.soft_mask)
     of = torch.arange(sliders).repeat_interleave(count)
-    gates = torch.zeros(sliders * count, sliders, device=x_t.device)
-    gates[torch.arange(sliders * count), of] = strength.flatten()
+    lora_scales = torch.zeros(sliders * count, sliders, device=x_t.device)
+    lora_scales[torch.arange(sliders * count), of] = strength.flatten()
     near = [index for index, row in enumerate(rows) if row % 2 == 0]
     return TrainBatch(
         x_t=x_t.repeat(sliders, 1, 1, 1),
         t=t.repeat(sliders),
-        gates=gates,
+        lora_scales=lora_scales,
         condition=teacher.targets(of, drawn.turn.repeat(sliders)),
         target=guidance_target(neutral, direction, strength.flatten(), job.losses.eta),
         neutral=neutral,
@@ -139,7 +136,7 @@ def text_batch(
 
 @dataclass
 class LiveBatches:
-    """Noised photos, and what the frozen base says about them now."""
+    """Noised photos, and the frozen base's predictions for them, computed at every step."""
 
     job: TrainJob
     model: DiffusionModel
@@ -148,14 +145,14 @@ class LiveBatches:
 
     def at(self, step: int, rows: range) -> TrainBatch:
         drawn, x_t, t = self.noised(step, rows)
-        taught = self.teacher(x_t, t, drawn.turn)
-        return text_batch(self.job, self.teacher, rows, drawn, x_t, t, taught)
+        predicted = self.teacher(x_t, t, drawn.turn)
+        return text_batch(self.job, self.teacher, rows, drawn, x_t, t, predicted)
 
     def refresh(self, step: int, rows: range) -> None:
         """Nothing here depends on the slider's weights."""
 
     def noised(self, step: int, rows: range) -> tuple[RowDraws, Tensor, Tensor]:
-        """(what was drawn, x_t, t): Eq 1, x_t = a x0 + b n, x0 a photo's latents."""
+        """(what was drawn, x_t, t): Eq 1, x_t = a x0 + b n, where x0 is a photo's latents."""
         kind, device = self.model.prediction, self.model.device
         drawn = draw(
             self.job,
@@ -172,10 +169,10 @@ class LiveBatches:
 
 @dataclass
 class PairBatches:
-    """Pictures of one thing at two strengths: the slider learns to tell them apart.
+    """Pictures of one thing at two strengths, of which the slider learns the difference.
 
-    Rows 2 i and 2 i + 1 are one pair under one noise and timestep, the first at a lower strength
-    than the second; what they are taught is their own noise (or velocity).
+    Rows 2 i and 2 i + 1 are a pair under one noise and timestep; the first has the lower strength.
+    What they are to predict is their own noise (or velocity).
     """
 
     job: TrainJob
@@ -195,7 +192,7 @@ class PairBatches:
         )
         numbers, strengths = [], []
         for pair, which in zip(pairs, drawn.photo, strict=True):
-            rng = row_generator(job.seed, step, -1 - pair)
+            rng = keyed_generator(job.seed, step, -1 - pair)
             for strength, number in _two_of(self.sets[which], rng):
                 assert job.pairs is not None
                 jitter = 1 + job.pairs.jitter * (2 * float(torch.rand((), generator=rng)) - 1)
@@ -208,7 +205,7 @@ class PairBatches:
         return TrainBatch(
             x_t=kind.add_noise(x0, noise, t),
             t=t,
-            gates=torch.tensor(strengths, device=device)[:, None],
+            lora_scales=torch.tensor(strengths, device=device)[:, None],
             condition=self.condition.rows(torch.zeros(len(rows), dtype=torch.int64)),
             target=kind.truth(x0, noise, t),
             neutral=None,
@@ -222,34 +219,8 @@ class PairBatches:
         """Nothing here depends on the slider's weights."""
 
 
-def pair_sets(keys: list[str]) -> list[dict[float, int]]:
-    """`<strength>/<name>` keys -> strength -> number, for every name with two strengths or more.
-
-    Raises ValueError for a folder whose name is no number, and where no two pictures belong
-    together.
-    """
-    sets: dict[str, dict[float, int]] = {}
-    for number, key in enumerate(keys):
-        folder, _, name = key.partition("/")
-        try:
-            strength = float(folder)
-        except ValueError:
-            raise ValueError(
-                f"pairs: got picture {key}, whose folder is no number; expected one folder per "
-                'strength, such as "-1/face.png" and "1/face.png"'
-            ) from None
-        sets.setdefault(name.rpartition(".")[0] or name, {})[strength] = number
-    found = [dict(sorted(one.items())) for _, one in sorted(sets.items()) if len(one) > 1]
-    if not found:
-        raise ValueError(
-            f"pairs: got {len(keys)} pictures of which no two have the same name in different "
-            'folders; expected pairs such as "-1/face.png" and "1/face.png"'
-        )
-    return found
-
-
 def _two_of(one: dict[float, int], rng: torch.Generator) -> list[tuple[float, int]]:
-    """Two different strengths of a set and their pictures, the lower one first."""
+    """Two different strengths of a set with their pictures, the lower strength first."""
     order = torch.randperm(len(one), generator=rng)[:2].sort().values.tolist()
     items = list(one.items())
     return [items[index] for index in order]

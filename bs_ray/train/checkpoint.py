@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load, save
 
 from bs_ray import __version__
-from bs_ray.config import TrainJob, job_hash
+from bs_ray.config import TrainJob, flat_settings, job_hash
 from bs_ray.storage import Store
 from bs_ray.train.engines import State
 
@@ -117,22 +117,12 @@ def _incomplete(folder: Path, detail: str) -> IncompleteCheckpoint:
 def _check_job(folder: Path, saved: TrainJob, job: TrainJob) -> None:
     if job_hash(saved) == job_hash(job):
         return
-    old, new = _flat(saved.model_dump()), _flat(job.model_dump())
+    old, new = flat_settings(saved.model_dump()), flat_settings(job.model_dump())
     changed = [f"{key} {new[key]!r} (was {old[key]!r})" for key in new if new[key] != old[key]]
     raise CheckpointError(
         f"checkpoint {folder.name}: got a job with {', '.join(changed)}; expected the job that the "
         "checkpoint is of. Give the changed job another name, or set these back to resume"
     )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 # --- on storage --------------------------------------------------------------------------------

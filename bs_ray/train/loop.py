@@ -1,4 +1,5 @@
-"""The loop, top to bottom: check the teacher, resume, then step, log, save and stop."""
+"""The training loop from top to bottom: check the teacher, resume, then step, log, save and
+stop."""
 
 from __future__ import annotations
 
@@ -29,12 +30,13 @@ from bs_ray.train.watching.watch import Watch
 
 MakeEngine = Callable[[nn.Module, float, tuple[float, float]], Engine]
 """(network, learning rate, Adam's betas) -> its engine."""
-Report = Callable[[dict[str, float], Path | None], None]
-"""report(numbers, folder): a checkpoint is due; every worker calls it, rank 0 with its folder."""
-Post = Callable[[int, dict[str, float]], None]
-"""post(steps done, numbers): for a progress bar; called on rank 0."""
+SaveCheckpoint = Callable[[dict[str, float], Path | None], None]
+"""save(numbers, folder): a checkpoint is due. Every worker calls it, and rank 0 gives its
+folder."""
+Report = Callable[[int, dict[str, float]], None]
+"""report(steps done, numbers): for a progress bar; called on rank 0."""
 
-_HISTORY = 50  # numbers of about this many steps are kept
+_HISTORY = 50  # the card keeps the numbers of about this many steps
 _GAP_ROWS = 8
 
 
@@ -48,24 +50,24 @@ def assemble(
     workers: int = 1,
     samples: Iterable[Mapping[str, Any]] = (),
 ) -> TrainState:
-    """Put together what a run trains with; the same on every worker.
+    """Put together what a run trains with, the same on every worker.
 
-    samples: the rows of the teacher's cache, where the job has one. Raises ValueError where rows
-    or pictures do not suffice.
+    samples: the rows of the teacher's cache, where the job has one. Raises ValueError where there
+    are too few rows or pictures.
     """
     check_rows(job, workers)
     bank = SliderBank.trainable(
         job.slider_names, model.denoiser, model.slider_targets(), job.rank, job.alpha, job.seed
     ).to(model.device)
     if job.gradient_checkpointing:
-        # Frozen, it has no dropout to switch on; only in training mode does it checkpoint.
+        # It checkpoints in training mode alone, and being frozen it has no dropout to switch on.
         model.denoiser.train()
         model.denoiser.enable_gradient_checkpointing(bank.checkpointed)  # type: ignore[operator]
     student = make_engine(Student(model, bank), job.lr, (0.9, 0.99))
     discriminator = None
     if job.losses.adversarial:
         network = make_discriminator(job, photos).to(model.device)
-        # Little momentum: the slider moves the discriminator's target at every step.
+        # Little momentum, since the slider moves the discriminator's target at every step.
         discriminator = make_engine(network, job.discriminator_lr, (0.5, 0.99))
     teacher = Teacher(model, job.concepts) if job.concepts else None
     batches = _lessons(job, model, photos, teacher, bank, samples)
@@ -130,15 +132,16 @@ def check_rows(job: TrainJob, workers: int) -> None:
 
 def run(
     state: TrainState,
+    save: SaveCheckpoint,
     report: Report,
-    post: Post,
     resume_from: Path | None = None,
     watch: Watch | None = None,
 ) -> Progress:
-    """Train to the job's last step, or a plateau; the progress made, earlier attempts included.
+    """Train to the job's last step or to a plateau. Returns the progress, earlier attempts
+    included.
 
-    Raises PromptsDoNotSeparate before step 0, CheckpointError where `resume_from` is not of this
-    job, and TrainingDiverged with the last good checkpoint kept.
+    Raises PromptsDoNotSeparate before step 0, CheckpointError where `resume_from` is of another
+    job, and TrainingDiverged; the last good checkpoint is then kept.
     """
     job = state.job
     progress = Progress()
@@ -162,9 +165,9 @@ def run(
         if last or step % max(1, job.steps // _HISTORY) == 0:
             progress.history.append({"step": float(step), **numbers})
         if state.rank == 0:
-            post(progress.step, numbers | (watch.shown if watch else {}))
+            report(progress.step, numbers | (watch.shown if watch else {}))
         if last or progress.step % job.checkpoint_every == 0:
-            _save(state, progress, numbers, report)
+            _save(state, progress, numbers, save)
             if watch:
                 watch.saved()
         if last:
@@ -173,7 +176,7 @@ def run(
 
 
 def check_teacher(state: TrainState) -> dict[str, float]:
-    """The teacher's gap by slider; raises PromptsDoNotSeparate where there is none."""
+    """The teacher's gap by slider. Raises PromptsDoNotSeparate where there is none."""
     if state.teacher is None:
         return {}
     live = LiveBatches(state.job, state.model, state.photos, state.teacher)
@@ -190,7 +193,7 @@ def _engines(state: TrainState) -> dict[str, Engine]:
 
 def _resume(state: TrainState, folder: Path) -> Progress:
     progress, engine_states = checkpoint.read(folder, state.job)
-    # Optimizers have no moments before their first step: take one, of which nothing stays.
+    # Optimizers have no moments before their first step, so take one; then overwrite everything.
     state.batches.refresh(progress.step, state.rows)
     one_step(state, progress.step)
     for name, engine in _engines(state).items():
@@ -199,7 +202,9 @@ def _resume(state: TrainState, folder: Path) -> Progress:
     return progress
 
 
-def _save(state: TrainState, progress: Progress, numbers: dict[str, float], report: Report) -> None:
+def _save(
+    state: TrainState, progress: Progress, numbers: dict[str, float], save: SaveCheckpoint
+) -> None:
     progress.scales = state.normaliser.state()
     engine_states = {name: engine.state() for name, engine in _engines(state).items()}
     for name, tensors in engine_states.items():
@@ -208,9 +213,9 @@ def _save(state: TrainState, progress: Progress, numbers: dict[str, float], repo
                 f"step {progress.step}: got {name} weights that are not finite; lower lr"
             )
     if state.rank:
-        report(numbers, None)
+        save(numbers, None)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / f"step-{progress.step:06d}"
         checkpoint.write(folder, state.job, progress, engine_states)
-        report(numbers, folder)
+        save(numbers, folder)

@@ -1,7 +1,7 @@
-"""The losses as functions of tensors, their weights over a run, and the scales they are read in.
+"""The losses as functions of tensors, their weights over a run, and what they are divided by.
 
 Legend: B rows; predictions and targets [B, C, h, w]; images [B, 3, H, W] about [-1, 1]; a loss is
-float32 [B], one number per row, so that its mean does not depend on how rows are dealt to workers.
+float32 [B], one number for each row, so that its mean does not depend on which worker has a row.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bs_ray.config import Losses
+from bs_ray.judges.perceptual import feature_distance
 
 Features = Callable[[Tensor], list[Tensor]]
-"""images [B, 3, H, W] -> feature maps [B, c, h, w], unit length over the channels."""
+"""images [B, 3, H, W] -> feature maps [B, c, h, w], of unit length over the channels."""
 
 
 def guidance_target(neutral: Tensor, direction: Tensor, strength: Tensor, eta: float) -> Tensor:
@@ -48,9 +49,7 @@ def margin_loss(prediction: Tensor, target: Tensor, neutral: Tensor, margin: flo
 
 def perceptual_loss(features: Features, images: Tensor, references: Tensor) -> Tensor:
     """Eq 7: squared distance of feature maps, summed over channels and levels, per row."""
-    pairs = zip(features(images), features(references), strict=True)
-    distances = [((a - b) ** 2).sum(1).mean((1, 2)) for a, b in pairs]
-    return torch.stack(distances).sum(0)
+    return feature_distance(features(images), features(references))
 
 
 def adversarial_loss(logits: Tensor) -> Tensor:
@@ -86,7 +85,7 @@ class Weights:
 
 
 def weights_at(step: int, steps: int, losses: Losses) -> Weights:
-    """The schedule: perceptual first, guidance later, the adversary from a certain step on."""
+    """The weights of a step: perceptual first, guidance later, the adversary from some step on."""
     # Eq 9: lambda_triplet(t) = 1 / (1 + exp(-k (t - t0))), t the training step,
     # k = schedule_rate / steps and t0 = schedule_start * steps.
     late = 1 / (1 + math.exp(-losses.schedule_rate * (step / steps - losses.schedule_start)))
@@ -102,12 +101,13 @@ def weights_at(step: int, steps: int, losses: Losses) -> Weights:
 
 
 class LossNormaliser:
-    """Running means that the losses are divided by, so that the weights of Eq 8 mean something.
+    """Divides the losses by their norms, so that the weights of Eq 8 compare like with like.
 
-    Not of the losses themselves: against the frozen reference the perceptual loss starts at 0, and
-    dividing by a vanishing mean would pin the slider there. Yardsticks stand still instead. For
-    triplet it is the loss of a slider that does nothing, for perceptual that of one that hits its
-    target; the hinge needs none, its margin is 1. They are measured over the first SETTLE_STEPS.
+    A norm is not the loss's own running mean: against the frozen reference the perceptual loss
+    starts at 0, and dividing by a vanishing mean would pin the slider there. The norm of the
+    triplet loss is the loss of a slider that does nothing; that of the perceptual loss is the loss
+    of a slider that hits its target. The hinge loss needs no norm, since its margin is 1. Norms are
+    means over the first SETTLE_STEPS steps, and fixed from then on.
     """
 
     SETTLE_STEPS = 32

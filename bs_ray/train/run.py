@@ -26,19 +26,20 @@ from rich.console import Console
 
 from bs_ray import __version__
 from bs_ray.config import TrainJob, job_hash
+from bs_ray.datasets.pairs import pair_keys, pair_sets, read_pairs
 from bs_ray.datasets.pool import PhotoPool, PhotosError
-from bs_ray.datasets.sources import pair_keys, read_pairs, read_photos
+from bs_ray.datasets.sources import read_photos
 from bs_ray.judges.load import find_judges
 from bs_ray.models import absolute_base, base_folder, load_base
-from bs_ray.models.base import DiffusionModel
-from bs_ray.progress import Board, progress
+from bs_ray.models.base import DiffusionModel, latent_shape_at
+from bs_ray.progress import ProgressBoard, progress
 from bs_ray.ray_session import WORKER_ENV, ray_session
 from bs_ray.sliders.calibration import Calibration
+from bs_ray.sliders.card import Card
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Card, Slider
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 from bs_ray.train import checkpoint
-from bs_ray.train.batches import pair_sets
 from bs_ray.train.checkpoint import CheckpointError, IncompleteCheckpoint, Progress
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import load_features
@@ -59,7 +60,7 @@ _FINAL = (CheckpointError, PhotosError, PromptsDoNotSeparate, TrainingDiverged)
 
 _ASYNC = ray.train.CheckpointUploadMode.ASYNC
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class TrainError(RuntimeError):
@@ -93,19 +94,19 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     training fails.
     """
     start_s = time.monotonic()
-    say = partial(console.print, markup=False) if console else _silent
+    report = partial(console.print, markup=False) if console else _silent
     model = _check(job)
     run_name = f"{job.name}-{job_hash(job)[:8]}"
     sliders = _published(job, run_name)
     if len(sliders) == len(job.slider_names):
-        say(f"run {run_name} is finished: {_references(sliders)} in {job.registry}")
+        report(f"run {run_name} is finished: {_references(sliders)} in {job.registry}")
     else:
         cpus = math.ceil(job.max_workers * job.cpus_per_worker)
         with ray_session(num_cpus=cpus), progress(console, job.name) as board:
-            trained = _fit(job, model, run_name, board, say)
+            trained = _fit(job, model, run_name, board, report)
         missing = [slider for slider in trained if slider.card.name not in sliders]
         sliders |= {slider.card.name: Registry(job.registry).publish(slider) for slider in missing}
-        say(f"published {_references(sliders)} in {job.registry}")
+        report(f"published {_references(sliders)} in {job.registry}")
     training = next(iter(sliders.values())).card.training
     return TrainResult(
         slider=_references(sliders),
@@ -160,21 +161,21 @@ def _published(job: TrainJob, run_name: str) -> dict[str, Slider]:
 
 
 def _fit(
-    job: TrainJob, model: DiffusionModel, run_name: str, board: Board, say: Say
+    job: TrainJob, model: DiffusionModel, run_name: str, board: ProgressBoard, report: Report
 ) -> list[Slider]:
     # How often Ray Train asks its workers; the default of 2 s makes each checkpoint wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     ray.data.DataContext.get_current().enable_progress_bars = False
     base = absolute_base(job.base)
-    datasets = _datasets(job, model, base, board, say)
+    datasets = _datasets(job, model, base, board, report)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
-    say(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
+    report(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
     if job.preview_every and (
         absent := missing_judges_message(find_judges(base_folder(base)), base)
     ):
-        say(absent)
+        report(absent)
     store = Store(job.runs).join(run_name)
-    _tidy(store, say)
+    _tidy(store, report)
     settings = {"job": job.model_dump(), "run": run_name, "base": base, "runs": Store(job.runs).uri}
     trainer = TorchTrainer(
         _worker,
@@ -196,7 +197,7 @@ def _fit(
 
 
 def _datasets(
-    job: TrainJob, model: DiffusionModel, base: str, board: Board, say: Say
+    job: TrainJob, model: DiffusionModel, base: str, board: ProgressBoard, report: Report
 ) -> dict[str, ray.data.Dataset]:
     """What the job's workers read: "photos" (or pictures of pairs) and "teacher" (its cache)."""
     found = {}
@@ -205,10 +206,8 @@ def _datasets(
     elif job.photos:
         found["photos"] = read_photos(job.photos)
     if job.teacher.mode == "cached":
-        channels, height, width = model.latent_shape
-        px, native = job.resolution or model.native_px, model.native_px
-        shape = (channels, height * px // native, width * px // native)
-        found["teacher"] = read_cache(ensure_cache(job, base, model.base_id, shape, board, say))
+        shape = latent_shape_at(model, job.resolution or model.native_px)
+        found["teacher"] = read_cache(ensure_cache(job, base, model.base_id, shape, board, report))
     return found
 
 
@@ -235,19 +234,21 @@ def _run_config(job: TrainJob, run_name: str) -> ray.train.RunConfig:
     )
 
 
-def _tidy(store: Store, say: Say) -> None:
+def _tidy(store: Store, report: Report) -> None:
     """Say what an earlier command has left of the run, and delete what is no longer needed.
 
     Ray's own list of checkpoints goes: it may name some that are gone, or be cut off itself, and
     Ray would not start. Workers choose by content (`_newest`).
     """
     kept = list(
-        islice(checkpoint.whole(store, lambda found: say(_passed_over(found))), _KEPT_CHECKPOINTS)
+        islice(
+            checkpoint.whole(store, lambda found: report(_passed_over(found))), _KEPT_CHECKPOINTS
+        )
     )
     if checkpoint.names(store) and not kept:
-        say("no checkpoint is whole; starting over")
+        report("no checkpoint is whole; starting over")
     if kept:
-        say(f"resuming from {kept[0]}")
+        report(f"resuming from {kept[0]}")
         checkpoint.delete_older(store, kept[-1])
     store.delete(_SNAPSHOT)
 
@@ -287,8 +288,8 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     job, board = TrainJob.model_validate(settings["job"]), settings["board"]
     state = _assemble_here(job, settings["base"], board)
 
-    def post(step: int, numbers: dict[str, float]) -> None:
-        board.post("train", step, job.steps, numbers)
+    def report(step: int, numbers: dict[str, float]) -> None:
+        board.report("train", step, job.steps, numbers)
 
     # A worker's working folder is its own.
     shown = job.model_copy(update={"runs": settings["runs"]})
@@ -299,22 +300,24 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     )
     newest = _newest(settings["store"], board)
     with checkpoint.downloaded(settings["store"], newest) as folder:
-        done = run(state, _report, post, folder, watch)
+        done = run(state, _save_checkpoint, report, folder, watch)
     calibrations = watch.calibrations()
     watch.close()
     sliders = _sliders(state, done, settings["run"], calibrations)
     return _Outcome(tuple(slider.to_bytes() for slider in sliders))
 
 
-def _newest(store: Store, board: Board) -> str | None:
+def _newest(store: Store, board: ProgressBoard) -> str | None:
     """Name of the newest checkpoint that is whole, the same on every worker."""
     name = None
     if ray.train.get_context().get_world_rank() == 0:
-        name = next(checkpoint.whole(store, lambda f: board.post(_passed_over(f), 0, 1, {})), None)
+        name = next(
+            checkpoint.whole(store, lambda f: board.report(_passed_over(f), 0, 1, {})), None
+        )
     return ray.train.collective.broadcast_from_rank_zero(name)
 
 
-def _assemble_here(job: TrainJob, base: str, board: Board) -> TrainState:
+def _assemble_here(job: TrainJob, base: str, board: ProgressBoard) -> TrainState:
     import torch
 
     context = ray.train.get_context()
@@ -326,7 +329,7 @@ def _assemble_here(job: TrainJob, base: str, board: Board) -> TrainState:
     model = load_base(base, dtype=dtype, device=device)
     photos = _photos_here(job, model)
     if rank == 0:
-        board.post("photos", len(photos), len(photos), {"broken": len(photos.broken)})
+        board.report("photos", len(photos), len(photos), {"broken": len(photos.broken)})
     features = load_features(base_folder(base), device) if job.losses.perceptual else None
     samples = ray.train.get_dataset_shard("teacher").iter_rows() if _cached(job) else ()
     state = assemble(job, model, photos, features, _engine(job), rank, workers, samples)
@@ -352,7 +355,7 @@ def _engine(job: TrainJob) -> MakeEngine:
     return partial(DeepSpeedEngine, zero_stage=job.zero_stage)
 
 
-def _report(numbers: dict[str, float], folder: Path | None) -> None:
+def _save_checkpoint(numbers: dict[str, float], folder: Path | None) -> None:
     """Hand a checkpoint over for upload; training goes on meanwhile.
 
     An upload that does not come to its end costs the steps since the one before, and these are

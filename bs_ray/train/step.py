@@ -1,7 +1,7 @@
-"""One train step: the paper's method on one page.
+"""One train step: the paper's method on one page (docs/method.md, "The paper's equations").
 
-Legend: R rows of this worker's lesson (see lessons.py), of which the "near" ones carry the image
-terms. x_t and predictions are latents [R, C, h, w]; pictures are [near, 3, H, W].
+Legend: R rows of this worker's batch (see batches.py); the losses on pictures are computed on the
+"near" rows. x_t and predictions are latents [R, C, h, w]; pictures are [near, 3, H, W].
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bs_ray.train.targets.teacher import Teacher
 
 
 class TrainingDiverged(ArithmeticError):
-    """A loss is not finite. No weight has seen it, and the last checkpoint is from before."""
+    """A loss is not finite. No weight was changed by it, and the last checkpoint is from before."""
 
 
 class Student(nn.Module):
@@ -41,21 +41,21 @@ class Student(nn.Module):
     def __init__(self, model: DiffusionModel, bank: SliderBank):
         super().__init__()
         self.bank = bank
-        self.model = model  # no nn.Module, so the frozen base stays outside the engine
+        self.model = model  # not an nn.Module, so the engine does not see the frozen base
         bank.attach(model.denoiser)
 
-    def forward(self, x_t: Tensor, t: Tensor, gates: Tensor, condition: Condition) -> Tensor:
-        """e_s(x_t, c_t) with each row's sliders at its own strengths [R, M]: like x_t."""
+    def forward(self, x_t: Tensor, t: Tensor, lora_scales: Tensor, condition: Condition) -> Tensor:
+        """e_s(x_t, c_t) with each row's sliders at its own LoRA scales [R, M]: like x_t."""
         # Eq 3, 4: W = W0 + s * alpha / r * B A, by hooks; both polarities in one batch.
-        with self.bank.strengths(gates):
-            return self.model.predict(x_t, t, condition)
+        return self.bank.predict(self.model, x_t, t, condition, lora_scales)
 
 
 @dataclass
 class TrainState:
     """What one worker trains with.
 
-    `teacher` is None for image pairs; `features` and `discriminator` are where their l is 0.
+    `teacher` is None for image pairs; `features` and `discriminator` are None where their weight in
+    the loss is 0.
     """
 
     job: TrainJob
@@ -85,9 +85,9 @@ class TrainState:
 
 
 def train_step(state: TrainState, step: int) -> dict[str, float]:
-    """Step the sliders, then the discriminator; the losses, means over all workers' rows.
+    """Step the sliders, then the discriminator. Returns the losses, means over all workers' rows.
 
-    Raises TrainingDiverged, before any step, where a loss is not finite.
+    Raises TrainingDiverged, before any weight changes, where a loss is not finite.
     """
     job, model, losses = state.job, state.model, state.job.losses
     weights = weights_at(step, job.steps, losses)
@@ -95,12 +95,12 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
 
     batch = state.batches.at(step, state.rows)
     near, x_t, t = batch.near, batch.x_t, batch.t
-    predicted = state.student(x_t, t, batch.gates, batch.condition)
+    predicted = state.student(x_t, t, batch.lora_scales, batch.condition)
     found = {"triplet": _triplet(job, batch, predicted)}
-    start = batch.neutral if batch.neutral is not None else predicted.detach()
-    norms = {"triplet": _triplet(job, batch, start)}
+    untrained = batch.neutral if batch.neutral is not None else predicted.detach()
+    norms = {"triplet": _triplet(job, batch, untrained)}
 
-    # G(x_t): the one-step x0 estimate, and as a picture, where it is more than blur.
+    # G(x_t): the one-step x0 estimate and its picture, at timesteps where it is more than blur.
     def estimate(prediction: Tensor) -> Tensor:
         return model.prediction.to_x0(x_t[near], prediction[near], t[near])
 
@@ -119,18 +119,18 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
                 norms["perceptual"] = perceptual_loss(state.features, ideal, reference)
         found["perceptual"] = perceptual_loss(state.features, fake, reference)
 
-    # The slider against the frozen discriminator: `module`, for through the engine DeepSpeed
-    # would take the discriminator's part of this backward for its own.
+    # The slider against the frozen discriminator. It goes through `module`: through the engine,
+    # DeepSpeed would take the discriminator's part of this backward for its own step.
     judged = fake_x0 if latent else fake
     if state.discriminator and judged is not None and weights.adversarial:
         network = state.discriminator.module.requires_grad_(False)
         assert isinstance(network, Discriminator)
         found["adversarial"] = adversarial_loss(network.score(judged))
 
-    # Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, each in units of its yardstick.
-    numbers = _means(state, batch, step, found | {f"yard_{n}": v for n, v in norms.items()})
+    # Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, the first two divided by their norms.
+    numbers = _means(state, batch, step, found | {f"norm_{n}": v for n, v in norms.items()})
     if not state.normaliser.settled:
-        state.normaliser.update({name: numbers[f"yard_{name}"] for name in norms})
+        state.normaliser.update({name: numbers[f"norm_{name}"] for name in norms})
     total = weights.triplet * _share(state, batch, found["triplet"]) / state.normaliser["triplet"]
     if "perceptual" in found:
         perceptual = _share(state, batch, found["perceptual"]) / state.normaliser["perceptual"]
@@ -141,34 +141,34 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
 
     if state.discriminator and judged is not None:
         numbers |= _discriminator_step(state, state.discriminator, batch, step, judged.detach())
-    shown = {name: value for name, value in numbers.items() if not name.startswith("yard_")}
+    shown = {name: value for name, value in numbers.items() if not name.startswith("norm_")}
     return shown | {"w_triplet": weights.triplet, "w_perceptual": weights.perceptual}
 
 
 def _discriminator_step(
-    state: TrainState, engine: Engine, batch: TrainBatch, step: int, drawn: Tensor
+    state: TrainState, engine: Engine, batch: TrainBatch, step: int, fake: Tensor
 ) -> dict[str, float]:
-    """III-C: step the discriminator on real photos and what the slider has just drawn."""
+    """III-C: step the discriminator on real photos and on what the slider has just produced."""
     engine.module.requires_grad_(True)
     with torch.no_grad():
         real = state.photos.latents(batch.photos)
         if state.job.losses.discriminator == "pixel":
             real = state.model.decode(real)
-    found = {"discriminator": engine(real, drawn)}
+    found = {"discriminator": engine(real, fake)}
     numbers = _means(state, batch, step, found)
     engine.backward_and_step(_share(state, batch, found["discriminator"]))
     return numbers
 
 
 def _triplet(job: TrainJob, batch: TrainBatch, prediction: Tensor) -> Tensor:
-    """Eq 5, 6 in the form that the job asks for, per row."""
+    """Eq 5, 6 for each row, in the form that the job asks for."""
     if job.losses.triplet_form == "margin" and batch.neutral is not None:
         return margin_loss(prediction, batch.target, batch.neutral, job.losses.margin)
     return triplet_loss(prediction, batch.target)
 
 
 def _share(state: TrainState, batch: TrainBatch, losses: Tensor) -> Tensor:
-    """This worker's rows as a scalar whose mean over workers is the mean over all rows."""
+    """A scalar of this worker's rows; its mean over the workers is the mean over all rows."""
     total = batch.rows_total if len(losses) == len(batch.t) else batch.near_total
     return losses.sum() * state.workers / total
 
@@ -184,7 +184,7 @@ def _means(
 
 
 def check_finite(losses: dict[str, float], step: int, job: TrainJob) -> None:
-    """Raise TrainingDiverged unless all losses are finite; they are the same on every worker."""
+    """Raise TrainingDiverged unless all losses are finite. They are the same on every worker."""
     if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
         raise TrainingDiverged(
             f"step {step}: got a {bad[0]} loss of {losses[bad[0]]}; expected a finite number. "

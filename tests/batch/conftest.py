@@ -13,8 +13,9 @@ from bs_ray.batch.run import EditSummary, edit
 from bs_ray.config import EditJob, Prompts
 from bs_ray.models import load_base
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.card import Card
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Card, Slider
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 
 MakeJob = Callable[..., EditJob]

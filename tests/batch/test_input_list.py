@@ -8,7 +8,7 @@ import pytest
 from bs_ray.batch.input_list import InputList, JobChangedError, open_input_list
 from bs_ray.batch.listing import list_photos
 from bs_ray.config import EditJob
-from bs_ray.images.rows import EmptyInputError
+from bs_ray.images.formats import EmptyInputError
 from bs_ray.storage import Store
 
 

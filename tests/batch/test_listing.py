@@ -17,7 +17,8 @@ from bs_ray.batch.listing import Listing, PackedFileError, list_photos
 from bs_ray.batch.readers import fetch_all
 from bs_ray.batch.rows import ImageRow
 from bs_ray.config import EditJob
-from bs_ray.images.rows import EmptyInputError, is_quarantined
+from bs_ray.images.formats import EmptyInputError
+from bs_ray.images.rows import is_quarantined
 from bs_ray.storage import MissingBucketError, Store, UnreachableError
 
 Listed = Callable[..., Listing]

@@ -25,11 +25,13 @@ from bs_ray.config import EditJob, EditorSettings
 from bs_ray.editing.editor import Edit, Edited
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import read_provenance
-from bs_ray.images.rows import EmptyInputError, is_quarantined
+from bs_ray.images.formats import EmptyInputError
+from bs_ray.images.rows import is_quarantined
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
+from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import AccessError, MissingBucketError, StorageError, Store, UnreachableError
 from bs_ray.testing import random_slider
 from bs_ray.tiny.photos import wild_jpeg, write_wild

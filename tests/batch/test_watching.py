@@ -56,7 +56,9 @@ def test_a_job_leaves_pictures_a_report_and_counts_that_agree(
     assert last["bs_ray_edit_outputs_total"] == summary.outputs == 9
     assert last["bs_ray_edit_shards_total"] == summary.shards == 3
     assert last["bs_ray_edit_stage_busy_seconds_totaledit"] > 0
-    assert "12 of 12, 3 quarantined," in printed and "cost 0." in printed and "busy: fetch" in printed
+    assert (
+        "12 of 12, 3 quarantined," in printed and "cost 0." in printed and "busy: fetch" in printed
+    )
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<b>12</b> photos = <b>9</b> edited" in page and "decode: truncated" in page
     assert "data:image/png;base64," in page

@@ -49,7 +49,9 @@ class Play:
             if code == 0:
                 assert self.struck or not self.scenario.steps, "the step was never reached"
                 return
-            assert code == -signal.SIGKILL or ("error:" in printed and "Traceback" not in printed), printed
+            assert code == -signal.SIGKILL or (
+                "error:" in printed and "Traceback" not in printed
+            ), printed
         raise AssertionError(f"still failing after {_RUNS} runs, the last with: {printed}")
 
     def _run_once(self) -> tuple[int, str]:

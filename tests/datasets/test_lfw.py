@@ -14,7 +14,7 @@ from PIL import Image
 
 from bs_ray.datasets.lfw import DamagedArchiveError, ShardsChangedError, ingest_lfw
 from bs_ray.datasets.sources import iter_photos, read_photos
-from bs_ray.images.rows import EmptyInputError
+from bs_ray.images.formats import EmptyInputError
 from bs_ray.storage import MissingKeyError, Store
 
 Save = Callable[..., bytes]

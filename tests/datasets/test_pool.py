@@ -45,8 +45,8 @@ def test_other_sizes_and_a_stricter_threshold(model: DiffusionModel) -> None:
 
 
 def test_without_photos_the_base_draws_some(model: DiffusionModel, monkeypatch) -> None:
-    monkeypatch.setattr("bs_ray.datasets.pool._DRAWN", 3)
-    monkeypatch.setattr("bs_ray.datasets.pool._DRAWN_STEPS", 2)
-    pool, other = (PhotoPool.drawn(model, ["a face", "a man"], seed=0) for _ in range(2))
+    monkeypatch.setattr("bs_ray.datasets.pool._GENERATED", 3)
+    monkeypatch.setattr("bs_ray.datasets.pool._GENERATED_STEPS", 2)
+    pool, other = (PhotoPool.generated(model, ["a face", "a man"], seed=0) for _ in range(2))
     assert len(pool) == 3 and torch.equal(pool.pixels, other.pixels)
     assert not torch.equal(pool.pixels[0], pool.pixels[1])

@@ -11,8 +11,8 @@ from bs_ray.editing.methods.displacement import displacement
 from bs_ray.editing.run import EditRun, run_alone
 from bs_ray.models import load_base
 from bs_ray.sliders.calibration import Calibration
-from bs_ray.sliders.slider import SliderError
-from bs_ray.testing import random_slider
+from bs_ray.sliders.card import SliderError
+from bs_ray.testing import edit_of, random_slider
 
 SETTINGS = EditorSettings(steps=4)
 FULL_SCALE = 255.0
@@ -43,7 +43,7 @@ def photo(height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("size", [(64, 64), (90, 41), (33, 200), (1, 1)])
 def test_zero_strength_returns_the_photo(editor: Editor, size: tuple[int, int]) -> None:
     pixels = photo(*size)
-    [[same, other]] = edited(editor, Edit("k", pixels, [{"smile": 0.0}, {"smile": 1.0}]))
+    [[same, other]] = edited(editor, edit_of(editor, "k", pixels, {"smile": 0.0}, {"smile": 1.0}))
     assert np.array_equal(to_uint8(same), pixels)
     assert other.shape == pixels.shape
     assert not np.array_equal(other, same)
@@ -52,18 +52,18 @@ def test_zero_strength_returns_the_photo(editor: Editor, size: tuple[int, int]) 
 def test_zero_strength_is_zero_without_the_shortcut_too(editor: Editor) -> None:
     """The editor skips rows at 0; the method itself leaves them in place as well."""
     x0, cond = torch.randn(2, *editor.model.latent_shape), editor.model.embed(["a", "a"])
-    work = EditContext(
+    context = EditContext(
         predict=editor.predict,
         prediction=editor.model.prediction,
         x0=x0,
         condition=cond,
         empty=cond,
-        strengths=editor.strengths([{}, {"smile": 1.0}]),
+        lora_scales=editor.lora_scales([editor.mix({}), editor.mix({"smile@0": 1.0})]),
         source_of=torch.tensor([0, 1]),
         seeds=[0, 0],
         keys=["a", "b"],
     )
-    d = run_alone(EditRun(displacement(work, SETTINGS)), editor.predict) - x0
+    d = run_alone(EditRun(displacement(context, SETTINGS)), editor.predict) - x0
     assert float(d[0].abs().max()) < 1e-5
     assert float(d[1].abs().max()) > 1e-3
 
@@ -84,9 +84,9 @@ def test_a_row_does_not_depend_on_batch_companions_or_worker(
 ) -> None:
     """TOLERANCE is what the README states; workers differ in nothing but their threads."""
     editor.settings = settings
-    one = Edit("one", photo(), [{"smile": 1.0, "age": -0.5}])
+    one = edit_of(editor, "one", photo(), {"smile": 1.0, "age": -0.5})
     others = [
-        Edit(f"o{i}", photo(64 + i, 64, seed=i), [{"age": float(i)}, {"smile": -1.0}, {}])
+        edit_of(editor, f"o{i}", photo(64 + i, 64, seed=i), {"age": float(i)}, {"smile": -1.0}, {})
         for i in range(1, 12)
     ]
     [[alone]] = edited(editor, one)
@@ -108,13 +108,15 @@ def test_a_row_does_not_depend_on_batch_companions_or_worker(
 
 def test_photos_of_all_sizes_share_a_call(editor: Editor) -> None:
     sizes = [(64, 64), (100, 300), (300, 100), (64, 64), (17, 5)]
-    edits = [Edit(str(i), photo(*s, seed=i), [{"smile": 1.0}]) for i, s in enumerate(sizes)]
+    edits = [
+        edit_of(editor, str(i), photo(*s, seed=i), {"smile": 1.0}) for i, s in enumerate(sizes)
+    ]
     assert [row[0].shape[:2] for row in edited(editor, *edits)] == sizes
 
 
 def test_the_seed_and_the_key_fix_the_noise(editor: Editor) -> None:
     def run(key: str, seed: int) -> np.ndarray:
-        return edited(editor, Edit(key, photo(), [{"smile": 1.0}], seed))[0][0]
+        return edited(editor, edit_of(editor, key, photo(), {"smile": 1.0}, seed=seed))[0][0]
 
     assert np.array_equal(run("k", 0), run("k", 0))
     assert not np.array_equal(run("k", 0), run("k", 1))
@@ -122,29 +124,31 @@ def test_the_seed_and_the_key_fix_the_noise(editor: Editor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "error", "message"),
+    ("pixels", "message"),
     [
-        (
-            Edit("k", photo(), [{"beard": 1.0}]),
-            SliderError,
-            "got 'beard'; expected one of smile, age",
-        ),
-        (Edit("k", photo(), [{"smile": float("nan")}]), SliderError, "smile: got strength nan"),
-        (
-            Edit("k", photo()[..., :1], [{}]),
-            EditError,
-            r"got uint8 \[64, 64, 1\]; expected uint8 RGB",
-        ),
-        (Edit("k", photo()[:0], [{}]), EditError, r"got uint8 \[0, 64, 3\]"),
-        (Edit("k", photo() / 2, [{}]), EditError, "got float64"),
+        (photo()[..., :1], r"got uint8 \[64, 64, 1\]; expected uint8 RGB"),
+        (photo()[:0], r"got uint8 \[0, 64, 3\]"),
+        (photo() / 2, "got float64"),
     ],
 )
-def test_a_bad_edit_is_named_and_the_others_go_on(editor: Editor, bad, error, message) -> None:
-    good = Edit("k", photo(), [{"smile": 1.0}])
-    first, middle, last = editor.edit([good, bad, good])
+def test_a_bad_edit_is_named_and_the_others_go_on(editor: Editor, pixels, message) -> None:
+    good = edit_of(editor, "k", photo(), {"smile": 1.0})
+    first, middle, last = editor.edit([good, edit_of(editor, "k", pixels, {}), good])
     assert len(outputs_of(first)) == len(outputs_of(last)) == 1
-    with pytest.raises(error, match=message):
+    with pytest.raises(EditError, match=message):
         outputs_of(middle)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "message"),
+    [
+        ({"beard": 1.0}, "got 'beard'; expected one of smile@0, age@0"),
+        ({"smile@0": float("nan")}, "smile: got strength nan"),
+    ],
+)
+def test_a_mix_of_what_is_not_there_is_refused(editor: Editor, strengths, message) -> None:
+    with pytest.raises(SliderError, match=message):
+        editor.mix(strengths)
 
 
 def test_a_strength_counts_units_and_says_when_it_goes_too_far(model) -> None:
@@ -155,33 +159,29 @@ def test_a_strength_counts_units_and_says_when_it_goes_too_far(model) -> None:
     )
     editor = Editor(model, [slider], SETTINGS)
     # One unit is the effect of scale 0.5, 0.2; scale 1 has two of them, scale 2 three.
-    wanted = [{"smile": u} for u in (-1.0, 1.0, 2.0, 2.5, 3.0, 4.0)]
-    assert editor.strengths(wanted)[:, 0].tolist() == pytest.approx([-0.5, 0.5, 1, 1.5, 2, 2.5])
-    [outcome] = editor.edit([Edit("k", photo(), [{"smile": 3.0}, {"smile": 4.0}])])
+    wanted = [editor.mix({"smile@0": u}) for u in (-1.0, 1.0, 2.0, 2.5, 3.0, 4.0)]
+    assert editor.lora_scales(wanted)[:, 0].tolist() == pytest.approx([-0.5, 0.5, 1, 1.5, 2, 2.5])
+    [outcome] = editor.edit([edit_of(editor, "k", photo(), {"smile": 3.0}, {"smile": 4.0})])
     within, beyond = outputs_of(outcome)
     assert within.notes == ()
     assert beyond.notes == ("smile 4 is beyond its usable range, -3 to 3",)
-    [refused] = editor.edit([Edit("k", photo(), [{"smile": 8.0}])])
     with pytest.raises(SliderError, match=r"got strength 8, a LoRA scale of 4.5; expected .* 4,"):
-        outputs_of(refused)
+        editor.mix({"smile@0": 8.0})
     editor.close()
     raw = Editor(model, [slider], EditorSettings(calibrated=False))
-    assert raw.strengths([{"smile": 2.5}])[0, 0] == 2.5
-    assert raw.notes({"smile": 2.5}) == ("smile 2.5 is beyond its usable range, -2 to 2",)
+    mix = raw.mix({"smile@0": 2.5})
+    assert raw.lora_scales([mix])[0, 0] == 2.5
+    assert mix.notes == ("smile 2.5 is beyond its usable range, -2 to 2",)
     raw.close()
 
 
 def test_more_sliders_than_the_bank_holds_take_turns(model) -> None:
     sliders = [random_slider(model, name, seed) for seed, name in enumerate("abcd")]
-    edits = [
-        Edit(str(i), photo(seed=i), [mix])
-        for i, mix in enumerate(
-            [{"a": 1.0}, {"b": -1.0, "c": 0.5}, {"d": 1.0, "a": 0.0}, {"a": 0.5, "d": 0.5}]
-        )
-    ]
     few = Editor(model, sliders, EditorSettings(steps=2, resident_sliders=2))
+    wanted = [{"a": 1.0}, {"b": -1.0, "c": 0.5}, {"d": 1.0, "a": 0.0}, {"a": 0.5, "d": 0.5}]
+    edits = [edit_of(few, str(i), photo(seed=i), one) for i, one in enumerate(wanted)]
     found = edited(few, *edits)
-    [crowded] = few.edit([Edit("k", photo(), [{"a": 1.0, "b": 1.0, "c": 1.0}])])
+    [crowded] = few.edit([edit_of(few, "k", photo(), {"a": 1.0, "b": 1.0, "c": 1.0})])
     few.close()
     with pytest.raises(EditError, match="got 3 sliders; expected at most 2 at once"):
         outputs_of(crowded)
@@ -198,7 +198,7 @@ def test_closing_restores_the_base(model) -> None:
     with torch.no_grad():
         before = model.predict(x, t, cond)
         editor = Editor(model, [random_slider(model, "a", 0)], SETTINGS)
-        moved = editor.predict(x, t, cond, editor.strengths([{"a": 1.0}]))
+        moved = editor.predict(x, t, cond, editor.lora_scales([editor.mix({"a@0": 1.0})]))
         assert not torch.equal(moved, before)
         editor.close()
         assert torch.equal(model.predict(x, t, cond), before)

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from bs_ray.config import EditorSettings, QualityGate
-from bs_ray.editing.editor import Edit, Editor, outputs_of
+from bs_ray.editing.editor import EditError, Editor, outputs_of
 from bs_ray.editing.gate import GatedEditor
 from bs_ray.judges.load import JudgeSet, find_judges
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
-from bs_ray.sliders.slider import SliderError
-from bs_ray.testing import random_slider
+from bs_ray.testing import edit_of, random_slider
 
 
 class Distance:
@@ -42,7 +41,7 @@ def gated(editor: Editor, **gate) -> GatedEditor:
 
 def test_only_what_fails_is_weakened(editor: Editor) -> None:
     strong, weak = {"smile": 8.0}, {"smile": 0.02}
-    edits = [Edit("a", photos(1)[0], [strong, weak, {"smile": 0.0}])]
+    edits = [edit_of(editor, "a", photos(1)[0], strong, weak, {"smile": 0.0})]
     kept = outputs_of(gated(editor, identity=-1.0).edit(edits)[0])
     assert all(not out.notes for out in kept)
     threshold = (kept[0].measured["identity"] + 1) / 2  # half-way from the strong edit to none
@@ -53,7 +52,9 @@ def test_only_what_fails_is_weakened(editor: Editor) -> None:
     assert np.array_equal(found[2].pixels, edits[0].pixels) and found[2].measured == {}
     # It is the edit at the strength that the note says.
     share = float(found[0].notes[0].split()[1][1:])
-    [same] = outputs_of(editor.edit([Edit("a", photos(1)[0], [{"smile": 8.0 * share}])])[0])
+    [same] = outputs_of(
+        editor.edit([edit_of(editor, "a", photos(1)[0], {"smile": 8.0 * share})])[0]
+    )
     assert (
         np.abs(same.pixels - found[0].pixels).max()
         < 0.05 * np.abs(kept[0].pixels - edits[0].pixels).max()
@@ -62,7 +63,7 @@ def test_only_what_fails_is_weakened(editor: Editor) -> None:
 
 def test_what_never_passes_is_marked_after_the_last_try(editor: Editor) -> None:
     before = editor.evaluations
-    edits = [Edit("a", photos(1)[0], [{"smile": 8.0}])]
+    edits = [edit_of(editor, "a", photos(1)[0], {"smile": 8.0})]
     [out] = outputs_of(gated(editor, identity=1.0, backoff=0.9, retries=2).edit(edits)[0])
     assert out.notes[0] == "strengths x0.81 to keep the identity"
     assert out.notes[1].startswith("identity ") and out.notes[1].endswith("is below 1")
@@ -71,12 +72,12 @@ def test_what_never_passes_is_marked_after_the_last_try(editor: Editor) -> None:
 
 def test_a_bad_edit_among_them_goes_on_as_one(editor: Editor) -> None:
     edits = [
-        Edit("a", photos(1)[0], [{"smile": 1.0}]),
-        Edit("b", photos(1)[0], [{"beard": 1.0}]),
+        edit_of(editor, "a", photos(1)[0], {"smile": 1.0}),
+        edit_of(editor, "b", photos(1)[0][..., :1], {"smile": 1.0}),
     ]
     good, bad = gated(editor).edit(edits)
     assert outputs_of(good)[0].measured["identity"] < 1
-    with pytest.raises(SliderError, match="got 'beard'"):
+    with pytest.raises(EditError, match="photo b: got uint8"):
         outputs_of(bad)
 
 
@@ -84,6 +85,6 @@ def test_a_gate_needs_its_judges(editor: Editor, random_base: Path, tmp_path: Pa
     with pytest.raises(BaseNotFound, match="gate: got no identity and no clip judge"):
         GatedEditor(editor, find_judges(tmp_path), QualityGate(effect=0.1))
     judged = GatedEditor(editor, find_judges(random_base), QualityGate(identity=-1, effect=50.0))
-    [out] = outputs_of(judged.edit([Edit("a", photos(1)[0], [{"smile": 1.0}])])[0])
+    [out] = outputs_of(judged.edit([edit_of(editor, "a", photos(1)[0], {"smile": 1.0})])[0])
     assert set(out.measured) == {"identity", "effect"}
     assert out.notes == (f"effect {out.measured['effect']:.2f} is below 50",)

@@ -24,7 +24,7 @@ def editor(random_base: Path):
 
 
 def draw(editor: Editor, strengths: list[float], late: float) -> torch.Tensor:
-    mixes = [[{"smile": s} for s in strengths]] * len(PROMPTS)
+    mixes = [[{"smile@0": s} for s in strengths]] * len(PROMPTS)
     return generate(
         editor, PROMPTS, mixes, keys=["a", "b"], seed=3, steps=4, guidance_scale=2.0, late=late
     )

@@ -14,8 +14,8 @@ from bs_ray.editing.editor import EditError
 from bs_ray.editing.single_photo import OnePhoto, strengths_of
 from bs_ray.images.encode import read_provenance
 from bs_ray.models import load_base
+from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import SliderError
 from bs_ray.testing import random_slider
 
 KINDS = ["jpeg", "exif", "alpha", "grey", "deep", "cmyk", "webp", "tiny", "wide"]
@@ -97,7 +97,7 @@ def test_strips(tmp_path: Path, shelf: str, random_base: Path) -> None:
     assert composed.width > 3 * 90 and composed.height < sweep.height
     # The middle of a sweep is the photo itself.
     plain = one(photo(tmp_path, "jpeg"), {"smile": 1.5}, shelf, random_base)
-    assert np.array_equal(plain._pictures([{"smile": 0.0}])[0], plain.row["pixels"])
+    assert np.array_equal(plain._pictures([{"smile@1": 0.0}])[0], plain.row["pixels"])
 
 
 def test_the_order_of_sliders_does_not_matter(

@@ -14,7 +14,8 @@ from bs_ray.models import load_base
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import sample_euler
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.sliders.slider import Card, Slider
+from bs_ray.sliders.card import Card
+from bs_ray.sliders.slider import Slider
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.loop import assemble, run
 from tests.models.conftest import KEYS, PROMPTS, STEPS, Family, open_pipe
@@ -65,7 +66,7 @@ def ours(family: Family, slider: Slider, strength: float) -> Tensor:
     bank = SliderBank.of([slider])
 
     def forward(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        with bank.strengths(torch.full((len(x), 1), strength)):
+        with bank.scaled(torch.full((len(x), 1), strength)):
             prediction: Tensor = family.model.predict(x, t, condition)
             return prediction
 
@@ -126,7 +127,7 @@ def test_recomputed_activations_see_the_same_strengths(family: Family) -> None:
             model.denoiser.train()
             model.denoiser.enable_gradient_checkpointing(bank.checkpointed)
         x, t = family.noise(), torch.tensor([900, 200])
-        with bank.strengths(torch.tensor([[1.0], [-0.5]])):
+        with bank.scaled(torch.tensor([[1.0], [-0.5]])):
             prediction = model.predict(x, t, model.embed(PROMPTS))
         prediction.square().mean().backward()
         found.append([p.grad for p in bank.parameters()])
@@ -142,7 +143,7 @@ def test_plain_gradient_checkpointing_is_no_silent_mistake(family: Family) -> No
     bank.attach(model.denoiser)
     model.denoiser.train()
     model.denoiser.enable_gradient_checkpointing()
-    with bank.strengths(torch.ones(2, 1)):
+    with bank.scaled(torch.ones(2, 1)):
         prediction = model.predict(family.noise(), torch.tensor([900, 200]), model.embed(PROMPTS))
     with pytest.raises(torch.utils.checkpoint.CheckpointError):
         prediction.square().mean().backward()

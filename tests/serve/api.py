@@ -22,8 +22,8 @@ from bs_ray.serve.engine.tasks import EditTask, Event, GenerateTask, Partial, Re
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.ingress import create_app
 from bs_ray.sliders.calibration import Calibration
+from bs_ray.sliders.card import Card
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Card
 
 
 def free_port() -> int:

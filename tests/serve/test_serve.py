@@ -22,8 +22,9 @@ from bs_ray.editing.single_photo import OnePhoto
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound, DiffusionModel
 from bs_ray.serve.deploy import build, check, running
+from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.slider import Slider
 from bs_ray.testing import random_slider
 from bs_ray.tiny.recipe import write_untrained_base
 from tests.serve.api import ask, edited_pixels, far, files_of, free_port, photo, pixels_of, scales

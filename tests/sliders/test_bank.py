@@ -20,8 +20,9 @@ from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import batch_noise
 from bs_ray.sliders.bank import SliderBank, banded
+from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.resident import Resident
-from bs_ray.sliders.slider import Card, Slider, SliderError
+from bs_ray.sliders.slider import Slider
 from bs_ray.testing import random_slider
 from tests.models.random_bases import WRITERS
 
@@ -68,29 +69,29 @@ def pictures(rows: int = ROWS) -> Tensor:
 def mixes_of(rows: int, sliders: int, used: int, seed: int = 0) -> Tensor:
     """Strengths [rows, sliders] of which `used` a row are not 0."""
     generator = torch.Generator().manual_seed(seed)
-    strengths = torch.zeros(rows, sliders)
-    for row in strengths:
+    lora_scales = torch.zeros(rows, sliders)
+    for row in lora_scales:
         row[torch.randperm(sliders, generator=generator)[:used]] = torch.randn(
             used, generator=generator
         )
-    return strengths
+    return lora_scales
 
 
-def run(net: nn.Module, bank: SliderBank, strengths: Tensor, x: Tensor) -> Tensor:
-    with bank.strengths(strengths):
+def run(net: nn.Module, bank: SliderBank, lora_scales: Tensor, x: Tensor) -> Tensor:
+    with bank.scaled(lora_scales):
         return net(x)
 
 
 # --- exact ---------------------------------------------------------------------------------------
-def predict(model: DiffusionModel, bank: SliderBank | None, strengths: Tensor) -> Tensor:
+def predict(model: DiffusionModel, bank: SliderBank | None, lora_scales: Tensor) -> Tensor:
     """The rows' predictions, each at a timestep of its own."""
-    rows = len(strengths)
+    rows = len(lora_scales)
     x = batch_noise(model.latent_shape, [0] * rows, [str(i) for i in range(rows)], 0)
     t, cond = torch.linspace(0, 999, rows).long(), model.embed(["a person"]).repeat(rows)
     with torch.no_grad():
         if bank is None:
             return model.predict(x, t, cond)
-        with bank.strengths(strengths):
+        with bank.scaled(lora_scales):
             return model.predict(x, t, cond)
 
 
@@ -115,8 +116,8 @@ def test_every_mix_is_that_of_peft_one_at_a_time(
         load_adapter(peft, slider)
     denoiser: Any = peft.denoiser
     theirs = []
-    for row, strengths in enumerate(mixes.tolist()):
-        mix = {f"s{i}": s for i, s in enumerate(strengths) if s}
+    for row, lora_scales in enumerate(mixes.tolist()):
+        mix = {f"s{i}": s for i, s in enumerate(lora_scales) if s}
         denoiser.set_adapters(list(mix), list(mix.values()))
         theirs.append(predict(peft, None, mixes)[row])
     moved = (ours - predict(model, None, mixes)).abs().amax((1, 2, 3))
@@ -149,15 +150,15 @@ def test_gathered_equals_stacked_and_so_do_its_gradients(
     for sizes in ((4, 8), ()):
         monkeypatch.setattr("bs_ray.sliders.bank._GATHERED", sizes)
         x = pictures().requires_grad_()
-        strengths = mixes_of(ROWS, len(ranks), used).requires_grad_()
-        with bank.strengths(strengths):
+        lora_scales = mixes_of(ROWS, len(ranks), used).requires_grad_()
+        with bank.scaled(lora_scales):
             assert bank._active is not None
             assert (bank._active.ranks is not None) == bool(sizes)
             y = net(x)
         y.square().sum().backward()
-        on = strengths.detach() != 0
-        assert x.grad is not None and strengths.grad is not None
-        found.append((y.detach(), x.grad, strengths.grad[on]))
+        on = lora_scales.detach() != 0
+        assert x.grad is not None and lora_scales.grad is not None
+        found.append((y.detach(), x.grad, lora_scales.grad[on]))
     for gathered, stacked in zip(*found, strict=True):
         torch.testing.assert_close(gathered, stacked, rtol=1e-4, atol=1e-5)
     assert all(p.grad is None for p in bank.parameters())
@@ -167,7 +168,7 @@ def test_the_form_follows_sliders_and_mix(net: Net) -> None:
     def form(count: int, used: int) -> int:
         """Ranks a row is multiplied by."""
         bank = SliderBank.of([slider_of(net, f"s{i}", 2, i, ("row",)) for i in range(count)])
-        with bank.strengths(mixes_of(ROWS, count, used)):
+        with bank.scaled(mixes_of(ROWS, count, used)):
             assert bank._active is not None
             return bank._active.values.shape[1]
 
@@ -190,11 +191,11 @@ def test_strengths_of_another_width_are_refused(net: Net) -> None:
 
 
 def test_a_slider_acts_within_its_band_of_timesteps() -> None:
-    strengths = torch.tensor([[1.0, -2.0]]).repeat(4, 1)
+    lora_scales = torch.tensor([[1.0, -2.0]]).repeat(4, 1)
     t = torch.tensor([0, 500, 501, 999])
     bands = torch.tensor([[0, 500], [501, 999]])  # the first as with start_noise 500
     expected = [[1.0, 0.0], [1.0, 0.0], [0.0, -2.0], [0.0, -2.0]]
-    assert banded(strengths, t, bands).tolist() == expected
+    assert banded(lora_scales, t, bands).tolist() == expected
 
 
 # --- attachment ----------------------------------------------------------------------------------
@@ -237,11 +238,11 @@ def resident_of(net: Net, slots: int, rank: int = 4) -> Resident:
     return resident
 
 
-def fresh(net: Net, sliders: list[Slider], strengths: Tensor) -> Tensor:
+def fresh(net: Net, sliders: list[Slider], lora_scales: Tensor) -> Tensor:
     """What a bank made for these sliders gives."""
     bank = SliderBank.of(sliders)
     bank.attach(net)
-    y = run(net, bank, strengths, pictures())
+    y = run(net, bank, lora_scales, pictures())
     bank.detach()
     return y
 
@@ -275,9 +276,9 @@ def test_sliders_of_any_rank_take_each_others_slots(net: Net, slots: int) -> Non
     for sliders in (first, then):
         columns = resident.use(sliders)
         mix = mixes_of(ROWS, len(sliders), used=2)
-        strengths = torch.zeros(ROWS, slots)
-        strengths[:, columns] = mix
-        y = run(net, resident.bank, strengths, pictures())
+        lora_scales = torch.zeros(ROWS, slots)
+        lora_scales[:, columns] = mix
+        y = run(net, resident.bank, lora_scales, pictures())
         torch.testing.assert_close(y, fresh(net, sliders, mix))
     after = {name: tensor.data_ptr() for name, tensor in resident.bank.named_parameters()}
     assert tensors == after
@@ -301,9 +302,9 @@ def test_what_does_not_fit_is_said_and_takes_no_slot(net: Net) -> None:
     for message, slider in cases.items():
         with pytest.raises(SliderError, match=message):
             resident.use([slider])
-    strengths = torch.ones(ROWS, 1)
-    y = run(net, resident.bank, strengths, pictures())
-    torch.testing.assert_close(y, fresh(net, [small], strengths))
+    lora_scales = torch.ones(ROWS, 1)
+    y = run(net, resident.bank, lora_scales, pictures())
+    torch.testing.assert_close(y, fresh(net, [small], lora_scales))
 
 
 # --- torch.compile -------------------------------------------------------------------------------
@@ -316,10 +317,10 @@ def graphs() -> Iterator[Callable[[], int]]:
     torch.compiler.reset()
 
 
-def eagerly(model: DiffusionModel, bank: SliderBank, strengths: Tensor) -> Tensor:
+def eagerly(model: DiffusionModel, bank: SliderBank, lora_scales: Tensor) -> Tensor:
     """`predict` without the compiled denoiser."""
     with torch.compiler.set_stance("force_eager"):
-        return predict(model, bank, strengths)
+        return predict(model, bank, lora_scales)
 
 
 # aot_eager: what is counted are dynamo's graphs, the same for every backend, and Inductor takes two
@@ -343,9 +344,9 @@ def test_one_graph_for_every_mix_and_every_slider(
     first = predict(model, resident.bank, sweep[-1])
     assert graphs() == 1
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for strengths in sweep:
-            compiled = predict(model, resident.bank, strengths)
-            torch.testing.assert_close(compiled, eagerly(model, resident.bank, strengths))
+        for lora_scales in sweep:
+            compiled = predict(model, resident.bank, lora_scales)
+            torch.testing.assert_close(compiled, eagerly(model, resident.bank, lora_scales))
         assert resident.use([sliders[3]]) == [0]  # in the slot of another
         swapped = predict(model, resident.bank, sweep[-1])
     assert graphs() == 1
@@ -357,14 +358,14 @@ def test_many_sliders_have_a_graph_for_each_form(net: Net, graphs: Callable[[], 
     bank = SliderBank.of([slider_of(net, f"s{i}", 2, i) for i in range(40)])
     bank.attach(net)
     mixes = [mixes_of(ROWS, 40, used, seed) for used in (1, 4, 5, 8, 9, 40) for seed in range(3)]
-    eager = [run(net, bank, strengths, pictures()) for strengths in mixes]
+    eager = [run(net, bank, lora_scales, pictures()) for lora_scales in mixes]
     net.compile(backend="aot_eager", fullgraph=True)
-    for strengths in mixes:
-        run(net, bank, strengths, pictures())
+    for lora_scales in mixes:
+        run(net, bank, lora_scales, pictures())
     assert graphs() == 3
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for strengths, expected in zip(mixes, eager, strict=True):
-            torch.testing.assert_close(run(net, bank, strengths, pictures()), expected)
+        for lora_scales, expected in zip(mixes, eager, strict=True):
+            torch.testing.assert_close(run(net, bank, lora_scales, pictures()), expected)
     assert graphs() == 3
 
 
@@ -374,11 +375,11 @@ def test_inductor_agrees_with_eager(net: Net, count: int, graphs: Callable[[], i
     bank = SliderBank.of([slider_of(net, f"s{i}", 2, i) for i in range(count)])
     bank.attach(net)
     mixes = [mixes_of(ROWS, count, used=2, seed=seed) for seed in range(3)]
-    eager = [run(net, bank, strengths, pictures()) for strengths in mixes]
+    eager = [run(net, bank, lora_scales, pictures()) for lora_scales in mixes]
     net.compile(fullgraph=True)
-    for strengths, expected in zip(mixes, eager, strict=True):
+    for lora_scales, expected in zip(mixes, eager, strict=True):
         torch.testing.assert_close(
-            run(net, bank, strengths, pictures()), expected, rtol=1e-4, atol=1e-5
+            run(net, bank, lora_scales, pictures()), expected, rtol=1e-4, atol=1e-5
         )
     assert graphs() == 1
 

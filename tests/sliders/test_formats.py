@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.formats import export, import_slider
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.slider import Slider
 from bs_ray.testing import random_slider
 
 STRENGTH = 0.8
@@ -42,7 +43,7 @@ def ours(model: DiffusionModel, slider: Slider, strength: float = STRENGTH) -> t
     bank = SliderBank.of([slider])
     bank.attach(model.denoiser)
     x, t, condition = probe(model)
-    with bank.strengths(torch.full((2, 1), strength)):
+    with bank.scaled(torch.full((2, 1), strength)):
         out = model.predict(x, t, condition)
     bank.detach()
     return out

@@ -9,8 +9,9 @@ from torch import nn
 
 from bs_ray.config import Prompts
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Card, Slider, SliderError
+from bs_ray.sliders.slider import Slider
 
 LAYERS = {"line": (6, 5), "conv": (4, 3)}
 
@@ -53,7 +54,7 @@ def test_every_row_has_its_own_mix() -> None:
     bank.attach(net)
     x = torch.randn(4, 3, 8, 8)
     mixes = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, -2.0], [0.5, 0.7]])
-    with torch.no_grad(), bank.strengths(mixes):
+    with torch.no_grad(), bank.scaled(mixes):
         rows = net(x)
     bank.detach()
     for row, (one, two) in enumerate(mixes.tolist()):
@@ -69,9 +70,9 @@ def test_detached_base_is_bit_for_bit_itself() -> None:
     bank = SliderBank.of([make("a")])
     bank.attach(net)
     assert torch.equal(net(x), before)  # attached, but no strengths given
-    with bank.strengths(torch.zeros(2, 1)):
+    with bank.scaled(torch.zeros(2, 1)):
         assert torch.equal(net(x), before)
-    with bank.strengths(torch.ones(2, 1)):
+    with bank.scaled(torch.ones(2, 1)):
         assert not torch.equal(net(x), before)
     bank.detach()
     assert torch.equal(net(x), before)
@@ -81,7 +82,7 @@ def test_training_touches_the_slider_only() -> None:
     net = Net().requires_grad_(False)
     bank = SliderBank.trainable(["a"], net, ["line"], 2, alpha=4.0, seed=0)
     bank.attach(net)
-    with bank.strengths(torch.ones(2, 1)):
+    with bank.scaled(torch.ones(2, 1)):
         net(torch.randn(2, 3, 8, 8)).square().mean().backward()
     assert all(p.grad is None for p in net.parameters())
     assert bank.up["line"].grad.abs().sum() > 0

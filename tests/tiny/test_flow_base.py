@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
-from bs_ray.bench.train import World, bench_job, fresh_hooks
 from bs_ray.evaluate.base import caption_figures
+
+from bs_ray.bench.train import TrainBench, bench_job, fresh_hooks
 from bs_ray.models import EMBEDDED
 from bs_ray.models.diffusion import FlowMatching
 from bs_ray.train.loop import one_step
@@ -13,8 +13,8 @@ FLOW = EMBEDDED["tiny-flow"]
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World.load("tiny-flow")
+def world() -> TrainBench:
+    return TrainBench.load("tiny-flow")
 
 
 def test_it_is_small_and_holds_no_pickle() -> None:

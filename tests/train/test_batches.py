@@ -56,10 +56,10 @@ def test_half_of_the_rows_feed_the_image_losses() -> None:
 def test_the_first_slider_is_taught_the_same_in_company(model, photos) -> None:
     alone = live(text_job(), model, photos).at(3, range(4))
     together = live(two_sliders(), model, photos).at(3, range(4))
-    assert together.x_t.shape[0] == 8 and together.gates.shape == (8, 2)
+    assert together.x_t.shape[0] == 8 and together.lora_scales.shape == (8, 2)
     assert torch.equal(together.x_t[:4], alone.x_t) and torch.equal(together.t[:4], alone.t)
-    assert torch.equal(together.gates[:4, :1], alone.gates)
-    assert not together.gates[:4, 1].any() and not together.gates[4:, 0].any()
+    assert torch.equal(together.lora_scales[:4, :1], alone.lora_scales)
+    assert not together.lora_scales[:4, 1].any() and not together.lora_scales[4:, 0].any()
     assert torch.allclose(together.target[:4], alone.target, atol=1e-4)
     assert together.near == [0, 2, 4, 6] and together.near_total == 4 and together.rows_total == 8
 
@@ -70,7 +70,9 @@ def test_target_by_hand(model, photos) -> None:
     batch = live(job, model, photos).at(0, range(2))
     condition = [model.embed([text]).repeat(2) for text in PROMPTS.values()]
     neutral, positive, negative = (model.predict(batch.x_t, batch.t, c) for c in condition)
-    expected = neutral + batch.gates.view(-1, 1, 1, 1) * job.losses.eta * (positive - negative)
+    expected = neutral + batch.lora_scales.view(-1, 1, 1, 1) * job.losses.eta * (
+        positive - negative
+    )
     assert torch.allclose(batch.target, expected, atol=1e-4)
 
 
@@ -135,7 +137,7 @@ def test_pairs_share_noise_and_timestep_and_differ_in_strength(model) -> None:
     job = pair_job()
     batch = PairBatches(job, model, pool, model.embed(["a face"])).at(1, range(4))
     assert torch.equal(batch.t[0::2], batch.t[1::2])
-    strength = batch.gates[:, 0]
+    strength = batch.lora_scales[:, 0]
     assert bool((strength[0::2] < strength[1::2]).all())
     keys = [pool.keys[number] for number in batch.photos]
     assert len(batch.photos) == len(batch.near) == 2 and batch.near_total == 2
@@ -185,7 +187,7 @@ def test_a_stored_sample_teaches_what_the_live_teacher_does(model, photos) -> No
     teacher = Teacher(model, job.concepts)
     said = teacher(batch.x_t[:4], batch.t[:4], torch.zeros(4, dtype=torch.int64))
     assert torch.allclose(batch.neutral[:4], said.neutral[0], atol=2e-3)
-    move = batch.gates.sum(1).view(-1, 1, 1, 1) * job.losses.eta
+    move = batch.lora_scales.sum(1).view(-1, 1, 1, 1) * job.losses.eta
     expected = said.neutral.flatten(0, 1) + move * said.direction.flatten(0, 1)
     assert torch.allclose(batch.target, expected, atol=1e-2)
     assert bool((batch.t[batch.near] <= 400).all())

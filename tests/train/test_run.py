@@ -16,7 +16,7 @@ from rich.console import Console
 from bs_ray import cli
 from bs_ray.config import TrainJob, load
 from bs_ray.datasets.shards import PHOTO_SCHEMA
-from bs_ray.images.rows import EmptyInputError
+from bs_ray.images.formats import EmptyInputError
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.registry import Registry

@@ -13,7 +13,8 @@ from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import batch_noise
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.sliders.slider import Card, Slider
+from bs_ray.sliders.card import Card
+from bs_ray.sliders.slider import Slider
 from tests.train.conftest import PROMPTS
 
 PROMPT = PROMPTS["target"]
@@ -57,8 +58,8 @@ def ours(model: DiffusionModel, slider: Slider, x0, strength: float) -> torch.Te
     bank = SliderBank.of([slider])
     bank.attach(model.denoiser)
 
-    def predict(x_t, t, condition, strengths):
-        with bank.strengths(strengths):
+    def predict(x_t, t, condition, lora_scales):
+        with bank.scaled(lora_scales):
             return model.predict(x_t, t, condition)
 
     condition = model.embed([PROMPT])
@@ -68,7 +69,7 @@ def ours(model: DiffusionModel, slider: Slider, x0, strength: float) -> torch.Te
         x0=x0,
         condition=condition,
         empty=condition,
-        strengths=torch.full((1, 1), strength),
+        lora_scales=torch.full((1, 1), strength),
         source_of=torch.tensor([0]),
         seeds=[1],
         keys=["k"],
@@ -125,7 +126,7 @@ def test_the_networks_agree_before_any_sampler(model, slider: Slider, pipe) -> N
     frozen = model.predict(x, t, condition)
     bank = SliderBank.of([slider])
     bank.attach(model.denoiser)
-    with bank.strengths(torch.full((2, 1), -1.3)):
+    with bank.scaled(torch.full((2, 1), -1.3)):
         mine = model.predict(x, t, condition)
     bank.detach()
     ids = torch.tensor([64, 64, 0, 0, 64, 64]).expand(2, 6).float()

@@ -32,7 +32,7 @@ def test_a_fresh_slider_is_the_base(state: TrainState) -> None:
     x_t, t, condition = batch.x_t, batch.t, batch.condition
     with torch.no_grad():
         base = state.model.predict(x_t, t, condition)
-        assert torch.equal(state.student(x_t, t, batch.gates, condition), base)
+        assert torch.equal(state.student(x_t, t, batch.lora_scales, condition), base)
 
 
 def test_a_step_trains_the_slider_and_the_discriminator_only(state: TrainState) -> None:

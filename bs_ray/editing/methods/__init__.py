@@ -1,4 +1,8 @@
-"""The edit methods by name, all with one face: (Work, EditorSettings) -> Steps."""
+"""The edit methods by name. Each is a function (EditContext, EditorSettings) -> EditGenerator.
+
+A new method is such a function, a row in METHODS and a name in `EditorSettings.method`.
+Methods see latents and a model; they import editing/run.py, editing/context.py and models.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,9 @@ METHODS: dict[str, Callable[[EditContext, EditorSettings], EditGenerator]] = {
 
 
 def request_count(settings: EditorSettings) -> int:
-    """How many queries the settings' method asks of the denoiser, for forecasts and progress.
+    """How many requests the settings' method makes, for forecasts and progress.
 
-    null_text also differentiates through it on its way, which counts for none.
+    null_text also differentiates through the denoiser on its way, which is not counted here.
     """
-    a_step = {
-        "ddim_inversion": 2 + settings.fixed_point,
-        "edit_friendly": 2,
-        "null_text": 2,
-    }
+    a_step = {"ddim_inversion": 2 + settings.fixed_point, "edit_friendly": 2, "null_text": 2}
     return settings.steps * a_step.get(settings.method, 1)

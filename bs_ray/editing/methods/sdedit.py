@@ -1,6 +1,7 @@
 """SDEdit (Meng et al. 2022): noise the photo, then denoise it with the sliders on.
 
-The baseline every slider user knows (diffusers' img2img); it does not keep the photo at strength 0.
+The baseline that every slider user knows, as diffusers' img2img. It does not return the photo at
+strength 0.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from bs_ray.editing.context import EditContext
 from bs_ray.editing.run import EditGenerator, euler
 
 
-def sdedit(work: EditContext, settings: EditorSettings) -> EditGenerator:
-    """Edited latents [T, C, h, w]: DDIM (eta 0, no guidance) from `strength` of the noise range.
+def sdedit(context: EditContext, settings: EditorSettings) -> EditGenerator:
+    """Edited latents [T, C, h, w] by DDIM (eta 0, no guidance), from `start` of the noise range.
 
-    `steps` evaluations an edit.
+    Costs `steps` evaluations an edit.
     """
-    times = work.prediction.timesteps(settings.steps, settings.strength)
-    start = work.at(times[0], len(work.x0))
-    noised = work.prediction.add_noise(work.x0, work.noise(0), start)
-    return (yield from denoise(work, noised, times))
+    times = context.prediction.timesteps(settings.steps, settings.start)
+    return (yield from denoise(context, context.noised(0, times[0]), times))
 
 
-def denoise(work: EditContext, x_t: Tensor, times: list[int]) -> EditGenerator:
+def denoise(context: EditContext, x_t: Tensor, times: list[int]) -> EditGenerator:
     """x_t [S, C, h, w] at times[0] -> edited latents [T, C, h, w], with the sliders on (DDIM)."""
-    return (yield from euler(work.prediction, x_t[work.source_of], times, work.edited))
+    return (yield from euler(context.prediction, x_t[context.source_of], times, context.edited))

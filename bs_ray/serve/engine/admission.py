@@ -1,4 +1,4 @@
-"""When edits will be done: what a step costs, as measured, and who shares the steps to come."""
+"""When edits will be done: how long steps take, as measured, and which tasks share them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Load:
     rows: int
 
 
-class Pace:
-    """Seconds a step, by how many edits share it."""
+class StepTime:
+    """How long a step takes, by how many edits share it."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
 
     def learn(self, rows: int, seconds: float) -> None:
-        """A step of so many edits took so long."""
+        """A step of `rows` edits took `seconds`."""
         known = self._seconds.get(rows)
         self._seconds[rows] = seconds if known is None else known + _SMOOTHING * (seconds - known)
 
-    def step_s(self, rows: int) -> float:
-        """Expected seconds of a step; 0 before anything was measured.
+    def expected_s(self, rows: int) -> float:
+        """Expected seconds of a step of `rows` edits; 0 before anything was measured.
 
-        From the nearest count that was measured, as if cost grew with the rows: too much for a
-        GPU that is not full, which the first such step corrects.
+        It is extrapolated from the nearest count that was measured, as if the time grew with the
+        rows. For a GPU that is not full this is too long, which the first such step corrects.
         """
         if not rows or not self._seconds:
             return 0.0
@@ -41,11 +41,11 @@ class Pace:
 
 
 def finish_times(
-    running: Sequence[Load], waiting: Sequence[Load], max_rows: int, pace: Pace
+    running: Sequence[Load], waiting: Sequence[Load], max_rows: int, step_time: StepTime
 ) -> list[float]:
     """Seconds from now until each task is done, the running ones first.
 
-    Those that run share every step; one that waits joins, in order, once its rows fit.
+    Running tasks share every step; a waiting one joins, in its turn, once its rows fit.
     """
     loads = [*running, *waiting]
     left = [load.steps for load in loads]
@@ -57,7 +57,7 @@ def finish_times(
             active.append(queue.pop(0))
             rows += loads[active[-1]].rows
         count = max(1, min(left[i] for i in active))
-        now += count * pace.step_s(rows)
+        now += count * step_time.expected_s(rows)
         for i in active:
             left[i] -= count
             if left[i] <= 0:

@@ -1,8 +1,8 @@
-"""Continuous batching by steps: edits at different steps, sliders and strengths share a forward.
+"""Continuous batching: edits at different steps, with different sliders, share forward passes.
 
-Edits join and leave between steps. Each is a method's generator (`editing.steps`), so its result is
-what the Editor would have given it alone. What the next step is made of is decided here, on the
-event loop; torch runs on one thread of its own.
+Edits join and leave between steps. Each is an EditRun (editing/run.py), so its result is what the
+Editor would have given it alone. The event loop decides which edits take part in the next step;
+torch runs on one thread of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bs_ray.editing.editor import Edited, Editor, PhotoEditRun, to_uint8
 from bs_ray.editing.generate import begin_generating, pictures
 from bs_ray.editing.methods import request_count
 from bs_ray.editing.run import DenoiseRequest, EditRun, denoise_together
-from bs_ray.serve.engine.admission import Load, Pace, finish_times
+from bs_ray.serve.engine.admission import Load, StepTime, finish_times
 from bs_ray.serve.engine.tasks import (
     Busy,
     EditTask,
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from bs_ray.serve.metrics import Outcome
 
 _BROKEN_AFTER = 3
-"""Steps that failed in a row, each edit on its own, after which the engine calls itself broken."""
+"""The batcher is broken once this many steps in a row have failed, each edit tried alone."""
 
 
 class Watcher(Protocol):
-    """Who counts what happens here."""
+    """Counts what happens here."""
 
     def stepped(self, rows: int, seconds: float) -> None: ...
     def queued(self, seconds: float) -> None: ...
@@ -58,16 +58,16 @@ class _Ticket:
     task: Task
     sliders: Mapping[str, Slider]
     steps: int
-    """Queries that it will have asked in the end, as far as is known before."""
+    """Requests that its run will make, as far as is known beforehand."""
     arrived_s: float
     deadline_s: float
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     gone: bool = False
-    """Its asker has left: it leaves at the next step."""
+    """Whether its caller has left; it then leaves at the next step."""
     run: EditRun | None = None
     began_s: float = 0.0
     company: int = 0
-    """Edits that shared its steps so far, summed over steps."""
+    """Edits that shared its steps so far, summed over the steps."""
 
     @property
     def load(self) -> Load:
@@ -76,7 +76,7 @@ class _Ticket:
 
 
 class Batcher:
-    """An Editor whose edits come from many askers at any time."""
+    """An Editor whose edits come from many callers at any time."""
 
     def __init__(
         self,
@@ -88,28 +88,28 @@ class Batcher:
         step_timeout_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """max_rows: edits in one forward pass. max_waiting: tasks beyond those that run.
+        """max_rows: edits in one forward pass. max_waiting: tasks that wait beside those that run.
 
-        step_timeout_s: a step that takes longer hangs, see `check`.
+        step_timeout_s: a step that takes longer is taken for one that hangs, see `check`.
         """
         self.editor, self._watcher = editor, watcher
         self._max_rows, self._max_waiting = max_rows, max_waiting
         self._step_timeout_s, self._clock = step_timeout_s, clock
         self._waiting: deque[_Ticket] = deque()
         self._running: list[_Ticket] = []
-        self._pace = Pace()
-        self._thread = ThreadPoolExecutor(1, "engine")
+        self._step_time = StepTime()
+        self._thread = ThreadPoolExecutor(1, "batcher")
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._step_began_s: float | None = None
         self._failures = 0
 
-    # --- for askers ---------------------------------------------------------------------------
+    # --- for callers --------------------------------------------------------------------------
     async def submit(self, task: Task, sliders: Mapping[str, Slider]) -> AsyncIterator[Event]:
-        """The task's steps, partial pictures and, last, its Result; closing it calls the task off.
+        """The task's steps, partial pictures and, last, its Result. Closing it cancels the task.
 
-        sliders: what the task's mixes name. Raises Busy where it would be late or make others
-        late, and what Editor.check and Editor.begin raise.
+        sliders: those that the task's mixes name, by name@version. Raises Busy where the task would
+        be late or would make others late, and what Editor.check and Editor.begin raise.
         """
         ticket = self._admit(task, sliders)
         try:
@@ -124,7 +124,7 @@ class Batcher:
             ticket.gone = True
 
     def check(self) -> None:
-        """Raises RuntimeError for an engine that only a new process will mend."""
+        """Raise RuntimeError where only a new process will help."""
         if self._failures >= _BROKEN_AFTER:
             raise RuntimeError(f"the last {self._failures} steps failed")
         began_s = self._step_began_s
@@ -136,7 +136,7 @@ class Batcher:
         steps = _steps_of(task, self.editor)
         ticket = _Ticket(task, sliders, steps, now, now + task.within_s)
         if isinstance(task, EditTask):
-            self.editor.check(task.edit, sliders)
+            self.editor.check(task.edit)
         self._refuse_if_late(ticket, now)
         self._waiting.append(ticket)
         if self._worker is None:
@@ -145,23 +145,28 @@ class Batcher:
         return ticket
 
     def _refuse_if_late(self, ticket: _Ticket, now: float) -> None:
-        """Raise Busy where the queue is full, or anyone would miss their deadline."""
+        """Raise Busy where the queue is full, or where any task would miss its deadline."""
         if len(self._waiting) >= self._max_waiting:
             self._watcher.finished("refused")
-            raise Busy(f"{len(self._waiting)} edits are waiting", self._pace.step_s(self._max_rows))
+            raise Busy(
+                f"{len(self._waiting)} edits are waiting",
+                self._step_time.expected_s(self._max_rows),
+            )
         running = [t.load for t in self._running]
         others = [t for t in self._waiting if not t.gone]
         everyone = [*self._running, *others, ticket]
-        without = finish_times(running, [t.load for t in others], self._max_rows, self._pace)
+        without = finish_times(running, [t.load for t in others], self._max_rows, self._step_time)
         times = finish_times(
-            running, [t.load for t in [*others, ticket]], self._max_rows, self._pace
+            running, [t.load for t in [*others, ticket]], self._max_rows, self._step_time
         )
-        # Who is late anyway keeps nobody out. The newcomer itself has no time without it: -inf.
+        # A task that will be late anyway keeps no newcomer out. Without the newcomer every task has
+        # a finish time, but the newcomer has none: -inf makes its own deadline count.
         late_s = max(
             now + found - t.deadline_s if now + alone <= t.deadline_s else 0.0
             for found, alone, t in zip(times, [*without, -math.inf], everyone, strict=True)
         )
-        # An idle engine takes what comes, else a deadline too short would never be found out.
+        # An idle batcher takes any task; else a step that seems too slow would never be measured
+        # anew.
         if late_s > 0 and len(everyone) > 1:
             self._watcher.finished("refused")
             raise Busy(f"this edit, or one before it, would be {late_s:.2g} s late", late_s)
@@ -180,7 +185,7 @@ class Batcher:
             self._step_began_s = self._clock()
             try:
                 outcomes = await loop.run_in_executor(self._thread, self._step, joining)
-            except Exception as error:  # of the step as a whole, which nobody should wait for
+            except Exception as error:  # it failed as a whole: everybody gets the error
                 self._failures += 1
                 outcomes = [(ticket, error) for ticket in self._running]
             self._step_began_s = None
@@ -188,7 +193,7 @@ class Batcher:
                 self._report(ticket, event)
 
     def _leave(self) -> None:
-        """Let go of those whose asker has left or whose time is up."""
+        """Let go of tasks whose caller has left or whose time is up."""
         now = self._clock()
         for ticket in [*self._running, *self._waiting]:
             if ticket.gone:
@@ -202,7 +207,7 @@ class Batcher:
                 ticket.events.put_nowait(Busy("the edit waited for its whole time"))
 
     def _joining(self) -> list[_Ticket]:
-        """Those that start now: in order of arrival, as long as rows and sliders fit."""
+        """The tasks that start now: in order of arrival, as long as rows and sliders fit."""
         joined: list[_Ticket] = []
         while self._waiting and self._fits(self._waiting[0]):
             ticket = self._waiting.popleft()
@@ -228,7 +233,7 @@ class Batcher:
 
     # --- on the thread ------------------------------------------------------------------------
     def _step(self, joining: Sequence[_Ticket]) -> list[tuple[_Ticket, Event | Exception]]:
-        """Start those that join, one step of everybody, finish those that are done."""
+        """Start the tasks that join, take one step of all, and finish those that are done."""
         began_s = self._clock()
         self.editor.sliders = {n: s for t in self._running for n, s in t.sliders.items()}
         outcomes: list[tuple[_Ticket, Event | Exception]] = []
@@ -246,7 +251,7 @@ class Batcher:
             if id(ticket) not in failed:
                 outcomes += self._progress(ticket)
         seconds = self._clock() - began_s
-        self._pace.learn(rows, seconds)
+        self._step_time.learn(rows, seconds)
         self._watcher.stepped(rows, seconds)
         return outcomes
 
@@ -260,7 +265,7 @@ class Batcher:
             ticket.run = begin_generating(
                 self.editor,
                 [task.prompt] * count,
-                [dict(mix) for mix in task.mixes],
+                task.mixes,
                 keys=[task.prompt] * count,
                 seeds=[task.seed] * count,
                 steps=task.steps,
@@ -269,21 +274,22 @@ class Batcher:
             )
 
     def _buckets(self) -> list[list[tuple[_Ticket, EditRun, DenoiseRequest]]]:
-        """Those with a query, by the size of their latents."""
+        """The runs that wait for a prediction, by the size of their latents."""
         found: dict[torch.Size, list[tuple[_Ticket, EditRun, DenoiseRequest]]] = {}
         for ticket in self._running:
             run = ticket.run
-            if run and run.query:
-                size = run.query.x_t.shape[1:]
-                found.setdefault(size, []).append((ticket, run, run.query))
+            if run and run.request:
+                size = run.request.x_t.shape[1:]
+                found.setdefault(size, []).append((ticket, run, run.request))
         return list(found.values())
 
     def _advance(
         self, together: Sequence[tuple[_Ticket, EditRun, DenoiseRequest]]
     ) -> list[tuple[_Ticket, Exception]]:
-        """One step of all; where it fails, of each alone, so that one's error is its own."""
+        """One step of all; where that fails, of each alone, so that an error concerns its own
+        task."""
         try:
-            read = denoise_together([query for _, _, query in together], self.editor.predict)
+            read = denoise_together([request for _, _, request in together], self.editor.predict)
         except Exception as error:
             if len(together) == 1:
                 self._failures += 1
@@ -293,7 +299,7 @@ class Batcher:
         failed: list[tuple[_Ticket, Exception]] = []
         for (ticket, run, _), prediction in zip(together, read, strict=True):
             try:
-                # Never twice: of one that has moved on, the others' trouble is no concern.
+                # Outside of the `try` above, so that no run that has taken its step takes it twice.
                 with torch.no_grad():
                     run.take(prediction)
             except Exception as error:
@@ -304,13 +310,13 @@ class Batcher:
         run = ticket.run
         assert run
         try:
-            if not run.query:
+            if not run.request:
                 return [(ticket, self._result(ticket))]
             found: list[tuple[_Ticket, Event | Exception]] = [
                 (ticket, Step(run.evaluated, ticket.steps))
             ]
-            if (index := _partial_at(ticket)) is not None and run.query.estimate is not None:
-                shown = [to_uint8(p) for p in self._pixels(run, run.query.estimate)]
+            if (index := _partial_at(ticket)) is not None and run.request.estimate is not None:
+                shown = [to_uint8(p) for p in self._pixels(run, run.request.estimate)]
                 found.append((ticket, Partial(index, shown)))
             return found
         except Exception as error:
@@ -331,7 +337,7 @@ class Batcher:
         )
 
     def _pixels(self, run: EditRun, latents: torch.Tensor) -> list:
-        """float32 [H, W, 3] in [0, 255] for each mix."""
+        """float32 [H, W, 3] in [0, 255], one for each mix."""
         if isinstance(run, PhotoEditRun):
             return run.pixels(latents)[0]
         shown = pictures(self.editor, latents)
@@ -345,7 +351,7 @@ def _steps_of(task: Task, editor: Editor) -> int:
 
 
 def _partial_at(ticket: _Ticket) -> int | None:
-    """Which of its partial pictures is due now, if any: they are spread evenly over the steps."""
+    """The index of the partial picture that is due now, if any; they are spread over the steps."""
     assert ticket.run
     count, done = ticket.task.partials, ticket.run.evaluated
     due = [round(ticket.steps * (i + 1) / (count + 1)) for i in range(count)]

@@ -1,4 +1,4 @@
-"""The side that computes: one base, its sliders as they are asked for, an Engine."""
+"""A replica: one base, the sliders that are asked for, and a batcher that steps their edits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _READERS = 8
 
 
 class EditorReplica:
-    """A Ray Serve replica around one Engine."""
+    """A Ray Serve replica around one batcher."""
 
-    def __init__(self, job: ServeJob, references: Sequence[str], rank: int):
-        """references: sliders to begin with; rank: the highest that there is room for.
+    def __init__(self, job: ServeJob, places: Sequence[str], rank: int):
+        """places: of the sliders to begin with; rank: the highest that there is room for.
 
         Raises BaseNotFound.
         """
@@ -39,15 +39,15 @@ class EditorReplica:
         model = load_base(job.base, device="cuda" if job.gpus_per_replica else "cpu")
         self._metrics = ReplicaMetrics()
         registry = Registry(job.registry)
-        first = _read(registry, references[: job.editor.resident_sliders], model.base_id)
+        first = _read(registry, places[: job.editor.resident_sliders], model.base_id)
         editor = Editor(
             model, list(first.values()), job.editor, slots=job.editor.resident_sliders, rank=rank
         )
-        warm_up(editor, first)
-        self._shelf = SliderCache(
+        warm_up(editor)
+        self._sliders = SliderCache(
             registry, job.cached_sliders, model.base_id, self._metrics.slider_loaded, first
         )
-        self._engine = Batcher(
+        self._batcher = Batcher(
             editor,
             self._metrics,
             max_rows=job.max_batch_rows,
@@ -61,51 +61,54 @@ class EditorReplica:
             async for event in self.events(task):
                 if isinstance(event, Result):
                     return event
-        raise RuntimeError("the engine ended without a result")
+        raise RuntimeError("the batcher ended without a result")
 
     async def events(self, task: Task) -> AsyncIterator[Event]:
         """What happens to the task, its Result last. Raises as `result`."""
-        sliders = await self._shelf.take(task.sliders)
+        sliders = await self._sliders.take(task.sliders)
         for reference in task.sliders:
             self._metrics.slider_used(reference)
-        self._metrics.resident(len(self._shelf.held()))
-        async for event in self._engine.submit(task, sliders):
+        self._metrics.resident(len(self._sliders.held()))
+        async for event in self._batcher.submit(task, sliders):
             yield event if not isinstance(event, Result) or task.floats else _rounded(event)
 
     async def ready(self) -> None:
         """Answers once the base is loaded. Raises RuntimeError as `check_health`."""
-        self._engine.check()
+        self._batcher.check()
 
     def __del__(self) -> None:
-        """Ray Serve calls it when a replica was drained; spans that wait are sent."""
+        """Ray Serve calls this when the replica was drained: send the spans that wait."""
         stop()
 
     async def check_health(self) -> None:
-        """Raises once every step fails, or one hangs: what a new process cures."""
-        self._engine.check()
+        """Raises RuntimeError once every step fails or one hangs, so that Serve replaces the
+        process."""
+        self._batcher.check()
 
 
-def _read(registry: Registry, references: Sequence[str], base_id: str) -> dict[str, Slider]:
-    """What can be had now: a registry that is down must not keep a replica from starting."""
+def _read(registry: Registry, places: Sequence[str], base_id: str) -> dict[str, Slider]:
+    """Place -> slider, as far as they can be read now.
 
-    def read(reference: str) -> Slider | None:
+    A registry that is down must not keep a replica from starting.
+    """
+
+    def read(place: str) -> Slider | None:
         try:
-            slider = registry.resolve(reference)
+            slider = registry.resolve(place)
             slider.check_base(base_id)
         except Exception as error:  # a store's errors are of many kinds
-            _log.warning("slider %s is left for its first use: %s", reference, error)
+            _log.warning("slider %s is left for its first use: %s", place, error)
             return None
         return slider
 
     with ThreadPoolExecutor(_READERS) as pool:
-        found = zip(references, pool.map(read, references), strict=True)
-        return {reference: slider for reference, slider in found if slider is not None}
+        found = zip(places, pool.map(read, places), strict=True)
+        return {place: slider for place, slider in found if slider is not None}
 
 
-def warm_up(editor: Editor, sliders: dict[str, Slider]) -> None:
-    """One small edit, which loads kernels and fills caches before the first asker pays for it."""
-    editor.sliders = dict(sliders)
-    mix = {name: 0.1 for name in list(sliders)[:1]}
+def warm_up(editor: Editor) -> None:
+    """One small edit, which loads kernels and fills caches before the first caller has to wait."""
+    mix = editor.mix({reference: 0.1 for reference in list(editor.sliders)[:1]})
     side = editor.settings.working_px or editor.model.native_px
     settings: EditorSettings = editor.settings.model_copy(update={"steps": 1})
     photo = np.full((side, side, 3), 128, np.uint8)
@@ -113,6 +116,6 @@ def warm_up(editor: Editor, sliders: dict[str, Slider]) -> None:
 
 
 def _rounded(result: Result) -> Result:
-    """uint8 travels a quarter as far as float32."""
+    """The result with pixels as uint8, which takes a quarter of the bytes of float32."""
     outputs = [Edited(to_uint8(o.pixels), o.notes, o.measured) for o in result.outputs]
     return replace(result, outputs=outputs)

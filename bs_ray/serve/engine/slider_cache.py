@@ -1,10 +1,10 @@
-"""Sliders by exact version: from the registry on first use, in memory as long as they are used."""
+"""A replica's sliders: read from the registry at first use, kept in memory while they are used."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bs_ray.sliders.registry import Registry
@@ -20,53 +20,57 @@ class SliderCache:
     def __init__(
         self,
         registry: Registry,
-        most: int,
+        max_sliders: int,
         base_id: str,
-        loaded: Callable[[Origin], None],
+        report: Callable[[Origin], None],
         first: Mapping[str, Slider],
     ):
-        """most: sliders in memory. loaded: told where each came from, "memory" or "registry", or
-        "failed".
+        """max_sliders: how many stay in memory. first: place -> slider, in memory from the start.
 
-        first: what is in memory already.
+        report(origin) is called for every slider that is asked for, and again with "failed" where
+        the registry could not give it.
         """
-        self._registry, self._most, self._base_id, self._loaded = registry, most, base_id, loaded
-        # References, least recently used first. A version never changes, so neither does its entry.
+        self._registry, self._max, self._base_id = registry, max_sliders, base_id
+        self._report = report
+        # Place -> slider, least recently used first. A version never changes, so neither does its
+        # entry.
         self._held: OrderedDict[str, Slider | asyncio.Future[Slider]] = OrderedDict(first)
 
-    async def take(self, references: Iterable[str]) -> dict[str, Slider]:
-        """Reference -> slider. Raises SliderError, and what the registry's store raises."""
-        references = list(references)
-        found = await asyncio.gather(*(self._get(reference) for reference in references))
-        return dict(zip(references, found, strict=True))
+    async def take(self, places: Mapping[str, str]) -> dict[str, Slider]:
+        """name@version -> place becomes name@version -> slider.
+
+        Raises SliderError, and what the registry's store raises.
+        """
+        found = await asyncio.gather(*(self._get(place) for place in places.values()))
+        return dict(zip(places, found, strict=True))
 
     def held(self) -> list[str]:
-        """References in memory, least recently used first."""
+        """The places in memory, least recently used first."""
         return list(self._held)
 
-    async def _get(self, reference: str) -> Slider:
-        if reference in self._held:
-            self._held.move_to_end(reference)
-            self._loaded("memory")
+    async def _get(self, place: str) -> Slider:
+        if place in self._held:
+            self._held.move_to_end(place)
+            self._report("memory")
         else:
-            self._loaded("registry")
-            reading = asyncio.ensure_future(asyncio.to_thread(self._read, reference))
-            # Whoever still waits then: a failure is told to those, and to nobody later.
-            reading.add_done_callback(lambda done: self._forget_failure(reference, done))
-            self._held[reference] = reading
-            while len(self._held) > self._most:
+            self._report("registry")
+            reading = asyncio.ensure_future(asyncio.to_thread(self._read, place))
+            # A failure reaches everybody who waits for this reading. Later callers read anew.
+            reading.add_done_callback(lambda done: self._forget_failure(place, done))
+            self._held[place] = reading
+            while len(self._held) > self._max:
                 self._held.popitem(last=False)
-        held = self._held[reference]
-        # Others may wait for the same: one who leaves must not end it for them.
+        held = self._held[place]
+        # Shielded, since several callers may wait for it: one that leaves must not cancel it.
         return held if isinstance(held, Slider) else await asyncio.shield(held)
 
-    def _forget_failure(self, reference: str, reading: asyncio.Future[Slider]) -> None:
+    def _forget_failure(self, place: str, reading: asyncio.Future[Slider]) -> None:
         if not reading.cancelled() and reading.exception():
-            self._loaded("failed")
-            if self._held.get(reference) is reading:
-                del self._held[reference]
+            self._report("failed")
+            if self._held.get(place) is reading:
+                del self._held[place]
 
-    def _read(self, reference: str) -> Slider:
-        slider = self._registry.resolve(reference)
+    def _read(self, place: str) -> Slider:
+        slider = self._registry.resolve(place)
         slider.check_base(self._base_id)
         return slider

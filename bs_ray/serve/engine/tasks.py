@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bs_ray.editing.editor import Edit, Edited
+from bs_ray.sliders.mix import Mix
 
 
 class Busy(Exception):
-    """No room in time; asking again after `retry_after_s` is safe."""
+    """There is no room in time; asking again after `retry_after_s` is safe."""
 
     def __init__(self, detail: str, retry_after_s: float = 1.0):
         super().__init__(detail, retry_after_s)
@@ -20,16 +21,16 @@ class Busy(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    sliders: Sequence[str] = ()
-    """References name@version of all sliders that mixes name, which they do so."""
+    sliders: Mapping[str, str] = field(default_factory=dict)
+    """The sliders that the mixes name: name@version -> the place that the registry resolves."""
     within_s: float = 30.0
-    """How long the asker waits for the result."""
+    """How long the caller waits for the result."""
     partials: int = 0
-    """Previews wanted on the way."""
+    """How many previews are wanted on the way."""
     floats: bool = False
-    """Send float32 pixels back, not rounded ones."""
+    """Whether the result has float32 pixels; else they are rounded to uint8."""
     trace: Mapping[str, str] = field(default_factory=dict)
-    """Where this belongs in a distributed trace."""
+    """Where the task belongs in a distributed trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class GenerateTask(_Task):
     """One prompt and seed under one or several mixes."""
 
     prompt: str
-    mixes: Sequence[Mapping[str, float]]
+    mixes: Sequence[Mix]
     seed: int = 0
     steps: int
     guidance_scale: float = 4.0
@@ -83,9 +84,9 @@ class Result:
     """The pictures."""
 
     outputs: list[Edited]
-    """One for each mix; pixels as `floats` says."""
+    """One for each mix, with pixels as the task's `floats` asks."""
     batch_rows: float
-    """Edits that shared a step with it, itself included; the mean over its steps."""
+    """Edits that shared a step with this one, itself included; the mean over its steps."""
     queue_s: float
     compute_s: float
 

@@ -1,4 +1,4 @@
-"""Which sliders a server has: those of its job, as the registry has them now."""
+"""Which sliders a server has: those that its job names, as the registry has them now."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.slider import Card, SliderError
 
 _log = logging.getLogger(__name__)
 
@@ -19,19 +19,19 @@ class Listed:
     """A slider that may be asked for."""
 
     card: Card
-    reference: str
+    place: str
     """What the registry resolves: name@version, or a file."""
 
     @property
-    def exact(self) -> str:
+    def reference(self) -> str:
         """name@version."""
-        return f"{self.card.name}@{self.card.version}"
+        return self.card.reference
 
 
 class Catalogue:
-    """Sliders by name, looked up again every `refresh_s`: new versions need no restart.
+    """Sliders by name, looked up again every `refresh_s`, so that new versions need no restart.
 
-    Where the registry cannot be reached, what was known stays. For one event loop.
+    While the registry cannot be reached, the sliders known last stay. For one event loop.
     """
 
     def __init__(
@@ -46,26 +46,26 @@ class Catalogue:
     ):
         """references: `name`, `name@version`, a file, or `*` for all that fit the base.
 
-        listed: what is known already; nothing before `load`.
+        listed: what is known already; nothing by default, until `load` is called.
         """
         self._registry, self._references, self.base_id = registry, list(references), base_id
         self._refresh_s, self._clock = refresh_s, clock
         self._listed = dict(listed or {})
-        # By exact reference: a version never changes.
-        self._known = {one.reference: one for one in self._listed.values()}
+        # By place, whose slider never changes: it is a version, or a file.
+        self._known = {one.place: one for one in self._listed.values()}
         self._read_s = clock()
         self._reading: asyncio.Task[None] | None = None
 
     def load(self) -> dict[str, Listed]:
         """Read now: name -> slider. Raises SliderError and what the store raises."""
         found: dict[str, Listed] = {}
-        for reference in self._wanted():
-            listed = self._look_up(reference)
+        for place in self._wanted():
+            listed = self._look_up(place)
             if not self._fits(listed):
                 if "*" in self._references:
                     continue
                 raise SliderError(
-                    f"slider {listed.exact}: got base {listed.card.base_id}; expected this "
+                    f"slider {listed.reference}: got base {listed.card.base_id}; expected this "
                     f"server's, {self.base_id}"
                 )
             if listed.card.name in found:
@@ -77,15 +77,15 @@ class Catalogue:
         return found
 
     async def listed(self) -> dict[str, Listed]:
-        """Name -> the version that the bare name means now."""
+        """Name -> the version that the bare name stands for now."""
         if self._clock() - self._read_s > self._refresh_s and self._reading is None:
             self._reading = asyncio.ensure_future(self._refresh())
         return self._listed
 
     async def find(self, reference: str) -> Listed | None:
-        """`name` or `name@version`; None where this server has none such.
+        """The slider of `name` or `name@version`; None where this server has no such slider.
 
-        Raises what the store raises for a version that was not asked for before.
+        Raises what the store raises for a version that nobody asked for before.
         """
         listed = await self.listed()
         name, at, version = reference.partition("@")
@@ -100,17 +100,18 @@ class Catalogue:
         return None  # the job names one version, or a file
 
     async def _refresh(self) -> None:
-        """Answers meanwhile are the old ones, so that no request waits for a registry."""
+        """Read the registry. Until that is done requests see the old sliders, so that none
+        waits."""
         try:
             await asyncio.to_thread(self.load)
-        except Exception as error:  # a store's error of any kind, a slider that is no slider
+        except Exception as error:  # a store's error of any kind, or a damaged slider
             self._read_s = self._clock()
             _log.warning("sliders stay as they are: %s", error)
         finally:
             self._reading = None
 
     def _wanted(self) -> list[str]:
-        """Exact references, or files, of what the job names."""
+        """The places of the sliders that the job names."""
         files = all(reference.endswith(".safetensors") for reference in self._references)
         newest = {} if files else {n: v[-1] for n, v in self._registry.list().items()}
         wanted: list[str] = []
@@ -123,10 +124,10 @@ class Catalogue:
                 wanted.append(reference)
         return wanted
 
-    def _look_up(self, reference: str) -> Listed:
-        if reference not in self._known:
-            self._known[reference] = Listed(self._registry.resolve(reference).card, reference)
-        return self._known[reference]
+    def _look_up(self, place: str) -> Listed:
+        if place not in self._known:
+            self._known[place] = Listed(self._registry.resolve(place).card, place)
+        return self._known[place]
 
     def _fits(self, listed: Listed) -> bool:
         return listed.card.base_id in ("", self.base_id)

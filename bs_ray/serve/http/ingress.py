@@ -41,11 +41,13 @@ from bs_ray.serve.http.schema import (
 from bs_ray.serve.http.service import Backend, Caller, Prepared, Service, as_problem
 from bs_ray.serve.metrics import IngressMetrics
 from bs_ray.serve.tracing import span
+from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.mix import Mix
 
 _READY_WITHIN_S = 5.0
 _FORM_OVERHEAD_BYTES = 64 << 10
 _FORM_FIELDS = 128
-# The page's own script and style stand in it; pictures are blobs of its own.
+# The page contains its script and style; its pictures are blobs that it makes.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -132,7 +134,7 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
     async def answer(
         prepared: Callable[[], Any], request: Any, caller: Caller, idempotency_key: str | None
     ) -> Response:
-        """The reply in whichever form was asked for."""
+        """The reply, in the form that the request asks for."""
         if request.stream:
             events = await sse.begin(service, await prepared(), caller)
             return StreamingResponse(events, media_type="text/event-stream")
@@ -160,7 +162,7 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
             request = await _read_edit(http)
 
             async def prepared() -> Prepared:
-                return await service.plan_edit(request, caller)
+                return await service.prepare_edit(request, caller)
 
             return await answer(prepared, request, caller, idempotency_key)
 
@@ -175,7 +177,7 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
             request = parse_json(GenerateRequest, await http.body())
 
             async def prepared() -> Prepared:
-                return await service.plan_drawing(request, caller)
+                return await service.prepare_generation(request, caller)
 
             return await answer(prepared, request, caller, idempotency_key)
 
@@ -215,9 +217,9 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
         listed = (await allowed(http)).get(name)
         if listed is None:
             raise Problem(404, "unknown-slider", f"slider: got {name!r}; see /v1/sliders")
-        if listed.exact not in previews:
-            previews[listed.exact] = await _preview(service, listed)
-        return Response(previews[listed.exact], media_type="image/png")
+        if listed.reference not in previews:
+            previews[listed.reference] = await _preview(service, listed)
+        return Response(previews[listed.reference], media_type="image/png")
 
     @app.get("/v1/models", responses=_refusals(401))
     async def models(http: Request) -> ModelList:
@@ -241,7 +243,7 @@ def _add_health(app: FastAPI, backend: Backend, door: _Door) -> None:
 
     @app.get("/readyz", responses=_refusals(503))
     async def readyz() -> Status:
-        """A replica has its base loaded and computes."""
+        """A replica has its base loaded and can compute."""
         try:
             await asyncio.wait_for(backend.ready(), _READY_WITHIN_S)
         except (TimeoutError, Busy) as error:
@@ -256,9 +258,14 @@ def _add_health(app: FastAPI, backend: Backend, door: _Door) -> None:
 
 
 async def _preview(service: Service, listed: Listed) -> bytes:
-    mixes = [{listed.reference: scale} for scale in (-1.0, 0.0, 1.0)]
+    wanted = [{listed.reference: strength} for strength in (-1.0, 0.0, 1.0)]
+    cards, calibrated = {listed.reference: listed.card}, service.job.editor.calibrated
+    try:
+        mixes = [Mix.of(strengths, cards, calibrated) for strengths in wanted]
+    except SliderError as error:
+        raise as_problem(error) or error from error
     task = GenerateTask(
-        sliders=[listed.reference],
+        sliders={listed.reference: listed.place},
         within_s=service.job.deadline_s,
         prompt=listed.card.target,
         mixes=mixes,
@@ -305,7 +312,7 @@ def _info(listed: Listed) -> SliderInfo:
         range=measured.units if measured and measured.unit else None,
         unit=measured.judge if measured else None,
         preview=f"/v1/sliders/{card.name}/preview",
-        # The training job names buckets and folders, which are nobody's business out here.
+        # Not the training job, which names buckets and folders that callers need not know.
         training={key: value for key, value in card.training.items() if key != "job"},
     )
 
@@ -335,7 +342,7 @@ _PHOTO = {"type": "string", "format": "binary"}
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    """FastAPI cannot derive the body of a route that takes JSON and forms, or checks it itself."""
+    """Describe the bodies of routes that take JSON or forms, which FastAPI cannot derive."""
     derived = app.openapi
 
     def described() -> dict[str, Any]:
@@ -380,7 +387,7 @@ def _bodies(schemas: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _short(field: dict[str, Any]) -> dict[str, Any]:
-    """A form's field: JSON text, but for words."""
+    """A form's field, which is JSON text unless it is one of several words."""
     if "enum" in field:
         return {"enum": field["enum"]}
     return {"description": field.get("description", "JSON, as in the JSON body.")}

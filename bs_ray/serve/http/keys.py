@@ -4,7 +4,7 @@ A keys file is YAML, on any storage, and holds no secret but only its SHA-256:
 
     keys:
       - id: team-a
-        sha256: 9f2c...              # of the key; `bs-ray keys new` prints both
+        sha256: 9f2c...              # of the key; `bs-ray keys add` makes both
         sliders: ["age", "smile-*"]  # globs; all sliders where left out
         requests_per_minute: 600     # no limit where left out
         burst: 20
@@ -32,6 +32,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bs_ray.config import check_name
+from bs_ray.config.explain import explain
 from bs_ray.serve.http.problems import Problem
 from bs_ray.storage import MissingKeyError, Store, split_uri
 
@@ -208,8 +209,7 @@ def parse_keys(data: bytes, source: str) -> KeyFile:
 def _findings(error: ValidationError) -> str:
     """What is wrong and where, without values: a key may stand where its hash or id belongs."""
     found = error.errors(include_input=False, include_context=False)
-    texts = [(f["loc"] or ("file",), f["msg"].removeprefix("Value error, ")) for f in found]
-    message = "; ".join(f"{'.'.join(map(str, place))}: {text}" for place, text in texts)
+    message = "; ".join(explain(f, ".".join(map(str, f["loc"])) or "file") for f in found)
     return re.sub(rf"{PREFIX}[\w-]+", f"{PREFIX}...", message)
 
 

@@ -1,4 +1,4 @@
-"""What every request meets first: an id, a limit on its body, headers, a count."""
+"""What every request passes first: it gets an id, a limit on its body, headers and a count."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Middleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS.items()]
-                if not given:  # else it came from Ray Serve's proxy, which returns it by itself
+                if not given:  # a given one came from Ray Serve's proxy, which adds it itself
                     message["headers"].append((b"x-request-id", request.state.request_id.encode()))
             await send(message)
 
         try:
             await self._limited(request, scope, receive, marked)
         except Exception:
-            status = 500  # worded outside of here
+            status = 500  # handle_problems puts it into words
             raise
         finally:
             if operation := _OPERATIONS.get(scope["path"]):
@@ -56,7 +56,7 @@ class Middleware:
         return None
 
     async def _limited(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a body that is announced too large unread, stop reading one that grows so."""
+        """Refuse a body whose announced size is too large, and stop reading one that becomes so."""
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self.max_bytes:
             problem = too_large(f"body: got {announced} bytes", self.max_bytes)

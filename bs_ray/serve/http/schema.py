@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from bs_ray.config import PRESETS, Prompts, check_name
+from bs_ray.config.explain import explain
 from bs_ray.serve.http.problems import Problem
 
 MAX_IMAGES = 16
@@ -415,12 +416,7 @@ def _explain(kind: type[BaseModel], finding: Any) -> str:
     place = ".".join(str(part)[:40] for part in finding["loc"]) or "body"
     if finding["type"] == "extra_forbidden":
         return f"{place}: got an unknown field; expected {', '.join(kind.model_fields)}"
-    if finding["type"] == "missing":
-        return f"{place}: got nothing; expected a value"
-    message = finding["msg"].removeprefix("Value error, ")[:200]
-    if finding["type"] == "value_error":
-        return f"{place}: {message}"
-    return f"{place}: got {_shown(finding['input'])}; {message[0].lower()}{message[1:]}"
+    return explain(finding, place, _shown)
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""One request's way: which sliders it means, its photos, the tasks for the engine, its pictures."""
+"""One request's way: its sliders, its photos, the tasks that the engine gets, its pictures."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from bs_ray.serve.http.pictures import read_mask, read_photo, write_picture
 from bs_ray.serve.http.problems import Problem, busy
 from bs_ray.serve.http.schema import EditRequest, GenerateRequest, ImageReply, ImagesReply, Meta
 from bs_ray.serve.tracing import carrier, span
-from bs_ray.sliders.slider import SliderError
+from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.mix import Mix
 from bs_ray.storage import StorageError, Store
 
 MAX_PICTURES = 64
-"""Of one request."""
+"""The most that one request may ask for."""
 _STORE_RETRY_S = 5.0
 
 
 class Backend(Protocol):
-    """What computes: a Ray Serve deployment, or anything like it."""
+    """The side that computes: a Ray Serve deployment, or anything that answers like one."""
 
     async def result(self, task: Task) -> Result:
         """The task's pictures. Raises Busy, SliderError, EditError."""
         ...
 
     def events(self, task: Task) -> AsyncIterator[Event]:
-        """What happens to it, its Result last. Raises as `result`."""
+        """What happens to the task, its Result last. Raises as `result`."""
         ...
 
     async def ready(self) -> None:
@@ -51,40 +52,40 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is, and what it said beside its body."""
+    """Whose request it is, and what the request says beside its body."""
 
     key: Key
     request_id: str
     base_url: str
     """Where this server is, for URLs in replies."""
     within_s: float
-    """How long the asker waits."""
+    """How long the caller waits."""
     since_s: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was understood."""
+    """A request in which nothing is wrong, as tasks for the engine."""
 
     request: EditRequest | GenerateRequest
     tasks: list[Task]
     photos: list[DecodedRow | None]
-    """Of each task."""
+    """Of each task; None for a generation."""
     resolved: Mapping[str, str]
-    """What the request calls a slider -> name@version."""
+    """The request's name for a slider -> name@version."""
     notes: list[str]
 
 
 class Service:
-    """Edits and drawings of one job."""
+    """The edits and generations that one job serves."""
 
     def __init__(self, job: ServeJob, base_id: str, catalogue: Catalogue, backend: Backend):
         self.job, self.base_id = job, base_id
         self.catalogue, self.backend = catalogue, backend
         self._outputs = Store(job.outputs) if job.outputs else None
 
-    # --- planning: all that can be wrong is found here --------------------------------------------
-    async def plan_edit(self, request: EditRequest, caller: Caller) -> Prepared:
+    # --- preparing: whatever is wrong with a request is found here --------------------------------
+    async def prepare_edit(self, request: EditRequest, caller: Caller) -> Prepared:
         """Tasks, one for each photo and seed. Raises Problem."""
         self._check_prompt(request.prompt)
         found = await self._sliders(request, caller.key)
@@ -96,7 +97,7 @@ class Service:
             mask = None
             if request.mask is not None:
                 mask = await read_mask(await self._bytes(request.mask), photos[0], self.job)
-        mixes, seeds = _exact(request, found), [request.seed + i for i in range(request.n)]
+        mixes, seeds = self._mixes(request, found), [request.seed + i for i in range(request.n)]
         shared = self._shared(request, found, caller)
         tasks: list[Task] = [
             EditTask(
@@ -118,18 +119,19 @@ class Service:
             request,
             tasks,
             [photo for photo in photos for _ in seeds],
-            {name: listed.exact for name, listed in found.items()},
-            list(dict.fromkeys([*self._beyond(request, found), *notes])),
+            {name: listed.reference for name, listed in found.items()},
+            [*_notes(mixes), *dict.fromkeys(notes)],
         )
 
-    async def plan_drawing(self, request: GenerateRequest, caller: Caller) -> Prepared:
+    async def prepare_generation(self, request: GenerateRequest, caller: Caller) -> Prepared:
         """Tasks, one for each seed. Raises Problem."""
         found = await self._sliders(request, caller.key)
         self._check_size(request, 1)
+        mixes = self._mixes(request, found)
         tasks: list[Task] = [
             GenerateTask(
                 prompt=request.prompt,
-                mixes=_exact(request, found),
+                mixes=mixes,
                 seed=request.seed + i,
                 steps=request.steps or 20,
                 guidance_scale=request.guidance_scale,
@@ -137,20 +139,21 @@ class Service:
             )
             for i in range(request.n)
         ]
-        resolved = {name: listed.exact for name, listed in found.items()}
-        return Prepared(request, tasks, [None] * request.n, resolved, self._beyond(request, found))
+        resolved = {name: listed.reference for name, listed in found.items()}
+        return Prepared(request, tasks, [None] * request.n, resolved, _notes(mixes))
 
     async def _sliders(self, request: EditRequest | GenerateRequest, key: Key) -> dict[str, Listed]:
-        """What the request calls a slider -> that slider. Raises Problem."""
+        """The request's name for a slider -> that slider. Raises Problem."""
         if request.model is not None and request.model not in (self.job.base, self.base_id):
             detail = f"model: got {request.model!r}; expected none, or {self.job.base!r}"
             raise Problem(422, "unknown-model", detail)
-        scales = _scales(request)
-        if len(scales) > (most := self.job.editor.resident_sliders):
-            detail = f"sliders: got {len(scales)}; expected at most {most} at once"
+        wanted = [slider.name for slider in request.sliders]
+        wanted += [request.sweep.name] if request.sweep else []
+        if len(wanted) > (limit := self.job.editor.resident_sliders):
+            detail = f"sliders: got {len(wanted)}; expected at most {limit} at once"
             raise Problem(422, "too-many-sliders", detail)
         found: dict[str, Listed] = {}
-        for name, values in scales.items():
+        for name in wanted:
             try:
                 listed = await self.catalogue.find(name)
             except StorageError as error:
@@ -160,22 +163,30 @@ class Service:
                 shown = f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}"
                 detail = f"slider: got {name!r}; expected one of {shown}"
                 raise Problem(422, "unknown-slider", detail)
-            for scale in values:
-                self._check_scale(listed, scale)
             found[name] = listed
         return found
 
-    def _check_scale(self, listed: Listed, scale: float) -> None:
+    def _mixes(
+        self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
+    ) -> list[Mix]:
+        """The request's strengths as the mixes that the engine computes. Raises Problem."""
         limit = self.job.max_strength
-        if abs(scale) > limit:
-            detail = (
-                f"slider {listed.card.name}: got scale {scale:g}; expected -{limit:g} to {limit:g}"
-            )
-            raise Problem(422, "scale-out-of-range", detail, max_strength=limit)
-        try:
-            listed.card.scale_of(scale, self.job.editor.calibrated)
-        except SliderError as error:
-            raise Problem(422, "scale-out-of-range", str(error)) from None
+        cards = {listed.reference: listed.card for listed in found.values()}
+        mixes = []
+        for strengths in request.mixes():
+            for name, strength in strengths.items():
+                if abs(strength) > limit:
+                    detail = (
+                        f"slider {found[name].card.name}: got scale {strength:g}; expected "
+                        f"-{limit:g} to {limit:g}"
+                    )
+                    raise Problem(422, "scale-out-of-range", detail, max_strength=limit)
+            exact = {found[name].reference: strength for name, strength in strengths.items()}
+            try:
+                mixes.append(Mix.of(exact, cards, self.job.editor.calibrated))
+            except SliderError as error:
+                raise Problem(422, "scale-out-of-range", str(error)) from None
+        return mixes
 
     def _check_prompt(self, prompt: str | None) -> None:
         if prompt not in (None, "", self.job.editor.prompt):
@@ -220,23 +231,12 @@ class Service:
     ) -> dict[str, Any]:
         """What all tasks of a request have in common."""
         return {
-            "sliders": [listed.reference for listed in found.values()],
+            "sliders": {listed.reference: listed.place for listed in found.values()},
             "within_s": caller.within_s - (time.perf_counter() - caller.since_s),
             "partials": request.partial_images if request.stream else 0,
             "floats": request.output_format == "npy",
             "trace": carrier(),
         }
-
-    def _beyond(
-        self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
-    ) -> list[str]:
-        calibrated = self.job.editor.calibrated
-        return [
-            note
-            for name, scales in _scales(request).items()
-            for scale in scales
-            if (note := found[name].card.beyond(scale, calibrated))
-        ]
 
     # --- computing ------------------------------------------------------------------------------
     async def reply(self, prepared: Prepared, caller: Caller) -> ImagesReply:
@@ -247,12 +247,12 @@ class Service:
             if problem := as_problem(error):
                 raise problem from error
             raise
-        return await self.worded(prepared, results, caller)
+        return await self.reply_of(prepared, results, caller)
 
-    async def worded(
+    async def reply_of(
         self, prepared: Prepared, results: Sequence[Result], caller: Caller
     ) -> ImagesReply:
-        """Results as the reply."""
+        """The reply that the results make."""
         request = prepared.request
         with span("encode"):
             files = await asyncio.to_thread(self._files, prepared, results)
@@ -299,7 +299,7 @@ class Service:
     ) -> ImageReply:
         if request.response_format == "b64_json" or self._outputs is None:
             return ImageReply(b64_json=base64.b64encode(file).decode())
-        # The name is the permission: 128 random bits.
+        # Whoever knows the name may read the file: it has 128 random bits.
         name = f"{secrets.token_hex(16)}.{request.output_format}"
         await asyncio.to_thread(self._outputs.write, name, file)
         return ImageReply(url=f"{caller.base_url}/v1/files/{name}")
@@ -314,23 +314,13 @@ class Service:
         raise Problem(404, "no-such-file", "file: got a name that is not, or no longer, here")
 
 
-def _scales(request: EditRequest | GenerateRequest) -> dict[str, list[float]]:
-    """What the request calls a slider -> the scales it asks of it."""
-    scales = {slider.name: [slider.scale] for slider in request.sliders}
-    if request.sweep:
-        scales[request.sweep.name] = list(request.sweep.scales)
-    return scales
-
-
-def _exact(
-    request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
-) -> list[dict[str, float]]:
-    """The request's mixes under the references that the engine loads sliders by."""
-    return [{found[n].reference: s for n, s in mix.items()} for mix in request.mixes()]
+def _notes(mixes: Sequence[Mix]) -> list[str]:
+    """Which strengths are beyond their slider's usable range, each once."""
+    return list(dict.fromkeys(note for mix in mixes for note in mix.notes))
 
 
 async def _all(coroutines: Sequence[Any]) -> list[Result]:
-    """Their results; where one fails or the asker leaves, the others are called off."""
+    """Their results. Where one fails, or where the caller leaves, the others are cancelled."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
@@ -340,11 +330,11 @@ async def _all(coroutines: Sequence[Any]) -> list[Result]:
 
 
 def as_problem(error: BaseException) -> Problem | None:
-    """The Problem that an error of the engine stands for; None for a bug."""
+    """The Problem that an error of the engine means to the caller; None for a bug."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Busy):
-        # Ray sends errors of replicas as a class of its own around them.
+        # Ray wraps the errors of replicas in a class of its own.
         cause = getattr(error, "cause", error)
         return busy(cause.detail, cause.retry_after_s)
     if isinstance(error, StorageError):

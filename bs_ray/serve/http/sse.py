@@ -1,4 +1,4 @@
-"""Server-sent events: what OpenAI's clients read with `stream=True`, and progress between."""
+"""Server-sent events, as OpenAI's clients read them with `stream=True`, and progress between."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _log = logging.getLogger(__name__)
 
 
 async def begin(service: Service, prepared: Prepared, caller: Caller) -> AsyncIterator[bytes]:
-    """The events of a request, once the engine has taken it. Raises Problem before the first."""
+    """The events of a request that the engine has accepted. Raises Problem before the first
+    event."""
     merged = _merged(service, prepared)
     try:
         first = await anext(merged)
@@ -31,7 +32,7 @@ async def begin(service: Service, prepared: Prepared, caller: Caller) -> AsyncIt
 
 
 async def _merged(service: Service, prepared: Prepared) -> AsyncIterator[tuple[int, Event]]:
-    """(task, event) of all tasks, as they come; closing it calls all of them off."""
+    """(task, event) of all tasks, as they come. Closing it cancels all tasks."""
     queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def follow(index: int) -> None:
@@ -79,7 +80,7 @@ async def _worded(
             else:
                 results[index] = what
             event = await anext(rest, None)
-        reply = await service.worded(prepared, [results[i] for i in sorted(results)], caller)
+        reply = await service.reply_of(prepared, [results[i] for i in sorted(results)], caller)
         shared: dict[str, Any] = {"created_at": reply.created, "meta": reply.meta.model_dump()}
         for place, image in enumerate(reply.data):
             found = image.model_dump(exclude_none=True)
@@ -104,6 +105,6 @@ def _partial(kind: str, prepared: Prepared, what: Partial) -> bytes:
 
 
 def _event(kind: str, **data: Any) -> bytes:
-    """`type` is the event's own name, but for a problem, which has a type of its own."""
+    """One event on the wire. `type` is its name, except in a problem, which has its own type."""
     body = {"type": kind, **data}
     return f"event: {kind}\ndata: {json.dumps(body)}\n\n".encode()

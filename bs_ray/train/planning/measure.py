@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import MAX_BYTES, MAX_PHOTOS, PhotoPool
 from bs_ray.models import load_base
-from bs_ray.models.base import DiffusionModel
+from bs_ray.models.base import DiffusionModel, latent_shape_at
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import untrained_features
 from bs_ray.train.loop import assemble
@@ -187,9 +187,7 @@ class MetaBase:
 
     def latent_shape(self, job: TrainJob) -> tuple[int, int, int]:
         """(C, h, w) of their latents."""
-        channels, height, width = self.model.latent_shape
-        px, native = self.px(job), self.model.native_px
-        return channels, height * px // native, width * px // native
+        return latent_shape_at(self.model, self.px(job))
 
     def forward_flop(self, job: TrainJob) -> float:
         """Floating point operations of one forward of one row (a multiply-add is two)."""

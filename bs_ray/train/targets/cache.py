@@ -1,10 +1,11 @@
-"""The teacher's cache: a Ray Data job that stores samples in shards, and finds them again.
+"""The teacher's cache: a Ray Data job stores samples in shards, and later runs find them.
 
     <cache>/<16 hex digits>/shard-00000.parquet ...   SAMPLE_SCHEMA, _SHARD_SAMPLES rows each
     <cache>/<16 hex digits>/cache.json                what it was made from; written last
 
-The digits name what a sample depends on (base, prompts, photos, seed, ...) and nothing else:
-another lr, rank, eta or number of steps finds the same cache. A stopped build goes on where it was.
+The digits are a hash of what a sample depends on (base, prompts, photos, seed, ...) and of nothing
+else: a run with another lr, rank, eta or number of steps finds the same cache. A build that was
+stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bs_ray.datasets.pool import PhotoPool
 from bs_ray.datasets.sources import iter_photos, photos_digest, read_shards
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.progress import Board
+from bs_ray.progress import ProgressBoard
 from bs_ray.storage import MissingKeyError, Store
 from bs_ray.train.targets.samples import PATH_SAMPLES, PATH_STEPS, Row, SampleMaker
 from bs_ray.train.targets.teacher import Teacher, forwards_a_row
@@ -48,7 +49,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What building a cache takes, known before it is built."""
+    """What a cache takes, known before it is built."""
 
     samples: int
     bytes: int
@@ -64,7 +65,7 @@ def settings_of(job: TrainJob) -> CachedTeacher:
 
 
 def cache_plan(job: TrainJob, latent_shape: tuple[int, int, int]) -> CachePlan:
-    """What the job's cache takes; latent_shape (C, h, w) is that of its pictures."""
+    """What the job's cache takes. latent_shape: (C, h, w) of its pictures' latents."""
     settings, sliders = settings_of(job), len(job.slider_names)
     values = latent_shape[0] * latent_shape[1] * latent_shape[2]
     paths = round(settings.samples * settings.trajectory_share) // PATH_SAMPLES
@@ -76,7 +77,7 @@ def cache_plan(job: TrainJob, latent_shape: tuple[int, int, int]) -> CachePlan:
 
 
 def cache_store(job: TrainJob, base_id: str) -> Store:
-    """Where the job's cache lies, by content."""
+    """Where the job's cache is, by what it is made from."""
     settings = settings_of(job)
     parts = {
         "format": _FORMAT,
@@ -94,14 +95,14 @@ def cache_store(job: TrainJob, base_id: str) -> Store:
 
 
 def finished(store: Store) -> bool:
-    """Whether the cache there is whole."""
+    """Whether the cache is whole."""
     return store.exists(_DONE)
 
 
-def build_cache(job: TrainJob, base: str, store: Store, board: Board) -> None:
-    """Make the shards that are not there yet; needs a running Ray. The last thing is cache.json."""
+def build_cache(job: TrainJob, base: str, store: Store, board: ProgressBoard) -> None:
+    """Make the shards that do not exist yet, then cache.json. Ray must be running."""
     settings, start_s = settings_of(job), time.monotonic()
-    if job.photos:  # an actor's working folder is its own
+    if job.photos:  # absolute, since an actor has a working folder of its own
         job = job.model_copy(update={"photos": Store(job.photos).uri})
     shards = -(-settings.samples // _SHARD_SAMPLES)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -116,14 +117,14 @@ def build_cache(job: TrainJob, base: str, store: Store, board: Board) -> None:
     done = 0
     for batch in made.iter_batches(batch_size=None, prefetch_batches=0):
         done += int(sum(batch["samples"]))
-        board.post("teacher cache", done, settings.samples, {})
+        board.report("teacher cache", done, settings.samples, {})
     seconds = time.monotonic() - start_s
     about = {"samples": done, "base": base, "seconds": round(seconds, 3)}
     store.write(_DONE, json.dumps(about, indent=1).encode())
 
 
 def seconds_a_sample(job: TrainJob, base: str) -> float | None:
-    """The rate at which an earlier cache of this base was built here; None where there is none."""
+    """Seconds a sample took in an earlier cache of this base; None where there is none."""
     root = Store(settings_of(job).cache)
     for entry in root.list():
         if entry.key.endswith("/" + _DONE):
@@ -143,7 +144,7 @@ def read_cache(store: Store) -> ray.data.Dataset:
 
 
 class _Builder:
-    """The Ray Data actor: one copy of the base, shard numbers in, shards in storage."""
+    """The Ray Data actor: it has a copy of the base, is given shard numbers and stores shards."""
 
     def __init__(self, job: dict, base: str, store: Store, shard_samples: int):
         self.job, self.store = TrainJob.model_validate(job), store
@@ -165,7 +166,7 @@ class _Builder:
 
     @property
     def maker(self) -> SampleMaker:
-        """Loaded when first needed: a build that has nothing left to do loads nothing."""
+        """Loaded at first use, so that a build with nothing left to do loads nothing."""
         if self._maker is None:
             import torch
 
@@ -178,9 +179,9 @@ class _Builder:
 
 
 def load_photos(job: TrainJob, model: DiffusionModel) -> PhotoPool:
-    """The job's photos without Ray, or what the base draws where it has none."""
+    """The job's photos, read without Ray; generated by the base where the job has none."""
     if job.photos is None:
-        return PhotoPool.drawn(model, [p.target for p in job.concepts.values()], job.seed)
+        return PhotoPool.generated(model, [p.target for p in job.concepts.values()], job.seed)
     rows = iter_photos(job.photos)
     return PhotoPool.load(rows, model, job.resolution, job.max_broken_share)
 
@@ -188,7 +189,7 @@ def load_photos(job: TrainJob, model: DiffusionModel) -> PhotoPool:
 def to_parquet(rows: Iterator[Row]) -> bytes:
     """Samples as one Parquet file; equal samples give equal bytes."""
     stream = io.BytesIO()
-    # Noise does not compress.
+    # Not compressed, since noise does not shrink.
     pq.write_table(pa.Table.from_pylist(list(rows), SAMPLE_SCHEMA), stream, compression="none")
     return stream.getvalue()
 
@@ -198,18 +199,18 @@ def ensure_cache(
     base: str,
     base_id: str,
     latent_shape: tuple[int, int, int],
-    board: Board,
-    say: Callable[[str], None],
+    board: ProgressBoard,
+    report: Callable[[str], None],
 ) -> Store:
-    """The job's cache, found or built; what it takes is said first."""
+    """The job's cache, found or built; report(line) first says what building it takes."""
     store = cache_store(job, base_id)
     if finished(store):
-        say(f"teacher cache: found {store.uri}")
+        report(f"teacher cache: found {store.uri}")
         return store
     samples, rate = settings_of(job).samples, seconds_a_sample(job, base)
     expected = f"about {rate * samples:.0f} s" if rate else "time known after the first shard"
     plan = cache_plan(job, latent_shape)
-    say(
+    report(
         f"teacher cache: {samples} samples, {plan.bytes / 1e6:.1f} MB, {plan.forwards} forward "
         f"passes, {expected}, in {store.uri}"
     )

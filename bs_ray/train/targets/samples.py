@@ -1,8 +1,9 @@
-"""Stored lessons: noisy latents with the frozen base's predictions, made once (METHOD 3).
+"""Samples: noisy latents with the frozen base's predictions, made once and stored
+(docs/method.md, "Training").
 
 A sample depends on (base, prompts, photos, seed, number) alone, so any number of workers makes the
-same cache. Even samples are "near" (t <= image_timestep_max), odd ones not, like the rows of a
-batch. Everything is stored in fp16, and the predictions are made at the x_t that is stored.
+same cache. Even samples are "near" (t <= image_timestep_max) and odd ones are not, like the rows of
+a batch. Everything is stored in fp16, and the predictions are made at the stored x_t.
 
 Legend: N samples, M sliders; latents [C, h, w].
 """
@@ -21,15 +22,15 @@ from torch import Tensor
 from bs_ray.config import CachedTeacher, TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import Condition, DiffusionModel
-from bs_ray.models.diffusion import euler_path, guided, keyed_noise
+from bs_ray.models.diffusion import euler_path, guided, keyed_generator, keyed_noise
 from bs_ray.sliders.bank import SliderBank
-from bs_ray.train.batches import RowDraws, TrainBatch, draw, row_generator, text_batch
+from bs_ray.train.batches import RowDraws, TrainBatch, draw, text_batch
 from bs_ray.train.targets.teacher import Teacher, TeacherOutput
 
 PATH_STEPS = 48
 PATH_SAMPLES = 16
-"""Samples taken from one denoising run of PATH_STEPS steps: half of them near, half not."""
-_ROWS = 8  # samples a forward pass
+"""Samples taken from one denoising run of PATH_STEPS steps, half of them near."""
+_ROWS = 8  # samples in one forward pass
 
 Row = dict[str, Any]
 """sample, photo, t, turn: int; x_t [C, h, w], neutral and direction [M, C, h, w]: fp16 bytes."""
@@ -37,7 +38,7 @@ Row = dict[str, Any]
 
 @dataclass
 class SampleMaker:
-    """Makes samples by number. `photos` may be None where all samples come from the base's runs."""
+    """Makes samples by number."""
 
     job: TrainJob
     model: DiffusionModel
@@ -52,7 +53,7 @@ class SampleMaker:
 
     @property
     def paths(self) -> int:
-        """How many denoising runs there are; their samples come first."""
+        """How many denoising runs samples are taken from; these samples come first."""
         return round(self.settings.samples * self.settings.trajectory_share) // PATH_SAMPLES
 
     def make(self, samples: Sequence[int]) -> Iterator[Row]:
@@ -61,7 +62,7 @@ class SampleMaker:
         for first in range(0, len(samples), _ROWS):
             part = samples[first : first + _ROWS]
             drawn = [self._from_path(n) if n < from_paths else self._noised(n) for n in part]
-            yield from self._taught(part, drawn)
+            yield from self._rows(part, drawn)
 
     def _noised(self, number: int) -> tuple[int, int, Tensor]:
         """(photo, t, x_t) of a noised photo."""
@@ -78,21 +79,21 @@ class SampleMaker:
         return one.photo[0], int(one.t[0]), kind.add_noise(x0, one.noise, one.t)[0]
 
     def _from_path(self, number: int) -> tuple[int, int, Tensor]:
-        """(photo, t, x_t) on one of the base's own denoising runs; the photo is any real one."""
+        """(photo, t, x_t) from one of the base's own denoising runs; the photo is any real one."""
         path, place = divmod(number, PATH_SAMPLES)
         points = self._path_points(path)
         photo = torch.randint(
-            len(self.photos), (), generator=row_generator(self.job.seed, -1, number)
+            len(self.photos), (), generator=keyed_generator(self.job.seed, -1, number)
         )
         return int(photo), *points[place]
 
-    def _taught(self, numbers: Sequence[int], drawn: list[tuple[int, int, Tensor]]) -> list[Row]:
+    def _rows(self, numbers: Sequence[int], drawn: list[tuple[int, int, Tensor]]) -> list[Row]:
         device = self.model.device
         x_t = torch.stack([x for _, _, x in drawn]).half()
         t = torch.tensor([t for _, t, _ in drawn])
         turn = torch.tensor(numbers)
-        said = self.teacher(x_t.float().to(device), t.to(device), turn)
-        neutral, direction = (p.half().cpu().numpy() for p in (said.neutral, said.direction))
+        output = self.teacher(x_t.float().to(device), t.to(device), turn)
+        neutral, direction = (p.half().cpu().numpy() for p in (output.neutral, output.direction))
         return [
             {
                 "sample": number,
@@ -107,9 +108,9 @@ class SampleMaker:
         ]
 
     def _path_points(self, path: int) -> list[tuple[int, Tensor]]:
-        """PATH_SAMPLES points (t, x_t) of one run from pure noise, near and far in turn."""
+        """PATH_SAMPLES points (t, x_t) of one run from pure noise, near and not near in turn."""
         if path not in self._points:
-            self._points = {path: self._run(path)}  # samples come in order: one run is enough
+            self._points = {path: self._run(path)}  # samples come in order, so one run is kept
         return self._points[path]
 
     @torch.no_grad()
@@ -135,9 +136,9 @@ def _spread(points: list[tuple[int, Tensor]], count: int) -> list[tuple[int, Ten
 
 # --- training from them --------------------------------------------------------------------------
 def sample_number(job: TrainJob, samples: int, step: int, row: int) -> int:
-    """Which sample a global row of a step takes: every one once before any is taken again.
+    """The sample that a global row of a step takes; all are taken once before one is taken again.
 
-    Even rows take even (near) samples, odd rows odd ones, each in a new order every epoch.
+    Even rows take even (near) samples and odd rows odd ones, in a new order every epoch.
     """
     parity, pool = row % 2, (samples + 1 - row % 2) // 2
     a_step = (job.batch_size + 1 - parity) // 2
@@ -147,15 +148,15 @@ def sample_number(job: TrainJob, samples: int, step: int, row: int) -> int:
 
 @lru_cache(maxsize=8)
 def _order(seed: int, parity: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=row_generator(seed, -2 - epoch, parity))
+    return torch.randperm(count, generator=keyed_generator(seed, -2 - epoch, parity))
 
 
 @dataclass
 class CachedBatches:
-    """Lessons from stored samples; some of every batch, if asked, from the slider's own runs.
+    """Batches from stored samples, and a share of their rows from runs with the slider on.
 
-    Those, `on_policy_fraction` of the rows, are made anew at every checkpoint, with the weights
-    that it stores: a run that resumes there makes the same.
+    These rows, `on_policy_fraction` of all, are made anew at every checkpoint with the weights that
+    it stores, so a run that resumes there makes the same rows.
     """
 
     job: TrainJob
@@ -168,7 +169,7 @@ class CachedBatches:
 
     @classmethod
     def load(cls, rows: Iterable[Mapping[str, Any]], **parts: Any) -> CachedBatches:
-        """Keep what a run will ask for of the rows of a cache, in whatever order they arrive."""
+        """Keep the rows of a cache, in whatever order they arrive."""
         return cls(samples={int(row["sample"]): dict(row) for row in rows}, **parts)
 
     def at(self, step: int, rows: range) -> TrainBatch:
@@ -186,7 +187,7 @@ class CachedBatches:
 
         count = len(job.slider_names)
         x_t, t = stack("x_t"), torch.tensor([row["t"] for row in taken], device=device)
-        taught = TeacherOutput(
+        predicted = TeacherOutput(
             stack("neutral", count).transpose(0, 1), stack("direction", count).transpose(0, 1)
         )
         drawn = draw(job, rows, step, len(self.photos), 1000, (1, 1, 1))
@@ -197,7 +198,7 @@ class CachedBatches:
             drawn.noise,
             torch.tensor([row["turn"] for row in taken]),
         )
-        return text_batch(job, self.teacher, rows, drawn, x_t, t, taught)
+        return text_batch(job, self.teacher, rows, drawn, x_t, t, predicted)
 
     def refresh(self, step: int, rows: range) -> None:
         assert isinstance(self.job.teacher, CachedTeacher)
@@ -207,19 +208,19 @@ class CachedBatches:
 
     @torch.no_grad()
     def _on_policy(self, step: int, row: int) -> Row:
-        """One row from a run with a slider on: Concept Sliders' way, at a random strength."""
+        """A row from a denoising run with a slider on, as Concept Sliders has it, at a random
+        strength."""
         model, job = self.model, self.job
         settings, split = job.teacher, job.losses.image_timestep_max
         assert isinstance(settings, CachedTeacher)
-        shape, rng = self.photos.latent_shape, row_generator(job.seed, -3 - step, -1 - row)
+        shape, rng = self.photos.latent_shape, keyed_generator(job.seed, -3 - step, -1 - row)
         one = draw(job, range(row, row + 1), -3 - step, len(self.photos), 1000, shape)
         slider = torch.tensor([row % len(job.slider_names)])
-        gates = torch.zeros(2, len(job.slider_names), device=model.device)
-        gates[:, slider] = float(one.strength[slider, 0])
+        lora_scales = torch.zeros(2, len(job.slider_names), device=model.device)
+        lora_scales[:, slider] = float(one.strength[slider, 0])
 
         def forward(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            with self.bank.strengths(gates):
-                return model.predict(x, t, condition)
+            return self.bank.predict(model, x, t, condition, lora_scales)
 
         cond = self.teacher.targets(slider, one.turn)
         scale = settings.trajectory_guidance
@@ -230,14 +231,14 @@ class CachedBatches:
         walk = euler_path(model.prediction, ahead, one.noise.to(model.device), times)
         x_t = next(x for x, t in walk if t == stop).half()
         t = torch.tensor([stop])
-        said = self.teacher(x_t.float(), t.to(model.device), one.turn)
+        predicted = self.teacher(x_t.float(), t.to(model.device), one.turn)
         return {
             "photo": one.photo[0],
             "t": stop,
             "turn": int(one.turn[0]),
             "x_t": x_t[0].cpu().numpy().tobytes(),
-            "neutral": said.neutral[:, 0].half().cpu().numpy().tobytes(),
-            "direction": said.direction[:, 0].half().cpu().numpy().tobytes(),
+            "neutral": predicted.neutral[:, 0].half().cpu().numpy().tobytes(),
+            "direction": predicted.direction[:, 0].half().cpu().numpy().tobytes(),
         }
 
 

@@ -1,4 +1,4 @@
-"""The frozen base as a teacher: what it predicts for the prompts of every slider.
+"""The frozen base as a teacher: its predictions for the prompts of every slider.
 
 Legend: B rows, M sliders; x_t and predictions [B, C, h, w]; t int64 [B].
 """
@@ -16,27 +16,27 @@ from bs_ray.config import Prompts
 from bs_ray.models.base import Condition, DiffusionModel
 
 _MIN_GAP = 2e-3
-"""Relative difference below which e(c+) and e(c-) are the same but for rounding."""
+"""Below this relative difference, e(c+) and e(c-) differ by rounding alone."""
 
 
 class PromptsDoNotSeparate(ValueError):
-    """The base predicts the same for c+ and c-: there is nothing for a slider to learn."""
+    """The base predicts the same for c+ and c-, so there is nothing for a slider to learn."""
 
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the frozen base says about B rows, for each of M sliders."""
+    """The frozen base's predictions for B rows, for each of M sliders."""
 
     neutral: Tensor  # [M, B, C, h, w]: e(x_t, c_n); the same tensor where the prompts are the same
-    direction: Tensor  # [M, B, C, h, w]: e(x_t, c+) - e(x_t, c-), minus that for action: erase
+    direction: Tensor  # [M, B, C, h, w]: e(x_t, c+) - e(x_t, c-), negated for action: erase
 
 
 class Teacher:
     """e(x_t, c_n) and e(x_t, c+) - e(x_t, c-) of the frozen base, one forward pass for all sliders.
 
-    With attributes to disentangle every prompt exists once per attribute ("male person", "female
-    person"): a row's neutral and target prompts take turns over them by its `turn`, and the
-    direction sums the differences over all (Concept Sliders, Eq 8).
+    With attributes to disentangle, every prompt exists once for each attribute ("male person",
+    "female person"). A row's `turn` chooses among its neutral and target prompts, and the direction
+    sums the differences over all attributes (Concept Sliders, Eq 8).
     """
 
     def __init__(self, model: DiffusionModel, concepts: Mapping[str, Prompts]):
@@ -49,14 +49,16 @@ class Teacher:
         self._conditions = model.embed(list(texts))
 
     def targets(self, slider: Tensor, turn: Tensor) -> Condition:
-        """The target prompts c_t of rows of sliders `slider` int64 [R] at turns int64 [R]."""
+        """The target prompts c_t of R rows, given each row's slider int64 [R] and turn int64
+        [R]."""
         names = [_targets(prompts) for prompts in self.concepts.values()]
         pairs = zip(slider.tolist(), turn.tolist(), strict=True)
         return self.conditions([names[m][k % len(names[m])] for m, k in pairs])
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor, turn: Tensor) -> TeacherOutput:
-        """A slider bank that is attached stays out of it as long as no strengths are set."""
+        """The predictions. An attached slider bank has no part in them, since no LoRA scales are
+        set."""
         columns: dict[tuple[str, ...], Tensor | None] = {}
         neutrals = []
         for prompts in self.concepts.values():
@@ -68,31 +70,31 @@ class Teacher:
         rows = self.conditions([text for column in columns for text in column])
         count = len(columns)
         predicted = self.model.predict(x_t.repeat(count, 1, 1, 1), t.repeat(count), rows)
-        said = dict(zip(columns, predicted.chunk(count), strict=True))
+        by_texts = dict(zip(columns, predicted.chunk(count), strict=True))
 
         def ends(texts: list[str]) -> Tensor:
-            return torch.stack([said[(text,) * len(x_t)] for text in texts]).sum(0)
+            return torch.stack([by_texts[(text,) * len(x_t)] for text in texts]).sum(0)
 
         directions = []
         for prompts in self.concepts.values():
             positive, negative = _ends(prompts)
             sign = 1 if prompts.action == "enhance" else -1
             directions.append(sign * (ends(positive) - ends(negative)))
-        return TeacherOutput(torch.stack([said[n] for n in neutrals]), torch.stack(directions))
+        return TeacherOutput(torch.stack([by_texts[n] for n in neutrals]), torch.stack(directions))
 
     def conditions(self, texts: list[str]) -> Condition:
-        """Rows of any of the sliders' prompts, or of ""."""
+        """Condition rows of any of the sliders' prompts, or of ""."""
         numbers = torch.tensor([self._number[text] for text in texts])
         return self._conditions.rows(numbers.to(self._conditions.tokens.device))
 
     def check_gap(self, x_t: Tensor, t: Tensor) -> dict[str, float]:
-        """The relative difference of e(c+) and e(c-) by slider, largest norm of the two as unit.
+        """By slider, the norm of e(c+) - e(c-) relative to that of e(c_n).
 
-        Raises PromptsDoNotSeparate for a slider whose difference is next to nothing.
+        Raises PromptsDoNotSeparate for a slider whose difference is rounding alone.
         """
-        said = self(x_t, t, torch.zeros_like(t))
-        size = said.neutral.flatten(1).norm(dim=1)
-        gaps = said.direction.flatten(1).norm(dim=1) / size
+        predicted = self(x_t, t, torch.zeros_like(t))
+        size = predicted.neutral.flatten(1).norm(dim=1)
+        gaps = predicted.direction.flatten(1).norm(dim=1) / size
         found = dict(zip(self.concepts, gaps.tolist(), strict=True))
         for name, gap in found.items():
             if gap < _MIN_GAP:
@@ -113,7 +115,8 @@ class Teacher:
 
 
 def forwards_a_row(concepts: Mapping[str, Prompts]) -> int:
-    """Frozen forwards that a row costs: distinct neutral prompts, and both ends of every slider."""
+    """How many frozen forwards a row costs: one for each distinct neutral prompt, two for a
+    slider."""
     neutrals = {tuple(_neutrals(prompts)) for prompts in concepts.values()}
     return len(neutrals) + sum(len(_ends(p)[0]) * 2 for p in concepts.values())
 
@@ -132,5 +135,5 @@ def _neutrals(prompts: Prompts) -> list[str]:
 
 
 def _ends(prompts: Prompts) -> tuple[list[str], list[str]]:
-    """(c+, c-), each once per attribute."""
+    """(c+, c-), each once for every attribute to disentangle."""
     return _with_attributes(prompts, prompts.positive), _with_attributes(prompts, prompts.negative)

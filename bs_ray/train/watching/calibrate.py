@@ -54,7 +54,7 @@ def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
     span = 2 * previewer.max_strength
     strengths = [span * i / _PER_SIDE for i in range(-_PER_SIDE, _PER_SIDE + 1)]
     seen = [_on_latents(previewer, m, predict, strengths) for m in range(len(previewer.names))]
-    if previewer.judging.perceptual:
+    if previewer.judges.perceptual:
         pictures = previewer.draw(predict, strengths)
         seen = [_with_pictures(previewer, one, pictures[m]) for m, one in enumerate(seen)]
     names = zip(previewer.names, seen, strict=True)
@@ -83,17 +83,17 @@ def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Me
 
     Half-way to another seed's picture is too far.
     """
-    judging, strengths = previewer.judging, seen.strengths
-    assert judging.perceptual
+    judges, strengths = previewer.judges, seen.strengths
+    assert judges.perceptual
     n, k = pictures.shape[:2]
     still = pictures[:, strengths.index(0.0)]
     flat, twin, others = pictures.flatten(0, 1), still.repeat_interleave(k, 0), still.roll(1, 0)
-    drift = judging.perceptual.distance(flat, twin).view(n, k).cpu().numpy()
-    most = float(judging.perceptual.distance(still, others).mean()) / 2
+    drift = judges.perceptual.distance(flat, twin).view(n, k).cpu().numpy()
+    most = float(judges.perceptual.distance(still, others).mean()) / 2
     seen = replace(seen, drift=drift, max_drift=most)
-    if judging.identity:
-        identity = judging.identity.similarity(flat, twin).view(n, k).cpu().numpy()
-        least = (1 + float(judging.identity.similarity(still, others).mean())) / 2
+    if judges.identity:
+        identity = judges.identity.similarity(flat, twin).view(n, k).cpu().numpy()
+        least = (1 + float(judges.identity.similarity(still, others).mean())) / 2
         seen = replace(seen, identity=identity, min_identity=least)
     return seen
 

@@ -37,12 +37,12 @@ _HELD_OUT_TIMES = (0.1, 0.3, 0.5, 0.7)
 _ROWS = 32  # rows of one forward pass
 
 
-def missing_judges_message(judging: JudgeSet, base: str) -> str | None:
+def missing_judges_message(judges: JudgeSet, base: str) -> str | None:
     """What to tell the user about absent judges; None where there is nothing to tell."""
-    if not judging.absent:
+    if not judges.absent:
         return None
     return (
-        f"previews: no {', '.join(judging.absent)} judge beside base {base}; what these would "
+        f"previews: no {', '.join(judges.absent)} judge beside base {base}; what these would "
         "say is left out, and reach and leak tell effect and drift"
     )
 
@@ -91,7 +91,7 @@ class Previewer:
     eta: float = 1.0
     max_strength: float = 2.0
     """S: strips show -S, -S/2, 0, S/2, S."""
-    judging: JudgeSet = field(default_factory=JudgeSet)
+    judges: JudgeSet = field(default_factory=JudgeSet)
     latent_shape: tuple[int, int, int] | None = None
     """(C, h, w) of the pictures; the base's native size where left out."""
     seeds: Sequence[int] = SEEDS
@@ -116,24 +116,24 @@ class Previewer:
     def draw(self, predict: Predict, strengths: Sequence[float]) -> Tensor:
         """Pictures [M, N, K, 3, H, W] in [-1, 1], on the CPU, generated from the target prompts."""
         count, n, k = len(self.names), len(self.seeds), len(strengths)
-        gates = torch.zeros(count, n, k, count)
+        lora_scales = torch.zeros(count, n, k, count)
         for m in range(count):
-            gates[m, :, :, m] = torch.tensor(strengths)
-        latents = self._generate(predict, gates.view(-1, count), n * k, k)
+            lora_scales[m, :, :, m] = torch.tensor(strengths)
+        latents = self._generate(predict, lora_scales.view(-1, count), n * k, k)
         images = [self.model.decode(part).clamp(-1, 1).cpu() for part in latents.split(self.rows)]
         return torch.cat(images).float().unflatten(0, (count, n, k))
 
-    def _generate(self, predict: Predict, gates: Tensor, each: int, same: int) -> Tensor:
+    def _generate(self, predict: Predict, lora_scales: Tensor, each: int, same: int) -> Tensor:
         """Latents of rows with these gates [B, M]: `each` for a slider, `same` for a seed."""
         model, shape = self.model, self.latent_shape or self.model.latent_shape
         embedded = model.embed([*self.targets, ""])
         direction = embedded.rows(slice(0, -1)).repeat(each)
-        untold = embedded.rows(torch.full((len(gates),), len(self.targets)))
-        gates = torch.cat([gates, gates]).to(model.device)
+        untold = embedded.rows(torch.full((len(lora_scales),), len(self.targets)))
+        lora_scales = torch.cat([lora_scales, lora_scales]).to(model.device)
         start = LATE_ACTIVATION * model.prediction.num_train_timesteps
 
         def forward(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            return self._in_parts(predict, x_t, t, condition, gates * (t < start)[:, None])
+            return self._in_parts(predict, x_t, t, condition, lora_scales * (t < start)[:, None])
 
         seeds = [seed for _ in self.targets for seed in self.seeds for _ in range(same)]
         x = batch_noise(shape, seeds, ["preview"] * len(seeds), 0).to(model.device)
@@ -143,11 +143,11 @@ class Previewer:
         return x0
 
     def _in_parts(
-        self, predict: Predict, x_t: Tensor, t: Tensor, condition: Condition, gates: Tensor
+        self, predict: Predict, x_t: Tensor, t: Tensor, condition: Condition, lora_scales: Tensor
     ) -> Tensor:
         """`predict` in passes of at most `rows` rows."""
         parts = [slice(i, i + self.rows) for i in range(0, len(x_t), self.rows)]
-        done = [predict(x_t[p], t[p], condition.rows(p), gates[p]) for p in parts]
+        done = [predict(x_t[p], t[p], condition.rows(p), lora_scales[p]) for p in parts]
         return torch.cat(done)
 
     # --- on held-out noisy latents ----------------------------------------------------------------
@@ -194,10 +194,12 @@ class Previewer:
     def moved(self, slider: int, predict: Predict, strengths: Sequence[float]) -> Tensor:
         """e_s - e_0 of one slider on its held-out rows: [K, rows, C, h, w]."""
         mine, count = self.held_out.of(slider), len(strengths) + 1
-        gates = torch.zeros(count, mine.rows, len(self.names), device=mine.x_t.device)
-        gates[1:, :, slider] = torch.tensor(strengths, device=gates.device)[:, None]
+        lora_scales = torch.zeros(count, mine.rows, len(self.names), device=mine.x_t.device)
+        lora_scales[1:, :, slider] = torch.tensor(strengths, device=lora_scales.device)[:, None]
         x_t, t = mine.x_t.repeat(count, 1, 1, 1), mine.t.repeat(count)
-        said = self._in_parts(predict, x_t, t, mine.condition.tile(count), gates.flatten(0, 1))
+        said = self._in_parts(
+            predict, x_t, t, mine.condition.tile(count), lora_scales.flatten(0, 1)
+        )
         said = said.unflatten(0, (count, mine.rows))
         return said[1:] - said[:1]
 
@@ -217,16 +219,16 @@ class Previewer:
         """clip, drift and identity of pictures [N, 5, 3, H, W], as far as there are judges."""
         down, still, up = pictures[:, 1], pictures[:, 2], pictures[:, 3]
         moved, twice = torch.cat([down, up]), torch.cat([still, still])
-        judging, found = self.judging, {}
+        judges, found = self.judges, {}
         prompts = self.concepts.get(self.names[slider])
         with torch.no_grad():
-            if judging.clip and prompts:
-                low, high = attribute_score(judging.clip, moved, prompts).chunk(2)
+            if judges.clip and prompts:
+                low, high = attribute_score(judges.clip, moved, prompts).chunk(2)
                 found["clip"] = float((high - low).mean())
-            if judging.perceptual:
-                found["drift"] = float(judging.perceptual.distance(moved, twice).mean())
-            if judging.identity:
-                found["identity"] = float(judging.identity.similarity(moved, twice).mean())
+            if judges.perceptual:
+                found["drift"] = float(judges.perceptual.distance(moved, twice).mean())
+            if judges.identity:
+                found["identity"] = float(judges.identity.similarity(moved, twice).mean())
         return found
 
 
@@ -269,7 +271,7 @@ def bank_predict(model: DiffusionModel, bank: SliderBank) -> Predict:
     """The `predict` of a model that this bank is attached to."""
 
     def predict(x_t: Tensor, t: Tensor, condition: Condition, strengths: Tensor) -> Tensor:
-        with bank.strengths(strengths):
+        with bank.scaled(strengths):
             return model.predict(x_t, t, condition)
 
     return predict

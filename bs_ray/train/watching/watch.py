@@ -25,7 +25,7 @@ class Watch:
     """
 
     state: TrainState
-    judging: JudgeSet
+    judges: JudgeSet
     open_tracker: Callable[[int], Tracker]
     shown: dict[str, float] = field(default_factory=dict)
     """Effect and drift of the last preview, for the progress bar."""
@@ -41,7 +41,7 @@ class Watch:
             job.concepts,
             job.losses.eta,
             job.losses.max_strength,
-            self.judging,
+            self.judges,
             state.photos.latent_shape,
         )
         self.plateau = Plateau(job.early_stop) if job.early_stop else None

@@ -16,7 +16,8 @@ from bs_ray.models import load_base
 from bs_ray.serve.engine.admission import Load, Pace, finish_times
 from bs_ray.serve.engine.batcher import Batcher
 from bs_ray.serve.engine.tasks import Busy, EditTask, GenerateTask, Partial, Result, Step
-from bs_ray.sliders.slider import Slider, SliderError
+from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.slider import Slider
 from bs_ray.testing import random_slider
 
 TOLERANCE = 1e-5
@@ -379,8 +380,8 @@ def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
 ) -> None:
     """The good one shares its passes, and still takes each step once."""
 
-    def broken(work, settings):
-        yield work.edited(work.x0[work.source_of], 100)
+    def broken(context, settings):
+        yield context.edited(context.x0[context.source_of], 100)
         raise ValueError("a bug of the method")
 
     monkeypatch.setitem(METHODS, "sdedit", broken)

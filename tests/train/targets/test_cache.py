@@ -10,7 +10,7 @@ import pytest
 from bs_ray.config import TrainJob
 from bs_ray.datasets.shards import PHOTO_SCHEMA
 from bs_ray.models.folder import base_hash
-from bs_ray.progress import Board
+from bs_ray.progress import ProgressBoard
 from bs_ray.storage import MissingKeyError, Store
 from bs_ray.train.targets import cache
 from bs_ray.train.targets.cache import (
@@ -46,7 +46,7 @@ def test_build_find_and_resume(ray_cluster, job, base, model, monkeypatch) -> No
     base_id = base_hash(base)
 
     def ensure() -> Store:
-        return ensure_cache(job, str(base), base_id, SHAPE, Board(), said.append)
+        return ensure_cache(job, str(base), base_id, SHAPE, ProgressBoard(), said.append)
 
     store = ensure()
     assert "12 samples, 0.1 MB, 36 forward passes, time known after the first shard" in said[-1]

@@ -125,19 +125,19 @@ def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
     assert (missing_judges_message(none, "b") or "").startswith(
         "previews: no clip, perceptual, identity judge"
     )
-    judging = find_judges(base_folder("tiny"))
-    assert judging.absent == [] and missing_judges_message(judging, "b") is None
+    judges = find_judges(base_folder("tiny"))
+    assert judges.absent == [] and missing_judges_message(judges, "b") is None
     predict = bank_predict(model, bank_of(model, ["smile"]))
-    numbers = previewer(model, {"smile": SMILE}, judging=judging)(1, predict)["smile"].numbers
+    numbers = previewer(model, {"smile": SMILE}, judges=judges)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers
 
 
 @pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.filterwarnings("ignore:slider smile. got no effect")
 def test_a_slider_is_calibrated_with_and_without_judges(model, judged: bool) -> None:
-    judging = find_judges(base_folder("tiny")) if judged else JudgeSet()
+    judges = find_judges(base_folder("tiny")) if judged else JudgeSet()
     predict = bank_predict(model, bank_of(model, ["smile"]))
-    found = calibrate(previewer(model, {"smile": SMILE}, judging=judging), predict)["smile"]
+    found = calibrate(previewer(model, {"smile": SMILE}, judges=judges), predict)["smile"]
     assert found.strengths == [-4, -3, -2, -1, 0, 1, 2, 3, 4]
     assert found.effect[4] == 0 and found.drift[4] == pytest.approx(0, abs=1e-6)
     assert found.judge.startswith("share of the change told")

@@ -1,0 +1,87 @@
+"""A slider's card: what made it, what it is good for, and which strengths it takes. No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bs_ray.config import Prompts
+from bs_ray.sliders.calibration import Calibration
+
+_ROUNDING = 1e-6
+"""How far a strength may lie beyond a limit that was itself computed."""
+
+
+class SliderError(ValueError):
+    """A slider that cannot be used; the message says got, expected and what to do."""
+
+
+class Card(BaseModel):
+    """What made a slider and what it is good for; `to_json` is what a slider's file holds."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    name: str
+    version: int = 0
+    """The registry gives a number when the slider is published; before that it is 0."""
+    base: str
+    """The base's name or folder, for people."""
+    base_id: str
+    """The base's content hash, for machines; "" for an imported slider whose base is unknown."""
+    family: str = "sdxl"
+    """Model family, as in `models.FAMILIES`."""
+    part: str = "unet"
+    """The denoiser's folder in the diffusers layout: "unet" or "transformer"."""
+    prompts: Prompts | None = None
+    """None for a slider made from pictures, or imported without its prompts."""
+    subject: str = Field("", alias="pictured")
+    """What a slider without prompts acts on, in words; files call it `pictured`."""
+    rank: int
+    calibration: Calibration | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    """The job's settings and what the run measured."""
+
+    @property
+    def target(self) -> str:
+        """The prompt that the slider acts on (c_t)."""
+        return self.prompts.target if self.prompts else self.subject
+
+    @property
+    def reference(self) -> str:
+        """name@version, which names one slider for good."""
+        return f"{self.name}@{self.version}"
+
+    def to_json(self) -> str:
+        """The card as a slider's file holds it."""
+        return self.model_dump_json(by_alias=True)
+
+    def lora_scale(self, strength: float, calibrated: bool = True) -> float:
+        """The LoRA scale of a strength, which counts units of effect where the card has them.
+
+        calibrated=False: the strength is the LoRA scale. Raises SliderError for a strength that is
+        not a finite number, or whose LoRA scale is larger than all that was measured.
+        """
+        if not math.isfinite(strength):
+            raise SliderError(f"slider {self.name}: got strength {strength}; expected a number")
+        measured = self.calibration
+        if not measured:
+            return strength
+        scale, limit = measured.lora_scale(strength) if calibrated else strength, measured.max_scale
+        if abs(scale) > limit:
+            raise SliderError(
+                f"slider {self.name}: got strength {strength:g}, a LoRA scale of {scale:.3g}; "
+                f"expected a scale of at most {limit:g}, the end of what was measured"
+            )
+        return scale
+
+    def note(self, strength: float, calibrated: bool = True) -> str:
+        """What a user should know of a strength beyond the usable range; "" within it."""
+        measured = self.calibration
+        if not measured or not measured.unit:
+            return ""
+        low, high = measured.units if calibrated else (measured.low, measured.high)
+        if low - _ROUNDING <= strength <= high + _ROUNDING:
+            return ""
+        return f"{self.name} {strength:g} is beyond its usable range, {low:.2g} to {high:.2g}"
