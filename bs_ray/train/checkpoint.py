@@ -3,9 +3,10 @@
     <name>.safetensors ...   one per engine
     state.json               the progress, and the sha256 of every other file
 
-Engine states are portable, so neither the engine nor the number of workers is part of it. On
-storage a run's checkpoints lie side by side, named by their step: `step-000050-1a2b3c4d`. Uploads
-may break off anywhere, so what counts is what `read` finds whole, not what lies there.
+Engine states are portable, so a checkpoint depends neither on the engine nor on the number of
+workers. On storage a run's checkpoints lie side by side, named by their step:
+`step-000050-1a2b3c4d`. An upload may break off anywhere, so a checkpoint counts only where its
+hashes show that it is whole.
 """
 
 from __future__ import annotations
@@ -51,18 +52,19 @@ class Progress:
     seconds: float = 0.0
     """Time spent on them, restarts included."""
     scales: dict[str, float] = field(default_factory=dict)
+    """State of the LossNormaliser; checkpoints have always called it so."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Numbers of some steps, for the card and the curves."""
+    """The numbers of some steps, for the card."""
     gaps: dict[str, float] = field(default_factory=dict)
-    """The teacher's gap by slider, from before step 0."""
+    """The teacher's gap by slider, measured before step 0."""
     plateau: dict[str, float] = field(default_factory=dict)
-    """How far the early stop has come."""
+    """State of the early stop."""
     stopped: bool = False
     """Whether the run ended early, on a plateau."""
 
 
 def write(folder: Path, job: TrainJob, progress: Progress, states: Mapping[str, State]) -> None:
-    """Make the checkpoint `folder`, which must not exist, in one step."""
+    """Make the checkpoint `folder`, which must not exist, in one atomic step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
@@ -127,22 +129,22 @@ def _check_job(folder: Path, saved: TrainJob, job: TrainJob) -> None:
 
 # --- on storage --------------------------------------------------------------------------------
 def new_name(folder: Path) -> str:
-    """A name on storage for the checkpoint in `folder`, unlike that of any other upload."""
+    """A name on storage for the checkpoint in `folder`, different from that of any other upload."""
     step = json.loads((folder / _STATE).read_text())["progress"]["step"]
     return f"{_PREFIX}{step:06d}-{uuid4().hex[:8]}"
 
 
-def whole(run: Store, pass_over: Callable[[str], None]) -> Iterator[str]:
-    """Names of a run's checkpoints, the newest first, each downloaded and found whole.
+def whole(run: Store, report: Callable[[str], None]) -> Iterator[str]:
+    """Names of a run's whole checkpoints, the newest first; each is downloaded and verified.
 
-    pass_over(message) is called for each one that is not.
+    report(message) is called for each checkpoint that is not whole.
     """
     for name in names(run):
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 _verified(download(run, name, Path(scratch)))
             except IncompleteCheckpoint as error:
-                pass_over(str(error).partition(";")[0])
+                report(str(error).partition(";")[0])
                 continue
         yield name
 
@@ -153,7 +155,7 @@ def names(run: Store) -> list[str]:
 
 
 def download(run: Store, name: str, into: Path) -> Path:
-    """Copy one checkpoint, as much of it as there is, to a new folder in `into`."""
+    """Copy one checkpoint, or what there is of it, to a new folder in `into`."""
     folder = into / name
     folder.mkdir()
     for entry in run.list(f"{name}/"):
@@ -163,7 +165,7 @@ def download(run: Store, name: str, into: Path) -> Path:
 
 @contextmanager
 def downloaded(run: Store, name: str | None) -> Iterator[Path | None]:
-    """Within, the folder of a downloaded checkpoint; None for None."""
+    """Within, the folder of the downloaded checkpoint; None for None."""
     if name is None:
         yield None
         return

@@ -1,8 +1,8 @@
-"""The discriminator: does a patch look like a photo?
+"""The discriminator, which judges whether a patch looks like a photo (III-C of the paper).
 
 It sees decoded one-step x0 estimates (fake) and real photos that went through the same VAE (real),
-so it cannot win on the VAE's own blur; or, as the cheap mode, both as latents. Images are float32
-[B, 3, H, W], about [-1, 1], not clipped; latents [B, C, h, w].
+so that it cannot win by the VAE's own blur; in its cheap mode it sees both as latents. Images are
+float32 [B, 3, H, W], about [-1, 1], not clipped; latents [B, C, h, w].
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from bs_ray.train.losses import discriminator_loss, r1_penalty
 
 _WIDTHS = (32, 64, 128, 128, 128)
-_GRID = 8  # patches along a side, at least
+_GRID = 8  # patches along a side, or more
 
 
 def _level(inputs: int, outputs: int, first: bool) -> nn.Sequential:
-    # No norm on the first level: it would hide the picture's own contrast and colour cast.
+    # No norm on the first level, since it would hide the picture's own contrast and colour cast.
     norm = nn.Identity() if first else nn.GroupNorm(8, outputs)
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), norm, nn.LeakyReLU(0.2)
@@ -27,13 +27,13 @@ def _level(inputs: int, outputs: int, first: bool) -> nn.Sequential:
 class Discriminator(nn.Module):
     """A PatchGAN (Isola et al. 2017) and its loss.
 
-    Its forward pass IS its loss, because the engines of DeepSpeed follow exactly one forward and
-    the gradient penalty needs an inner gradient that they must not see. `score` is for the slider.
+    Its forward pass is its loss: DeepSpeed's engines follow exactly one forward pass, and must not
+    see the inner gradient that the gradient penalty needs. The slider's loss uses `score`.
     """
 
     def __init__(self, channels: int, side: int, r1: float, seed: int):
-        """channels, side: of the images or latents; side 64 -> 8 x 8 patches, larger ones get more
-        levels."""
+        """channels, side: of the images or latents. Side 64 gives 8 x 8 patches; larger sides get
+        more levels."""
         super().__init__()
         self.r1 = r1
         levels = min(max((side // _GRID).bit_length() - 1, 1), len(_WIDTHS))
@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
             torch.manual_seed(seed)
             self.net = nn.Sequential(
                 *(_level(widths[i], widths[i + 1], first=i == 0) for i in range(levels)),
-                # No bias: its gradient would be 0 but for rounding, which Adam inflates.
+                # No bias: its gradient would be rounding alone, which Adam would inflate.
                 nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False),
             )
 

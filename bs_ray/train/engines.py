@@ -1,7 +1,10 @@
-"""Engines: what steps a network's optimizer, alone or over workers. The one doorway to DeepSpeed.
+"""Engines step a network's optimizer, alone or over workers. The one doorway to DeepSpeed.
 
-All have one face (`Engine`), and one portable state: fp32 parameters and Adam's moments by name,
-whole, so that a checkpoint may be continued by another engine and another number of workers.
+They share one protocol (`Engine`) and one portable state: whole fp32 parameters and Adam's moments
+by name. So a checkpoint can be continued by another engine and another number of workers.
+
+The optimizer is AdamW at a constant learning rate: there is no schedule, since a slider's few
+hundred steps end before one would matter, and a resumed run needs no more state.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ class Engine(Protocol):
     """A network under training."""
 
     module: nn.Module
-    """The bare network. Another engine's loss must go through it, never through the engine."""
+    """The bare network. Another engine's loss must use it instead of calling this engine."""
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """The network's forward pass, which `backward_and_step` follows."""
+        """The network's forward pass; `backward_and_step` must follow it."""
 
     def backward_and_step(self, loss: Tensor) -> None:
         """Average the gradients of `loss` [] over the workers and step the optimizer."""
@@ -39,12 +42,12 @@ class Engine(Protocol):
         """The portable state. Every worker must call it, after at least one step."""
 
     def load_state(self, state: State) -> None:
-        """Continue from `state`. Every worker must call it, after at least one step of any batch:
-        optimizers make their moments on their first step."""
+        """Continue from `state`. Every worker must call it, after at least one step of any batch,
+        since optimizers make their moments on their first step."""
 
 
 def mean_over_workers(values: Tensor) -> Tensor:
-    """The mean of each worker's `values`; the values themselves without torch.distributed."""
+    """The mean of `values` over the workers; `values` themselves without torch.distributed."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
         values /= dist.get_world_size()
@@ -52,7 +55,7 @@ def mean_over_workers(values: Tensor) -> Tensor:
 
 
 def _adamw(module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    # Fused: one pass over a slider's hundreds of small factors, on the CPU too.
+    # Fused: one pass over a slider's hundreds of small factors, also on the CPU.
     return torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, fused=True)
 
 
@@ -78,7 +81,7 @@ class PlainEngine:
                 mean_over_workers(parameter.grad)
 
     def step(self) -> None:
-        """Clip the gradients, step the optimizer, and drop them."""
+        """Clip the gradients, step the optimizer, and clear the gradients."""
         nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -100,9 +103,9 @@ class PlainEngine:
 class DeepSpeedEngine:
     """DeepSpeed with ZeRO stage 0-3 over the workers of torch.distributed.
 
-    The networks here are small (a slider, a discriminator), so stage 3 too keeps their parameters
-    whole on every worker and shards gradients and optimizer state. What is large at stage 3 is the
-    frozen base, which no engine holds: `shard_frozen` shards it.
+    The networks here are small (a slider, a discriminator), so stage 3, too, keeps their parameters
+    whole on every worker and shards gradients and optimizer state. The frozen base is what is
+    large; no engine holds it, and at stage 3 `shard_frozen` shards it.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(next(module.parameters()).device)
         self.stage = zero_stage
         config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,  # we deal the rows ourselves
+            "train_micro_batch_size_per_gpu": 1,  # batches.py deals the rows
             "gradient_clipping": _CLIP_NORM,
             "steps_per_print": sys.maxsize,
             "zero_optimization": {
@@ -136,11 +139,11 @@ class DeepSpeedEngine:
             self._keep_parameters_whole()
 
     def _keep_parameters_whole(self) -> None:
-        """Gather them now; the optimizer gathers all that "persist" after each of its steps.
+        """Gather the parameters now; after each step the optimizer gathers those that "persist".
 
-        The hooks that would fetch and release them layer by layer have to go: they know only one
-        forward and one backward per step, and the gradient penalty and the slider's loss through
-        the discriminator are others, in which they leave empty parameters behind.
+        The hooks that would fetch and release them layer by layer are removed. They allow for one
+        forward and one backward in a step; in further ones, such as the gradient penalty and the
+        slider's loss through the discriminator, they leave empty parameters behind.
         """
         offload = self.engine.optimizer.parameter_offload
         for hook in [*offload.forward_hooks, *offload.backward_hooks]:
@@ -160,7 +163,7 @@ class DeepSpeedEngine:
         self.engine.backward(loss)
 
     def step(self) -> None:
-        """Clip the gradients, step the optimizer, and drop them."""
+        """Clip the gradients, step the optimizer, and clear the gradients."""
         self.engine.step()
 
     def full_gradients(self) -> dict[str, Tensor | None]:
@@ -198,7 +201,7 @@ class DeepSpeedEngine:
             for moment in _MOMENTS:
                 self._set(parameter, moment, state[f"{moment}/{name}"])
         for moments in self.engine.optimizer.optimizer.state.values():
-            # Without Adam's step its bias correction would start over.
+            # Without its step count Adam's bias correction would start over.
             moments["step"] = torch.tensor(float(state["step"]))
 
     def _set(self, parameter: Any, what: str, whole: Tensor) -> None:
@@ -207,7 +210,7 @@ class DeepSpeedEngine:
 
         whole = whole.to(parameter.device)
         if what == "weight":
-            # The copy that the next forward reads; the optimizer's own is set below.
+            # The copy that the next forward reads; the optimizer's own copy is set below.
             parameter.data.copy_(whole)
         if self.stage < 3:
             if what == "weight":
@@ -215,7 +218,7 @@ class DeepSpeedEngine:
             else:
                 utils.safe_set_full_optimizer_state(parameter, whole, what)
             return
-        # safe_set_full_* of stage 3 fails where a size is no multiple of the workers: pad it here.
+        # At stage 3 safe_set_full_* fails where a size is no multiple of the workers, so pad here.
         size, rank = parameter.partition_numel(), dist.get_rank()
         flat = nn.functional.pad(whole.flatten(), (0, size * dist.get_world_size() - whole.numel()))
         share = flat[size * rank : size * (rank + 1)]
@@ -230,11 +233,12 @@ def shard_frozen(network: nn.Module) -> None:
     """Leave each worker 1/N of a frozen network's parameters, gathered block by block when needed.
 
     They are gathered for a block's forward and again for its backward pass, and released after
-    each. Every worker must call it, and from then on run the network as often as all others.
+    each. Every worker must call it, and must from then on run the network as often as the others.
 
-    By torch's FSDP2, not DeepSpeed's ZeRO 3: the latter's hooks follow one recorded order of layers
-    per step and release them by counting uses, but a step here goes through the base several times,
-    with and without gradients, and differently from step to step. FSDP2 gathers by what is called.
+    This uses torch's FSDP2 rather than DeepSpeed's ZeRO 3, whose hooks follow one recorded order of
+    layers in a step and release them by counting uses. Here a step goes through the base several
+    times, with and without gradients, and not the same way every time; FSDP2 gathers what is
+    called.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -254,7 +258,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
-        # Else it compiles a shared-memory reduction on first use, which takes a minute.
+        # Without this it compiles a shared-memory reduction on first use, which takes a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

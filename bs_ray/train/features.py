@@ -1,4 +1,4 @@
-"""The feature space phi of the perceptual loss (Eq 7): a function of images, chosen by the base."""
+"""The feature space phi of the perceptual loss (Eq 7), as a function of images."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_features(folder: Path, device: str | torch.device) -> Features:
-    """The base's own perceptual network where it ships one (the tiny base does), else VGG16.
+    """The base's own perceptual network where it has one (the tiny bases do), else VGG16.
 
-    Raises BaseNotFound where neither is at hand; nothing is downloaded.
+    Raises BaseNotFound where neither is at hand. Nothing is downloaded.
     """
     judge = folder / "judges" / "perceptual.safetensors"
     if judge.is_file():
@@ -38,7 +38,7 @@ def load_features(folder: Path, device: str | torch.device) -> Features:
 
 
 def untrained_features(folder: Path, device: str | torch.device) -> Features:
-    """`load_features` with VGG16 of random weights: to measure what it costs, not to train."""
+    """`load_features` with random weights for VGG16, to measure what it costs, not to train."""
     own = (folder / "judges").is_dir()
     return load_features(folder, device) if own else _vgg16(None, device)
 

@@ -1,7 +1,7 @@
 """Train sliders on Ray: checks, workers, datasets, checkpoints, publication.
 
-What is trained and how is the other modules' matter; this one says where. The same command again
-continues a stopped run, and finds a finished one.
+Other modules decide what is trained and how; this one decides where. The same command continues a
+run that was stopped, and recognises one that has finished.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _NOTED = ("deepspeed", "ray", "torch")
 _LISTED = 20
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _FINAL = (CheckpointError, PhotosError, PromptsDoNotSeparate, TrainingDiverged)
-"""Errors that another attempt only repeats."""
+"""Errors that another attempt would only repeat."""
 
 _ASYNC = ray.train.CheckpointUploadMode.ASYNC
 
@@ -68,30 +68,30 @@ class TrainError(RuntimeError):
 
 
 class JobRefused(ValueError):
-    """What the job asks for cannot be trained, as its workers found out; the message says why."""
+    """The job cannot be trained, as its workers found out; the message says why."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a run."""
+    """The result of a run."""
 
     slider: str
     """name@version in the job's registry; of several sliders, joined by ", "."""
     steps: int
     seconds: float
-    """Spent on training steps, earlier attempts included."""
+    """Time spent on training steps, earlier attempts included."""
     wall_seconds: float
-    """Spent in this call, which is next to nothing for a run found finished."""
+    """Time spent in this call, which is next to nothing for a run that had finished."""
     metrics: list[dict[str, float]]
     """Losses and their weights at some steps, the last one among them."""
 
 
 def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
-    """Train the job's sliders and publish them. Resumes a stopped run, and redoes no finished one.
+    """Train the job's sliders and publish them. Resumes a run that was stopped.
 
-    Raises BaseNotFound, StorageError, EmptyInputError or ValueError within seconds where something
-    is missing, JobRefused where workers find the job's input unusable, and TrainError where
-    training fails.
+    A run that has finished is not repeated. Raises BaseNotFound, StorageError, EmptyInputError or
+    ValueError within seconds where something is missing, JobRefused where workers find the job's
+    input unusable, and TrainError where training fails.
     """
     start_s = time.monotonic()
     report = partial(console.print, markup=False) if console else _silent
@@ -126,7 +126,7 @@ def _references(sliders: dict[str, Slider]) -> str:
 
 
 def _check(job: TrainJob) -> DiffusionModel:
-    """Everything that can be known to be missing before workers start; the base without weights."""
+    """Check everything that can be checked before workers start; the base, without weights."""
     model = load_base(job.base, device="meta")
     check_rows(job, job.max_workers)
     check_tracking(job)
@@ -149,7 +149,7 @@ def _check(job: TrainJob) -> DiffusionModel:
 
 
 def _published(job: TrainJob, run_name: str) -> dict[str, Slider]:
-    """The sliders that this very run has published, by name."""
+    """The sliders that this run has already published, by name."""
     registry, found = Registry(job.registry), {}
     for name in job.slider_names:
         for number in reversed(registry.versions(name)):
@@ -163,7 +163,7 @@ def _published(job: TrainJob, run_name: str) -> dict[str, Slider]:
 def _fit(
     job: TrainJob, model: DiffusionModel, run_name: str, board: ProgressBoard, report: Report
 ) -> list[Slider]:
-    # How often Ray Train asks its workers; the default of 2 s makes each checkpoint wait for it.
+    # How often Ray Train polls its workers. With the default of 2 s every checkpoint waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     ray.data.DataContext.get_current().enable_progress_bars = False
     base = absolute_base(job.base)
@@ -183,7 +183,7 @@ def _fit(
         scaling_config=_scaling(job),
         run_config=_run_config(job, run_name),
         datasets=datasets,
-        # Every worker sees all rows: which one a row of a step uses depends on that row alone.
+        # Every worker sees all photos, since the photo of a step's row depends on that row alone.
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
     )
     try:
@@ -199,7 +199,7 @@ def _fit(
 def _datasets(
     job: TrainJob, model: DiffusionModel, base: str, board: ProgressBoard, report: Report
 ) -> dict[str, ray.data.Dataset]:
-    """What the job's workers read: "photos" (or pictures of pairs) and "teacher" (its cache)."""
+    """What the job's workers read: "photos" (or pictures of pairs) and "teacher" (the cache)."""
     found = {}
     if job.pairs:
         found["photos"] = read_pairs(job.pairs.images)
@@ -235,10 +235,10 @@ def _run_config(job: TrainJob, run_name: str) -> ray.train.RunConfig:
 
 
 def _tidy(store: Store, report: Report) -> None:
-    """Say what an earlier command has left of the run, and delete what is no longer needed.
+    """Report what an earlier command left of the run, and delete what is no longer needed.
 
-    Ray's own list of checkpoints goes: it may name some that are gone, or be cut off itself, and
-    Ray would not start. Workers choose by content (`_newest`).
+    Ray's own list of checkpoints is deleted: it may name checkpoints that are gone, or be cut off
+    itself, and then Ray would not start. Workers choose by content (`_newest`).
     """
     kept = list(
         islice(
@@ -260,7 +260,7 @@ def _passed_over(broken: str) -> str:
 # --- on a worker -------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Outcome:
-    """What a worker returns: files of sliders, or why there are none."""
+    """What a worker returns: files of sliders, or the reason why there are none."""
 
     sliders: tuple[bytes, ...] = ()
     refusal: str = ""
@@ -278,9 +278,9 @@ def _worker(settings: dict[str, Any]) -> _Outcome:
     try:
         return _train_here(settings)
     except IncompleteCheckpoint:
-        raise  # a download that broke: another attempt looks again
+        raise  # the download broke: another attempt downloads it again
     except _FINAL as error:
-        # Raised, it would be retried; every worker comes to the same end.
+        # Not raised, since Ray would retry it. Every worker comes to the same end.
         return _Outcome(refusal=str(error), bad_input=isinstance(error, ValueError))
 
 
@@ -291,7 +291,7 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     def report(step: int, numbers: dict[str, float]) -> None:
         board.report("train", step, job.steps, numbers)
 
-    # A worker's working folder is its own.
+    # Absolute places, since a worker has a working folder of its own.
     shown = job.model_copy(update={"runs": settings["runs"]})
     watch = Watch(
         state,
@@ -308,7 +308,7 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
 
 
 def _newest(store: Store, board: ProgressBoard) -> str | None:
-    """Name of the newest checkpoint that is whole, the same on every worker."""
+    """Name of the newest checkpoint that is whole; the same on every worker."""
     name = None
     if ray.train.get_context().get_world_rank() == 0:
         name = next(
@@ -344,7 +344,7 @@ def _cached(job: TrainJob) -> bool:
 
 def _photos_here(job: TrainJob, model: DiffusionModel) -> PhotoPool:
     if not job.photos and not job.pairs:
-        return load_photos(job, model)  # the base draws them
+        return load_photos(job, model)  # the base generates them
     rows = ray.train.get_dataset_shard("photos").iter_rows()
     return PhotoPool.load(rows, model, job.resolution, job.max_broken_share)
 
@@ -356,10 +356,10 @@ def _engine(job: TrainJob) -> MakeEngine:
 
 
 def _save_checkpoint(numbers: dict[str, float], folder: Path | None) -> None:
-    """Hand a checkpoint over for upload; training goes on meanwhile.
+    """Hand a checkpoint over for upload, while training goes on.
 
-    An upload that does not come to its end costs the steps since the one before, and these are
-    repeated exactly. All workers call it, but none waits for the others' uploads.
+    An upload that does not finish costs the steps since the checkpoint before, and these are
+    repeated exactly. All workers call it, and none waits for the upload.
     """
     if folder is None:
         ray.train.report(numbers, checkpoint_upload_mode=_ASYNC)
@@ -389,7 +389,7 @@ def _sliders(
                 family=model.family,
                 part=model.part,
                 prompts=job.concepts.get(name),
-                pictured=job.pairs.target if job.pairs else "",
+                subject=job.pairs.target if job.pairs else "",
                 rank=job.rank,
                 calibration=calibrations.get(name),
                 training=training,
@@ -400,7 +400,7 @@ def _sliders(
 
 
 def _training(state: TrainState, done: Progress, run_name: str) -> dict[str, Any]:
-    """What a card tells about the run."""
+    """What a card says about the run."""
     broken = state.photos.broken
     return {
         "run": run_name,

@@ -31,7 +31,7 @@ def refusal(meta: MetaBase, job: TrainJob, needed: int, limit_gb: float) -> str:
 
 
 def _changes(meta: MetaBase, job: TrainJob, limit: float) -> Iterator[dict[str, str]]:
-    """Settings to try, those that change no result first, each set on top of the ones before."""
+    """Settings to try, each on top of those before; the first of them change no result."""
     changes: dict[str, str] = {}
     shardable = job.zero_stage < 3 and job.min_workers > 1 and job.engine == "deepspeed"
     if shardable:

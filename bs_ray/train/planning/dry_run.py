@@ -1,8 +1,9 @@
-"""Run the product's own code on shapes alone: what it would hold in memory, and how much it does.
+"""Run the product's own code on shapes alone, to see what it holds in memory and how much it
+computes.
 
 Within a `DryRun`, a base on the meta device (`load_base(..., device="meta")`) takes real steps
-whose tensors have sizes and no numbers: seconds whatever the size, and no memory. So a plan's
-figures come from the very code that trains, not from a formula beside it.
+whose tensors have sizes and no numbers. This takes seconds for any size, and no memory. So a plan's
+figures come from the code that trains, not from a formula that repeats it.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ OTHER = "other"
 
 
 class DryRun:
-    """A context that counts the bytes of the meta tensors made within and still alive.
+    """A context that counts the bytes of meta tensors that were made within it and are alive.
 
-    What the code reads back as numbers (losses, samples for storage) reads as ones.
+    Where the code reads numbers (losses, samples for storage), it reads ones.
     """
 
     def __init__(self) -> None:
         self.live: Counter[str] = Counter()
-        """Bytes by the label that was set when they were made."""
+        """Bytes by the label that was set when the tensors were made."""
         self.peak: Counter[str] = Counter()
-        """The same at the moment when their sum was highest since `mark`."""
+        """`live` as it was when the sum was highest since `mark`."""
         self.label = OTHER
         self._sum = self._peak_sum = 0
         self._known: set[int] = set()
@@ -49,13 +50,13 @@ class DryRun:
         self._stack.close()
 
     def mark(self) -> int:
-        """Start the peak over; the bytes that are live now."""
+        """Measure the peak from now on. Returns the bytes that are live now."""
         gc.collect()
         self._peak_sum, self.peak = self._sum, self.live.copy()
         return self._sum
 
     def labelled(self, label: str, modules: Iterable[nn.Module]) -> None:
-        """What the forward passes of these modules make counts under `label`."""
+        """Count what the forward passes of these modules make under `label`."""
 
         def before(*_: Any) -> None:
             self.label = label
@@ -87,7 +88,7 @@ class DryRun:
 
 
 class _Watch(TorchDispatchMode):
-    """Sees every operation below autograd, the backward pass's too."""
+    """Sees every operation below autograd, in the backward pass too."""
 
     def __init__(self, run: DryRun):
         super().__init__()
@@ -111,16 +112,17 @@ class _Watch(TorchDispatchMode):
 
 
 def _leaves(kwargs: dict) -> bool:
-    """Whether a copy with these settings goes to a device with numbers."""
+    """Whether a copy with these settings leaves the meta device."""
     device = kwargs.get("device")
     return device is not None and device.type != "meta"
 
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Fused attention, as CPUs and GPUs have it; the meta device would unroll it into a matrix.
+    """Fused attention, as CPUs and GPUs have it; the meta device would materialise its matrix.
 
-    By name, since a TorchFunctionMode is off where gradient checkpointing recomputes.
+    It replaces the function by name, since a TorchFunctionMode is off while gradient checkpointing
+    recomputes.
     """
     plain = F.scaled_dot_product_attention
 
@@ -152,7 +154,8 @@ def _fused(
 
 
 class RowCount:
-    """Rows that a network has seen; a row that is trained counts `trained` times (METHOD 3)."""
+    """Rows that a network has seen; a row that is trained counts `trained` times (docs/method.md,
+    "Training")."""
 
     def __init__(self, network: nn.Module, trained: int = 3):
         self.rows, self.trained = 0, trained

@@ -30,7 +30,7 @@ from bs_ray.train.targets.teacher import Teacher
 
 STAGES = (0, 1, 2, 3)
 _CUDA = 750 * 2**20
-"""Allowance for a CUDA context with its libraries' workspaces. Not measured, and not on a CPU."""
+"""Allowance for a CUDA context with its libraries' workspaces: a guess, and nothing on a CPU."""
 _DENOISER, _VAE, _LOSSES = "denoiser activations", "VAE activations", "losses, gradients"
 _WORK = {OTHER: _LOSSES, "denoiser": _DENOISER, "vae": _VAE}
 _WEIGHTS = {"denoiser": "denoiser weights", "vae": "VAE weights", "text": "text encoder weights"}
@@ -38,14 +38,14 @@ _WEIGHTS = {"denoiser": "denoiser weights", "vae": "VAE weights", "text": "text 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step of one worker."""
+    """What one step of one worker costs."""
 
     work: dict[str, int]
     """Bytes of activations at the step's peak, by part."""
     denoiser_rows: int
     """Forward-equivalents of the denoiser: a trained row counts three times."""
     decoder_rows: int
-    """The same of the VAE's decoder, for the losses on pictures."""
+    """Forward-equivalents of the VAE's decoder, for the losses on pictures."""
     slider_parameters: int
     discriminator_parameters: int
 
@@ -102,7 +102,7 @@ class MetaBase:
 
     def _measured(self, job: TrainJob) -> StepCost:
         parts = self._assembled(job)
-        trained = 4 if job.gradient_checkpointing else 3  # recomputing is one forward more
+        trained = 4 if job.gradient_checkpointing else 3  # recomputing costs one more forward
         counts = RowCount(self.model.denoiser, trained), RowCount(self.decoder)
         parts.normaliser.load(
             {"steps": LossNormaliser.SETTLE_STEPS, **dict.fromkeys(LossNormaliser.NAMES, 1.0)}
@@ -162,7 +162,7 @@ class MetaBase:
         return found
 
     def total(self, job: TrainJob, rows: int | None = None) -> int:
-        """The most at the job's own stage."""
+        """Most bytes at the job's own stage."""
         return max(self.start(job), sum(self.memory(job, job.zero_stage, rows).values()))
 
     def start(self, job: TrainJob) -> int:
@@ -170,7 +170,8 @@ class MetaBase:
         return sum(self.weights.values()) + (_CUDA if job.use_gpu else 0)
 
     def largest_batch(self, job: TrainJob, limit: float) -> int:
-        """The largest batch_size that fits into `limit` bytes, by a straight line; 0: none does."""
+        """The largest batch_size that fits into `limit` bytes, extrapolated linearly; 0: none
+        does."""
         rows, unit = rows_of(job), smallest_batch(job)
         here, twice = self.total(job, rows), self.total(job, 2 * rows)
         found = rows + (limit - here) * rows / max(twice - here, 1)
@@ -205,7 +206,7 @@ class MetaBase:
 
 
 class _Gradients(PlainEngine):
-    """Gradients and no optimizer: its moments are arithmetic, and its step takes long on meta."""
+    """Gradients without an optimizer: its moments are arithmetic, and its step is slow on meta."""
 
     def __init__(self, module: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.99)):
         self.module = module
@@ -221,7 +222,7 @@ def _count(module: nn.Module) -> int:
 
 
 def smallest_batch(job: TrainJob) -> int:
-    """The smallest batch_size: rows for every number of workers, and near and far in pairs."""
+    """The smallest batch_size that every number of workers can share, with near rows for each."""
     image_terms = job.losses.perceptual or job.losses.adversarial
     each = 2 if job.pairs or image_terms else 1
     return each * math.lcm(*range(job.min_workers, job.max_workers + 1))

@@ -1,9 +1,6 @@
-"""What a job will take, before it runs: memory, forward passes, the teacher's cache.
+"""Arithmetic of memory: what a worker holds of an engine, and what ZeRO shards of it.
 
-Every figure is read off the product's own step, run on shapes alone (dryrun.py); only what
-is sharded over workers is arithmetic. Bytes are of one worker, on its device, without what its
-kernels take for themselves: on full-size SDXL at 256 px (`bs-ray bench full-size`, two CPU cores)
-the plan said 9.5 GB where the process grew by 10.3.
+The figures it adds up are read off a real step (measure.py). Bytes are of one worker.
 """
 
 from __future__ import annotations

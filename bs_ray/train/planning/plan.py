@@ -1,9 +1,9 @@
 """What a job will take, before it runs: memory, forward passes, the teacher's cache.
 
-Every figure is read off the product's own step, run on shapes alone (dryrun.py); only what
-is sharded over workers is arithmetic. Bytes are of one worker, on its device, without what its
-kernels take for themselves: on full-size SDXL at 256 px (`bs-ray bench full-size`, two CPU cores)
-the plan said 9.5 GB where the process grew by 10.3.
+Every figure comes from the product's own step, run on shapes alone (dry_run.py); only what is
+sharded over workers is arithmetic. Bytes are those of one worker, on its device, without what its
+kernels allocate for themselves: on full-size SDXL at 256 px (`bs-ray bench full-size`, two CPU
+cores) the plan said 9.5 GB where the process grew by 10.3.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ class Plan:
     dtype: str
     """Of the frozen base."""
     workers: int
-    """The fewest that the job runs with, which is when each needs most memory."""
+    """The fewest that the job runs with; each then needs most memory."""
     rows: int
-    """Rows of a step on each of them, for each slider."""
+    """Rows of a step on each worker, for each slider."""
     zero_stage: int
     slider_parameters: int
     discriminator_parameters: int
     memory: dict[int, dict[str, int]]
     """ZeRO stage -> part -> bytes on one worker at the peak of a step."""
     start: int
-    """Bytes at the start, when every worker has the whole base (it is sharded afterwards)."""
+    """Bytes at the start, when every worker has the whole base, before it is sharded."""
     memory_by_rows: dict[int, int]
     """Rows of a worker -> bytes, at the job's stage."""
     largest_batch_size: int | None
-    """What fits on these workers, where a limit is given."""
+    """What fits on these workers; None where no limit is given."""
     forwards_per_step: float
     """Forward-equivalents of the denoiser, all rows (a trained row counts three times)."""
     forwards_per_sample: float
-    """The same for one row of one slider."""
+    """Forward-equivalents of the denoiser for one row of one slider."""
     decodes_per_step: float
-    """The same of the VAE's decoder, for the losses on pictures."""
+    """Forward-equivalents of the VAE's decoder in a step, for the losses on pictures."""
     cache: CachePlan | None
     """The teacher's cache: samples, bytes in storage, forwards to build it."""
     cache_seconds: float | None
-    """About how long building it takes; None where nothing here tells."""
+    """About how long building the cache takes; None where that is unknown."""
     forward_tflop: float
     """10^12 floating point operations of one denoiser forward of one row."""
 
@@ -80,7 +80,7 @@ def plan(
 
     gpu_memory_gb: memory of a worker's device in GiB. dtype: of the frozen base; by default what a
     run takes (bfloat16 on GPUs, float32 on CPUs). A base whose folder is not at hand is planned by
-    its name, where that is a published one's (`models.published`).
+    its name, where that is a published one's (published.py).
 
     Raises PlanDoesNotFit, naming the largest part and the smallest change that helps, and
     BaseNotFound for a base that is neither.
@@ -94,7 +94,7 @@ def plan(
 
 
 def show(made: Plan, console: Console) -> None:
-    """A plan as tables."""
+    """Print a plan as tables."""
     table = Table(
         "GiB on a worker",
         *(f"ZeRO {s}{' *' * (s == made.zero_stage)}" for s in STAGES),
@@ -151,7 +151,7 @@ def _plan(meta: MetaBase, job: TrainJob, limit_gb: float | None) -> Plan:
         largest_batch_size=None if limit_gb is None else meta.largest_batch(job, limit_gb * GIB),
         forwards_per_step=forwards * job.batch_size / rows,
         forwards_per_sample=forwards / (rows * sliders),
-        # The first worker has most near rows, where rows are odd in number.
+        # Where the number of rows is odd, the first worker has most near rows.
         decodes_per_step=cost.decoder_rows * ((job.batch_size + 1) // 2) / ((rows + 1) // 2),
         cache=cache,
         cache_seconds=cache_seconds(job, cache, flop, meta.dtype) if cache else None,
@@ -160,9 +160,9 @@ def _plan(meta: MetaBase, job: TrainJob, limit_gb: float | None) -> Plan:
 
 
 def _beside(job: TrainJob, rows: int) -> float:
-    """Denoiser rows of a step that the dry step leaves out."""
+    """Denoiser rows of a step that the dry run leaves out."""
     if job.algorithm == "concept_sliders":
-        # It ran one guided step of the partial denoising; 1 .. 49 are drawn.
+        # It ran one guided step of the partial denoising, where a run has 1 .. 49.
         return (DENOISING_STEPS / 2 - 1) * 2 * rows
     if job.teacher.mode == "cached":
         own = job.teacher.on_policy_fraction * rows
@@ -174,10 +174,10 @@ def _beside(job: TrainJob, rows: int) -> float:
 def cache_seconds(
     job: TrainJob, cache: CachePlan, forward_flop: float, dtype: torch.dtype
 ) -> float | None:
-    """How long building takes: by an earlier cache of this base, else by the machine's speed here.
+    """How long building takes: by an earlier cache of this base, else by this machine's speed.
 
-    The second takes matrix products at 1024 for the speed of a whole network: expect up to twice.
-    None where the job asks for GPUs and none is here.
+    The latter takes a whole network to be as fast as matrix products of size 1024; it may take
+    twice as long. None where the job asks for GPUs and there is none here.
     """
     try:
         a_sample = seconds_a_sample(job, job.base)

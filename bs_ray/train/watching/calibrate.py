@@ -1,6 +1,8 @@
-"""Measure a finished slider over strengths: its effect, its drift, its usable range (METHOD 6).
+"""Measure a finished slider: its effect, its drift and its usable range (docs/method.md,
+"Measuring").
 
-Legend: K strengths, ascending, 0 among them; P looks (pictures or noisy latents); [P, K].
+Legend: K strengths, ascending, 0 among them; P samples (pictures or noisy latents); [P, K].
+Strengths are LoRA scales here: only this measurement finds out what a unit of effect is.
 """
 
 from __future__ import annotations
@@ -13,19 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bs_ray.sliders.bank import Predict
 from bs_ray.sliders.calibration import Calibration
-from bs_ray.train.watching.preview import Predict, Previewer, reach
+from bs_ray.train.watching.preview import Previewer, reach
 
 _PER_SIDE = 4  # strengths measured on either side of 0, up to twice the trained range
 _MIN_GROWTH = 0.1
-"""The effect still grows where its slope is at least this share of the steepest on that side."""
+"""The effect counts as growing where its slope is at least this share of the steepest slope on that
+side."""
 _NOISE = 2.0
-"""An effect within this many standard errors of 0 is none."""
+"""An effect within this many standard errors of 0 counts as none."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was seen of one slider."""
+    """What was measured on one slider."""
 
     judge: str
     """What the effect was measured with, and in what unit."""
@@ -43,11 +47,11 @@ class Measured:
 
 
 def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
-    """Calibrations by slider name; none for image pairs, where nothing says what the effect is.
+    """Calibrations by slider name, from -2 S to 2 S; none for image pairs, which define no effect.
 
-    Measured from -2 S to 2 S; warns about a slider without effect. The effect is read off noisy
-    latents, for CLIP saturates long before the attribute does; where judges are at hand, generated
-    pictures say where the picture or the person breaks.
+    The effect is measured on noisy latents, since CLIP saturates long before the attribute does.
+    Where judges are at hand, generated pictures show where the picture or the person breaks. Warns
+    about a slider without effect.
     """
     if not previewer.concepts:
         return {}
@@ -55,7 +59,7 @@ def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
     strengths = [span * i / _PER_SIDE for i in range(-_PER_SIDE, _PER_SIDE + 1)]
     seen = [_on_latents(previewer, m, predict, strengths) for m in range(len(previewer.names))]
     if previewer.judges.perceptual:
-        pictures = previewer.draw(predict, strengths)
+        pictures = previewer.pictures(predict, strengths)
         seen = [_with_pictures(previewer, one, pictures[m]) for m, one in enumerate(seen)]
     names = zip(previewer.names, seen, strict=True)
     return {name: calibration(name, one, previewer.max_strength) for name, one in names}
@@ -64,13 +68,14 @@ def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
 def _on_latents(
     previewer: Previewer, slider: int, predict: Predict, strengths: Sequence[float]
 ) -> Measured:
-    """The projection on what strength 1 was told, eta d, and the norm of what lies beside it."""
+    """Effect: the projection on eta d, the target's change at strength 1. Drift: the norm of the
+    rest."""
     direction = previewer.held_out.of(slider).direction
     assert direction is not None
     moved = previewer.moved(slider, predict, strengths)
     pairs = [reach(one, direction) for one in moved]
     return Measured(
-        f"share of the change told for strength 1, on {len(direction)} noisy latents",
+        f"share of the target's change at strength 1, on {len(direction)} noisy latents",
         strengths,
         torch.stack([share for share, _ in pairs], 1).cpu().numpy(),
         torch.stack([beside for _, beside in pairs], 1).cpu().numpy(),
@@ -79,9 +84,9 @@ def _on_latents(
 
 @torch.no_grad()
 def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Measured:
-    """pictures [N, K, 3, H, W] in [-1, 1]: drift and identity are theirs then, and their limits.
+    """Take drift, identity and their limits from pictures [N, K, 3, H, W] in [-1, 1].
 
-    Half-way to another seed's picture is too far.
+    The limits are half-way to the picture of another seed.
     """
     judges, strengths = previewer.judges, seen.strengths
     assert judges.perceptual
@@ -99,9 +104,10 @@ def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Me
 
 
 def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
-    """What the measurements say; max_strength is the end S of the trained range.
+    """The calibration that follows from the measurements. max_strength: S, the end of the trained
+    range.
 
-    A slider without effect warns, and gets unit 0 and the range 0 to 0.
+    Warns about a slider without effect, which gets unit 0 and the range 0 to 0.
     """
     strengths = np.asarray(seen.strengths, float)
     effect, drift = seen.effect.mean(0), seen.drift.mean(0)
@@ -135,7 +141,7 @@ def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
 
 
 def monotone(strengths: np.ndarray, effect: np.ndarray) -> np.ndarray:
-    """The effect [K] as far as it rises: outward from 0 it never falls back."""
+    """The effect [K] made monotone: away from 0 it never falls back."""
     zero = int(np.flatnonzero(strengths == 0)[0])
     above = np.maximum.accumulate(np.maximum(effect[zero:], 0))
     below = np.minimum.accumulate(np.minimum(effect[zero::-1], 0))[::-1]
@@ -143,7 +149,7 @@ def monotone(strengths: np.ndarray, effect: np.ndarray) -> np.ndarray:
 
 
 def unit_strength(strengths: np.ndarray, rising: np.ndarray, max_strength: float) -> float:
-    """Where the effect is half of what it is at the ends of the trained range, both sides' mean."""
+    """The strength with half the effect of the end of the trained range, mean of both sides."""
     found = []
     for sign in (1, -1):
         x, y = (strengths, rising) if sign > 0 else (-strengths[::-1], -rising[::-1])
@@ -167,7 +173,7 @@ def _dead(seen: Measured, max_strength: float) -> bool:
 
 
 def _usable(strengths: np.ndarray, rising: np.ndarray, whole: np.ndarray) -> float:
-    """The largest strength up to which the picture is whole and the effect grows."""
+    """The largest strength up to which the picture stays whole and the effect grows."""
     side = np.flatnonzero(strengths >= 0)
     x, y = strengths[side], rising[side]
     slopes = np.diff(y) / np.diff(x)

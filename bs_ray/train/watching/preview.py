@@ -1,14 +1,14 @@
-"""What a slider does so far: a strip of pictures, and numbers that need no eye.
+"""What a slider does so far: a strip of pictures, and numbers that can be read without looking.
 
-A preview is a function of the weights, the prompts and the seeds alone: it draws nothing from
-global randomness, and asks the network without gradients.
+A preview depends on the weights, the prompts and the seeds alone: it uses no global randomness and
+computes no gradients.
 
 Legend: M sliders, N seeds, K strengths; latents [B, C, h, w]; t int64 [B].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,28 +22,23 @@ from bs_ray.judges.clip import ClipScore
 from bs_ray.judges.load import JudgeSet
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise, euler_path, guided
-from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.bank import LATE_ACTIVATION, Predict
 from bs_ray.train.targets.teacher import Teacher
-
-Predict = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
-"""predict(x_t, t, condition, strengths [B, M]) -> the network's prediction, sliders on."""
 
 SEEDS = (1, 2, 3)
 STEPS, GUIDANCE = 10, 4.0
-LATE_ACTIVATION = 0.75
-"""Sliders act from this share of the noise range on, so the layout is the base's."""
 _HELD_OUT_TIMES = (0.1, 0.3, 0.5, 0.7)
-"""Where in the noise range a picture is looked at for reach and leak."""
+"""The noise levels at which reach and leak are measured, as shares of the timesteps."""
 _ROWS = 32  # rows of one forward pass
 
 
 def missing_judges_message(judges: JudgeSet, base: str) -> str | None:
-    """What to tell the user about absent judges; None where there is nothing to tell."""
+    """What users should know about missing judges; None where none is missing."""
     if not judges.absent:
         return None
     return (
         f"previews: no {', '.join(judges.absent)} judge beside base {base}; what these would "
-        "say is left out, and reach and leak tell effect and drift"
+        "say is left out, and reach and leak show effect and drift"
     )
 
 
@@ -60,7 +55,7 @@ class Preview:
 
     @property
     def effect(self) -> float:
-        """How far the slider moves its attribute: the mean reach, or `change` without a teacher."""
+        """How far the slider moves its attribute: the mean reach; for image pairs `change`."""
         if "reach_up" in self.numbers:
             return (self.numbers["reach_up"] + self.numbers["reach_down"]) / 2
         return self.numbers["change"]
@@ -68,32 +63,33 @@ class Preview:
 
 @dataclass
 class Previewer:
-    """Makes previews of all sliders of a run; what depends on the frozen base is made once.
+    """Makes previews of all sliders of a run; what depends on the frozen base is computed once.
 
-    - `reach_up`, `reach_down`: on held-out noisy latents, how much of the told change the slider
-      makes at +S/2 and -S/2: the projection of e_s - e_0 on s eta d over |s eta d|^2; 1: as told.
-    - `leak`: norm of the part of e_s - e_0 beside it, over |s eta d|.
+    - `reach_up`, `reach_down`: on held-out noisy latents at +S/2 and -S/2, how much of the target's
+      change the slider makes: the projection of e_s - e_0 on s eta d, over |s eta d|^2; 1 is all.
+    - `leak`: the norm of the rest of e_s - e_0, over |s eta d|.
     - `change`: |e_s - e_0| / |e_0| at S/2.
     - `clip`: CLIP score of the positive prompt minus that of the negative one, at +S/2 against
       -S/2, on the pictures; `drift`, `identity`: perceptual distance and identity similarity of
       the pictures at +-S/2 to the one at 0.
 
-    With S = 2, S/2 is strength 1. Under ZeRO 3 every worker must call, for all hold a share.
+    With S = 2, S/2 is strength 1. Under ZeRO 3 every worker must call it, since each holds a share
+    of the base.
     """
 
     model: DiffusionModel
     names: Sequence[str]
     """The bank's sliders, in its order."""
     targets: Sequence[str]
-    """The prompt that each acts on (c_t)."""
+    """The prompt that each slider acts on (c_t)."""
     concepts: Mapping[str, Prompts] = field(default_factory=dict)
-    """Their prompts; empty for image pairs."""
+    """The sliders' prompts; empty for image pairs."""
     eta: float = 1.0
     max_strength: float = 2.0
     """S: strips show -S, -S/2, 0, S/2, S."""
     judges: JudgeSet = field(default_factory=JudgeSet)
     latent_shape: tuple[int, int, int] | None = None
-    """(C, h, w) of the pictures; the base's native size where left out."""
+    """(C, h, w) of the pictures' latents; the base's native size where left out."""
     seeds: Sequence[int] = SEEDS
     steps: int = STEPS
     rows: int = _ROWS
@@ -104,7 +100,7 @@ class Previewer:
         """Previews by slider name, of the weights that `predict` uses now."""
         half = self.max_strength / 2
         strengths = [-2 * half, -half, 0.0, half, 2 * half]
-        pictures = self.draw(predict, strengths)
+        pictures = self.pictures(predict, strengths)
         found = {}
         for m, name in enumerate(self.names):
             numbers = self._responses(m, predict) | self._judged(m, pictures[m])
@@ -113,7 +109,7 @@ class Previewer:
         return found
 
     @torch.no_grad()
-    def draw(self, predict: Predict, strengths: Sequence[float]) -> Tensor:
+    def pictures(self, predict: Predict, strengths: Sequence[float]) -> Tensor:
         """Pictures [M, N, K, 3, H, W] in [-1, 1], on the CPU, generated from the target prompts."""
         count, n, k = len(self.names), len(self.seeds), len(strengths)
         lora_scales = torch.zeros(count, n, k, count)
@@ -124,11 +120,11 @@ class Previewer:
         return torch.cat(images).float().unflatten(0, (count, n, k))
 
     def _generate(self, predict: Predict, lora_scales: Tensor, each: int, same: int) -> Tensor:
-        """Latents of rows with these gates [B, M]: `each` for a slider, `same` for a seed."""
+        """Latents of rows with these LoRA scales [B, M]: `each` for a slider, `same` for a seed."""
         model, shape = self.model, self.latent_shape or self.model.latent_shape
         embedded = model.embed([*self.targets, ""])
-        direction = embedded.rows(slice(0, -1)).repeat(each)
-        untold = embedded.rows(torch.full((len(lora_scales),), len(self.targets)))
+        cond = embedded.rows(slice(0, -1)).repeat(each)
+        uncond = embedded.rows(torch.full((len(lora_scales),), len(self.targets)))
         lora_scales = torch.cat([lora_scales, lora_scales]).to(model.device)
         start = LATE_ACTIVATION * model.prediction.num_train_timesteps
 
@@ -137,7 +133,7 @@ class Previewer:
 
         seeds = [seed for _ in self.targets for seed in self.seeds for _ in range(same)]
         x = batch_noise(shape, seeds, ["preview"] * len(seeds), 0).to(model.device)
-        path = guided(forward, direction, untold, GUIDANCE, model.guide)
+        path = guided(forward, cond, uncond, GUIDANCE, model.guide)
         times = model.prediction.timesteps(self.steps)
         *_, (x0, _) = euler_path(model.prediction, path, x, times)
         return x0
@@ -153,14 +149,14 @@ class Previewer:
     # --- on held-out noisy latents ----------------------------------------------------------------
     @property
     def held_out(self) -> HeldOut:
-        """Noised pictures of the base and what the teacher says about them; made once."""
+        """Noised pictures of the base and the teacher's predictions for them; made once."""
         if self._held_out is None:
             self._held_out = self._make_held_out()
         return self._held_out
 
     @torch.no_grad()
     def _make_held_out(self) -> HeldOut:
-        """The base's own pictures for each target, every one at every time, by keyed noise."""
+        """The base's own pictures for each target prompt, each noised to every level."""
         model, kind = self.model, self.model.prediction
         times, rows = len(_HELD_OUT_TIMES), len(self.seeds) * len(_HELD_OUT_TIMES)
 
@@ -186,8 +182,8 @@ class Previewer:
         for m in range(len(self.names)):
             for first in range(m * rows, (m + 1) * rows, self.rows // 4):
                 own = slice(first, min(first + self.rows // 4, (m + 1) * rows))
-                said = teacher(x_t[own], t[own], torch.zeros_like(t[own]))
-                found.append(self.eta * said.direction[m])
+                output = teacher(x_t[own], t[own], torch.zeros_like(t[own]))
+                found.append(self.eta * output.direction[m])
         return torch.cat(found)
 
     @torch.no_grad()
@@ -197,11 +193,11 @@ class Previewer:
         lora_scales = torch.zeros(count, mine.rows, len(self.names), device=mine.x_t.device)
         lora_scales[1:, :, slider] = torch.tensor(strengths, device=lora_scales.device)[:, None]
         x_t, t = mine.x_t.repeat(count, 1, 1, 1), mine.t.repeat(count)
-        said = self._in_parts(
+        flat = self._in_parts(
             predict, x_t, t, mine.condition.tile(count), lora_scales.flatten(0, 1)
         )
-        said = said.unflatten(0, (count, mine.rows))
-        return said[1:] - said[:1]
+        predicted = flat.unflatten(0, (count, mine.rows))
+        return predicted[1:] - predicted[:1]
 
     def _responses(self, slider: int, predict: Predict) -> dict[str, float]:
         half = self.max_strength / 2
@@ -216,7 +212,7 @@ class Previewer:
         return {"reach_up": float(up.mean()), "reach_down": float(down.mean()), "leak": leak}
 
     def _judged(self, slider: int, pictures: Tensor) -> dict[str, float]:
-        """clip, drift and identity of pictures [N, 5, 3, H, W], as far as there are judges."""
+        """clip, drift and identity of pictures [N, 5, 3, H, W], each where its judge is at hand."""
         down, still, up = pictures[:, 1], pictures[:, 2], pictures[:, 3]
         moved, twice = torch.cat([down, up]), torch.cat([still, still])
         judges, found = self.judges, {}
@@ -234,7 +230,7 @@ class Previewer:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out rows, `rows` for each slider, one slider after the other."""
+    """Held-out rows, `rows` for each slider, one slider after another."""
 
     x_t: Tensor
     t: Tensor
@@ -251,9 +247,10 @@ class HeldOut:
 
 
 def reach(moved: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(reach, leak) by row: the projection of `moved` on `told`, and the norm of what lies beside.
+    """(reach, leak), each [B]: the projection of `moved` on `direction`, and the norm of the rest.
 
-    Both in units of |told|; [B, ...] each, results [B]. (1, 0) is a slider that does as told.
+    Both are in units of |direction|; the arguments are [B, ...]. (1, 0) is a slider that makes
+    exactly the target's change.
     """
     moved, direction = moved.flatten(1), direction.flatten(1)
     share = (moved * direction).sum(1) / direction.square().sum(1)
@@ -265,16 +262,6 @@ def attribute_score(clip: ClipScore, pictures: Tensor, prompts: Prompts) -> Tens
     """CLIP score of the positive prompt minus that of the negative one, per picture [B]."""
     score = clip.score(pictures, prompts.positive) - clip.score(pictures, prompts.negative)
     return score if prompts.action == "enhance" else -score
-
-
-def bank_predict(model: DiffusionModel, bank: SliderBank) -> Predict:
-    """The `predict` of a model that this bank is attached to."""
-
-    def predict(x_t: Tensor, t: Tensor, condition: Condition, strengths: Tensor) -> Tensor:
-        with bank.scaled(strengths):
-            return model.predict(x_t, t, condition)
-
-    return predict
 
 
 # --- the picture ---------------------------------------------------------------------------------
@@ -289,7 +276,7 @@ def strip(
 
 # --- early stop ----------------------------------------------------------------------------------
 class Plateau:
-    """Says when previews no longer show progress (config.EarlyStop)."""
+    """Decides when previews no longer show progress (config.EarlyStop)."""
 
     def __init__(self, settings: EarlyStop):
         self.settings = settings
@@ -306,7 +293,7 @@ class Plateau:
         return self.waited >= self.settings.patience
 
     def state(self) -> dict[str, float]:
-        """What `load` continues from; finite numbers, for JSON."""
+        """What `load` continues from: finite numbers, for JSON."""
         if self.best is None:
             return {}
         return {"best": self.best, "waited": float(self.waited)}

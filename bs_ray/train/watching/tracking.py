@@ -1,6 +1,6 @@
 """Where a run's curves and previews go: TensorBoard files, MLflow, Weights & Biases, PNG files.
 
-Tracking never stops training: a tracker that fails says so once, and is not asked again.
+Tracking never stops training: a tracker that fails is reported once and not used again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bs_ray.storage import Store
 
 
 class Tracker(Protocol):
-    """Takes what a run has to show. Steps are counted from 1, as steps done."""
+    """Takes what a run shows. A step is given as the number of steps done, from 1 on."""
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Numbers of one step, by name."""
@@ -32,10 +32,10 @@ class Tracker(Protocol):
         """One RGB picture of one step, such as a slider's preview."""
 
     def flush(self) -> None:
-        """Bring what came so far to where it is kept: at every checkpoint."""
+        """Store what came so far; called at every checkpoint."""
 
     def close(self) -> None:
-        """The same, for the last time."""
+        """Store what came so far and end."""
 
 
 def check_tracking(job: TrainJob) -> None:
@@ -47,10 +47,11 @@ def check_tracking(job: TrainJob) -> None:
 
 
 def open_trackers(job: TrainJob, run_name: str, step: int = 0) -> Tracker:
-    """All trackers that the job asks for, as one; call it on one worker.
+    """All trackers that the job asks for, as one. Call it on one worker.
 
-    run_name: the folder below job.runs, the same after a restart. step: steps done before now;
-    what earlier attempts logged after it is replaced. Raises ValueError where a package is missing.
+    run_name: the folder below job.runs, which is the same after a restart. step: steps done so far;
+    what earlier attempts logged beyond it is replaced. Raises ValueError where a package is
+    missing.
     """
     check_tracking(job)
     run = Store(job.runs).join(run_name)
@@ -61,11 +62,11 @@ def open_trackers(job: TrainJob, run_name: str, step: int = 0) -> Tracker:
         makers["mlflow"] = lambda: MLflow(uri, job.name, run_name)
     if (project := job.tracking.wandb) is not None:
         makers["wandb"] = lambda: WandB(project, run_name)
-    return _Guarded(makers)
+    return _Independent(makers)
 
 
-class _Guarded:
-    """Several trackers, each of which may fail without consequence for the others and the run."""
+class _Independent:
+    """Several trackers, each of which may fail without consequences for the others and the run."""
 
     def __init__(self, makers: dict[str, Callable[[], Tracker]]):
         self._open: dict[str, Tracker] = {}
@@ -107,7 +108,7 @@ class Pictures:
         self.store = store
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """Numbers go elsewhere."""
+        """Numbers are for other trackers."""
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         stream = io.BytesIO()
@@ -127,7 +128,7 @@ _EVENTS_WAIT_S = 10.0
 class TensorBoard:
     """Event files, written to a scratch folder and copied to storage at every flush.
 
-    Each attempt of a run has a file of its own, which begins by purging the steps that it redoes.
+    Each attempt of a run has its own file, which begins by purging the steps that are done again.
     """
 
     def __init__(self, store: Store, step: int):
@@ -152,7 +153,7 @@ class TensorBoard:
         self._writer.add_image(f"preview/{name}", np.asarray(image), step, dataformats="HWC")
 
     def flush(self) -> None:
-        # A thread of the writer's own takes events off a queue, and flush() does not wait for it.
+        # The writer's own thread takes events from a queue, and flush() does not wait for it.
         deadline_s = time.monotonic() + _EVENTS_WAIT_S
         self._writer.flush()
         while self._in_file() < self._events and time.monotonic() < deadline_s:
@@ -166,7 +167,7 @@ class TensorBoard:
         self._scratch.cleanup()
 
     def _in_file(self) -> int:
-        """Whole records in the event file: length (8 bytes), its CRC, the data, their CRC."""
+        """How many whole records the file has: length (8 bytes), its CRC, the data, their CRC."""
         count = 0
         for file in Path(self._scratch.name).iterdir():
             data, at = file.read_bytes(), 0
@@ -181,13 +182,14 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of an MLflow server or folder; an earlier attempt's run of the same name goes on."""
+    """A run of an MLflow server or folder, which continues an earlier attempt's run of the same
+    name."""
 
     def __init__(self, uri: str, experiment: str, run_name: str):
-        # Its default of seven retries keeps training waiting for minutes when the server is gone.
+        # With its default of seven retries training would wait for minutes for a missing server.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        # MLflow 3 refuses a plain folder otherwise.
+        # Without this MLflow 3 refuses a plain folder.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         mlflow = _package("mlflow", uri)
         self._client = mlflow.MlflowClient(tracking_uri=uri)
@@ -203,7 +205,7 @@ class MLflow:
                 self._client.log_metric(self._run, name, value, step=step)
 
     def _last_step(self, name: str) -> int:
-        """The last step that an earlier attempt logged; a resumed run repeats its numbers."""
+        """The last step that an earlier attempt logged; a resumed run repeats some numbers."""
         if name not in self._last:
             history = self._client.get_metric_history(self._run, name)
             self._last[name] = max((point.step for point in history), default=-1)
@@ -222,9 +224,9 @@ class MLflow:
 
 
 class WandB:
-    """A run of a Weights & Biases project; the same run name continues it.
+    """A run of a Weights & Biases project, which the same run name continues.
 
-    It takes no step twice, so what a resumed run repeats is not logged again.
+    It takes no step twice, so the steps that a resumed run repeats are not logged again.
     """
 
     def __init__(self, project: str, run_name: str):
@@ -242,7 +244,7 @@ class WandB:
             self._run.log({f"preview/{name}": self._wandb.Image(image)}, step=step)
 
     def flush(self) -> None:
-        """A thread of its own sends what it has."""
+        """Its own thread sends what it has."""
 
     def close(self) -> None:
         self._run.finish()

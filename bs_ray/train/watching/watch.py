@@ -1,9 +1,10 @@
-"""A run as a person sees it: curves, previews, and the early stop that follows from them."""
+"""What a run shows: curves, previews, and the early stop that follows from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -13,15 +14,16 @@ from bs_ray.train.checkpoint import Progress
 from bs_ray.train.engines import mean_over_workers
 from bs_ray.train.step import TrainState
 from bs_ray.train.watching.calibrate import calibrate
-from bs_ray.train.watching.preview import Plateau, Previewer, bank_predict
+from bs_ray.train.watching.preview import Plateau, Previewer
 from bs_ray.train.watching.tracking import Tracker
 
 
 @dataclass
 class Watch:
-    """Looks at a run after its steps. Every worker has one; only the first one's tracker is open.
+    """Looks at a run after its steps. Every worker has one; only the first worker's tracker is
+    open.
 
-    open_tracker(steps done) is called when the run begins or goes on.
+    open_tracker(steps done) is called when the run begins or resumes.
     """
 
     state: TrainState
@@ -33,11 +35,11 @@ class Watch:
 
     def __post_init__(self) -> None:
         job, state = self.state.job, self.state
-        pictured = [job.pairs.target] if job.pairs else []
+        subject = [job.pairs.target] if job.pairs else []
         self.previewer = Previewer(
             state.model,
             job.slider_names,
-            [prompts.target for prompts in job.concepts.values()] or pictured,
+            [prompts.target for prompts in job.concepts.values()] or subject,
             job.concepts,
             job.losses.eta,
             job.losses.max_strength,
@@ -45,10 +47,10 @@ class Watch:
             state.photos.latent_shape,
         )
         self.plateau = Plateau(job.early_stop) if job.early_stop else None
-        self._predict = bank_predict(state.model, state.bank)
+        self._predict = partial(state.bank.predict, state.model)
 
     def begin(self, progress: Progress) -> None:
-        """Before the first step, or the first one after a resume."""
+        """Call it before the first step, and before the first one after a resume."""
         if self.plateau:
             self.plateau.load(progress.plateau)
         if self.state.rank == 0:
@@ -69,7 +71,7 @@ class Watch:
         return stop
 
     def _preview(self, step: int) -> float:
-        """Show all sliders; the mean of their effects, over all workers as well."""
+        """Show all sliders. Returns the mean of their effects, over all workers too."""
         previews = self.previewer(step, self._predict)
         for name, preview in previews.items():
             alone = len(previews) == 1
@@ -84,11 +86,12 @@ class Watch:
         return float(mean_over_workers(effects.mean()))
 
     def calibrations(self) -> dict[str, Calibration]:
-        """What the finished sliders do over a range of strengths, by name; for every worker."""
+        """What the finished sliders do over a range of strengths, by name. Every worker calls
+        it."""
         return calibrate(self.previewer, self._predict) if self.state.job.calibrate else {}
 
     def saved(self) -> None:
-        """A checkpoint has been made: what was logged is to be as safe."""
+        """A checkpoint has been made, so make what was logged as safe as it is."""
         if self._tracker:
             self._tracker.flush()
 
