@@ -94,7 +94,8 @@ class Bench:
         """A bench whose plans are being made in processes of their own, meanwhile."""
         # cuBLAS is repeatable only with this, which it reads when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        warnings.filterwarnings("ignore", category=UserWarning)
+        for kind in (UserWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=kind)
         count = max(1, min(6, (os.cpu_count() or 1) // 2))
         workers = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
         bench = cls(base, px, device, say)
@@ -374,7 +375,10 @@ def resume_zero_3(bench: Bench, put: Put) -> None:
 
 
 def _resume(bench: Bench, put: Put, name: str, make_engine: MakeEngine) -> None:
-    """Step, save, step; then from what was saved, with new objects, the second step again."""
+    """Step, save, step; then from what was saved, with new objects, the second step again.
+
+    apart: how far the two second steps end from each other, in lengths of such a step.
+    """
     px = bench.train_px[0]
     job, photos = fullsize_job(bench.base, px, "whole_method"), _photos(bench, px)
     bench.start_peak()
@@ -388,6 +392,7 @@ def _resume(bench: Bench, put: Put, name: str, make_engine: MakeEngine) -> None:
         parts = _assembled(bench, job, photos, make_engine)
         first_s = bench.once(lambda: train_step(parts, 0))
         save_s = bench.once(lambda: loop.save(parts, Progress(step=1), {}, keep))
+        before = _weights(parts)
         seconds = bench.once(lambda: train_step(parts, 1))
         put(name, s_a_step=seconds, first_s=first_s, save_s=save_s, peak_gb=bench.peak_gb())
         expected = _weights(parts)
@@ -401,9 +406,12 @@ def _resume(bench: Bench, put: Put, name: str, make_engine: MakeEngine) -> None:
         found = _weights(parts)
         parts.bank.detach()
     same = all(torch.equal(found[key], expected[key]) for key in expected)
-    apart = max(float((found[key] - expected[key]).norm()) for key in expected)
-    size = max(float(expected[key].norm()) for key in expected)
-    put(name, resume_s=resume_s, bit_equal=same, apart=apart / size)
+    step = _distance(expected, before)
+    put(name, resume_s=resume_s, bit_equal=same, apart=_distance(found, expected) / step)
+
+
+def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return sum(float((a[key] - b[key]).square().sum()) for key in a) ** 0.5
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
