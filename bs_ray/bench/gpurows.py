@@ -79,6 +79,7 @@ class Bench:
     px: int
     device: str
     say: Say
+    workers: ProcessPoolExecutor
     plans: dict[tuple[int, str], Future[int]] = field(default_factory=dict)
     """Bytes of training's memory as planned, by px and mode."""
     peaks: dict[tuple[int, str], float] = field(default_factory=dict)
@@ -90,17 +91,14 @@ class Bench:
     @classmethod
     @contextmanager
     def open(cls, base: str, px: int, device: str, say: Say) -> Iterator[Bench]:
-        """A bench whose plans are being made in processes of their own, meanwhile."""
+        """A bench for as long as its rows are measured."""
         # cuBLAS is repeatable only with this, which it reads when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         for kind in (UserWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=kind)
         count = max(1, min(6, (os.cpu_count() or 1) // 2))
         workers = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-        bench = cls(base, px, device, say)
-        for side in bench.train_px:
-            for mode in TRAIN_MODES:
-                bench.plans[side, mode] = workers.submit(_planned, base, side, mode)
+        bench = cls(base, px, device, say, workers)
         try:
             yield bench
         finally:
@@ -184,6 +182,14 @@ class Bench:
     def peak_gb(self) -> float:
         """Most memory since `start_peak`, the base's own included."""
         return (peak_bytes(self.device) - self.held_before) / GB
+
+    def start_plans(self) -> None:
+        """Plan all training that is measured here, in other processes, meanwhile."""
+        for px in self.train_px:
+            for mode in TRAIN_MODES:
+                if (px, mode) not in self.plans:
+                    future = self.workers.submit(_planned, self.base, px, mode)
+                    self.plans[px, mode] = future
 
     def trace(self) -> None:
         """Where the error that is being handled came from."""
@@ -317,6 +323,7 @@ def train_whole(bench: Bench, put: Put) -> None:
 def _train(bench: Bench, put: Put, px: int) -> None:
     """Steps of every mode by plain torch."""
     photos = _photos(bench, px)
+    bench.start_plans()
     for mode in TRAIN_MODES:
         bench.start_peak()
         parts = _assembled(bench, fullsize_job(bench.base, px, mode), photos, PlainEngine)
@@ -450,6 +457,40 @@ def preview(bench: Bench, put: Put) -> None:
         seconds = bench.once(lambda: watch.after_step(Progress(step=job.steps), {}))
     put(f"{px} px", seconds=seconds, peak_gb=bench.peak_gb(), **watch.shown)
     parts.bank.detach()
+
+
+def profiled(bench: Bench, put: Put) -> None:
+    """Where the time of a step goes: what the device does, and how long it takes in all.
+
+    busy: the kernels' time over the whole step's, as it is without the profiler; what is missing
+    to 1 the device waits for Python.
+    """
+    px = bench.train_px[0]
+    parts = _assembled(bench, fullsize_job(bench.base, px, "live"), _photos(bench, px), PlainEngine)
+    _profile(bench, put, f"train, live, {px} px", partial(train_step, parts, 0))
+    parts.bank.detach()
+    settings = EditorSettings(working_px=bench.px, steps=1)
+    editor = Editor(bench.model, random_sliders(bench.model, bench.base, 8, _RANK), settings)
+    edits = [_an_edit(bench, n) for n in range(4)]
+    _profile(bench, put, "edit of one step, batch 4", partial(_edited, editor, edits))
+    editor.close()
+
+
+def _profile(bench: Bench, put: Put, case: str, function: Callable[[], Any]) -> None:
+    bench.once(function)
+    seconds = bench.once(function)
+    device = "cpu" if bench.device == "cpu" else "cuda"
+    with torch.profiler.profile() as profile:
+        bench.once(function)
+    found = profile.key_averages()
+    kernels = [e for e in found if e.device_type.name.lower() == device]
+    of = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    busy = sum(getattr(event, of) for event in kernels) / 1e6
+    launched = sum(event.count for event in kernels)
+    put(case, seconds=seconds, busy=busy / seconds, kernels=launched)
+    for event in sorted(kernels, key=lambda event: -getattr(event, of))[:12]:
+        share = getattr(event, of) / 1e6 / busy
+        bench.say(f"  {share:6.1%}  {event.count:6d} x  {event.key[:110]}")
 
 
 # --- editing ----------------------------------------------------------------------------------
@@ -629,6 +670,7 @@ ROWS: tuple[Row, ...] = (
     Row("edit", 12, edit),
     Row("engine", 10, engine),
     Row("preview", 6, preview),
+    Row("profile", 6, profiled),
     Row("channels_last", 6, channels_last),
     Row("locked", 12, locked),
     Row("resume ZeRO 3", 10, resume_zero_3),
