@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bs_ray.bench.gpurows import Bench
+    from bs_ray.bench.gpubase import Bench
 
 Figures = dict[str, Any]
 Say = Callable[[str], None]
@@ -65,7 +65,8 @@ def gpu(
     """
     start = time.monotonic()
     say("loading torch, diffusers, transformers")
-    from bs_ray.bench.gpurows import ROWS, Bench
+    from bs_ray.bench.gpubase import Bench
+    from bs_ray.bench.gpurows import ROWS
 
     rows = _chosen(ROWS, only)
     found: Figures = {"base": base, "px": px, "rows": {}, "ended": {}}
