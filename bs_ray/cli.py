@@ -577,6 +577,24 @@ def bench_full_size(
     _show_bench(fullsize(_say, base, px, device, zero_stage), json_file)
 
 
+@bench_app.command("gpu", epilog="Example: bs-ray bench gpu --json gpu.json")
+def bench_gpu(
+    base: Annotated[
+        str, typer.Option(help="A published architecture, or a diffusers folder for its sizes.")
+    ] = "sdxl-base-1.0",
+    px: Annotated[int, typer.Option(help="Side of the edited photos.", min=64)] = 1024,
+    device: Annotated[str, typer.Option(help="`cuda` or `cpu`.")] = "cuda",
+    seconds: Annotated[float, typer.Option(help="Measure what fits into so many.")] = 420,
+    rows: Annotated[str, typer.Option(help="Only these, by name, comma between them.")] = "",
+    json_file: JsonFile = None,
+) -> None:
+    """Full-size base of random weights on one GPU: forward, train, resume, edit, serve, compile."""
+    from bs_ray.bench.gpu import gpu, show
+
+    only = [name.strip() for name in rows.split(",") if name.strip()]
+    show(gpu(_say, base, px, device, seconds, only, json_file), console)
+
+
 def _say(line: str) -> None:
     """A line of progress, as it is: long ones are not broken, brackets are no markup."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

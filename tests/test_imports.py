@@ -41,6 +41,7 @@ DOORWAYS = {
         "sliders/formats.py",
         "bench/plain.py",
         "bench/locked.py",
+        "bench/gpurows.py",
         "doctor.py",
     ],
     "deepspeed": ["train/engines.py", "doctor.py"],

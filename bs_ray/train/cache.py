@@ -15,20 +15,24 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from bs_ray.config import CachedTeacher, TrainJob
 from bs_ray.data.sources import iter_photos, photos_digest, read_shards
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.progress import Board
 from bs_ray.storage import MissingKeyError, Store
 from bs_ray.train.photos import PhotoPool
 from bs_ray.train.samples import PATH_SAMPLES, PATH_STEPS, Row, SampleMaker
 from bs_ray.train.teacher import Teacher, forwards_a_row
+
+if TYPE_CHECKING:  # plans read this module on machines that have no Ray
+    import ray.data
+
+    from bs_ray.progress import Board
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -100,6 +104,8 @@ def finished(store: Store) -> bool:
 
 def build_cache(job: TrainJob, base: str, store: Store, board: Board) -> None:
     """Make the shards that are not there yet; needs a running Ray. The last thing is cache.json."""
+    import ray.data
+
     settings, start_s = settings_of(job), time.monotonic()
     if job.photos:  # an actor's working folder is its own
         job = job.model_copy(update={"photos": Store(job.photos).uri})

@@ -130,7 +130,7 @@ def run(
     if resume_from is None:
         progress.gaps = check_teacher(parts)
     else:
-        progress = _resume(parts, resume_from)
+        progress = resume(parts, resume_from)
     if watch:
         watch.begin(progress)
     earlier_s, start_s = progress.seconds, time.monotonic()
@@ -149,7 +149,7 @@ def run(
         if parts.rank == 0:
             post(progress.step, numbers | (watch.shown if watch else {}))
         if last or progress.step % job.checkpoint_every == 0:
-            _save(parts, progress, numbers, report)
+            save(parts, progress, numbers, report)
             if watch:
                 watch.saved()
         if last:
@@ -173,7 +173,11 @@ def _engines(parts: Parts) -> dict[str, Engine]:
     return found
 
 
-def _resume(parts: Parts, folder: Path) -> Progress:
+def resume(parts: Parts, folder: Path) -> Progress:
+    """Continue from the checkpoint in `folder`; the progress made so far. Raises CheckpointError.
+
+    Every worker must call it.
+    """
     progress, states = checkpoint.read(folder, parts.job)
     # Optimizers have no moments before their first step: take one, of which nothing stays.
     parts.lessons.refresh(progress.step, parts.rows)
@@ -184,7 +188,11 @@ def _resume(parts: Parts, folder: Path) -> Progress:
     return progress
 
 
-def _save(parts: Parts, progress: Progress, numbers: dict[str, float], report: Report) -> None:
+def save(parts: Parts, progress: Progress, numbers: dict[str, float], report: Report) -> None:
+    """Hand a checkpoint to `report`, whose folder is gone afterwards. Every worker must call it.
+
+    Raises TrainingDiverged where weights are not finite.
+    """
     progress.scales = parts.scales.state()
     states = {name: engine.state() for name, engine in _engines(parts).items()}
     for name, state in states.items():
