@@ -72,14 +72,14 @@ def fit(
         _update_average(average, stage, step)
         step += 1
         if seconds and not planned and step == _TIMED.stop:
-            float(parts["loss"])  # wait for the device
+            float(parts["loss"].detach())  # wait for the device
             each = (time.monotonic() - started) / len(_TIMED)
             planned = steps = max(step + 1, int(seconds / each))
         elif seconds and step == _TIMED.start:
-            float(parts["loss"])
+            float(parts["loss"].detach())
             started = time.monotonic()
         if step % _REPORT_EVERY == 0 or step == steps:
-            numbers = {k: float(v) for k, v in parts.items()}
+            numbers = {k: float(v.detach()) for k, v in parts.items()}
             if not math.isfinite(numbers["loss"]):
                 raise FloatingPointError(f"{stage.name}: loss is not finite by step {step}")
             if rank == 0:

@@ -206,6 +206,7 @@ class TextStage(PhotoStage):
         heads = [nn.Linear(tiny_nets.TEXT_WIDTH, sum(self.ways)) for _ in range(4)]
         self.net = nn.ModuleDict({"towers": nn.ModuleList(towers), "heads": nn.ModuleList(heads)})
         self.net.to(self.device)
+        self.tables = [PhraseTable(tokenizer) for tokenizer in self.tokenizers]
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
         seed = int(torch.randint(2**31, (), generator=rng, device=self.device))
@@ -219,8 +220,8 @@ class TextStage(PhotoStage):
         truth = torch.tensor([captions.told(text) for text in texts], device=self.device)
         total = torch.zeros((), device=self.device)
         for index, tower in enumerate(self.net["towers"]):
-            ids = tiny_nets.tokenize(self.tokenizers[index], texts).to(self.device)
-            output = tower(ids, output_hidden_states=True)
+            ids = [self.tables[index].ids(text) for text in texts]
+            output = tower(torch.tensor(ids, device=self.device), output_hidden_states=True)
             states = (output.text_embeds, output.hidden_states[-2].mean(1))
             heads = self.net["heads"][2 * index : 2 * index + 2]
             for state, head in zip(states, heads, strict=True):
@@ -365,6 +366,8 @@ class UnetStage(PhotoStage):
         self.latents, distorted = self._versions(rows)
         self.ids = self._captions(labels, rows)
         self.distorted = distorted
+        size = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], device=self.device)
+        self.time_ids = size.expand(self.batch, 6).float()
         nothing = [PhraseTable(tokenizer).ids("") for tokenizer in self.model.tokenizers]
         self.nothing = torch.tensor(nothing, dtype=torch.int16, device=self.device)
 
@@ -440,7 +443,11 @@ class UnetStage(PhotoStage):
         noise = torch.randn(z.shape, generator=rng, device=self.device)
         x_t = self.model.prediction.add_noise(z, noise, t)
         condition = self.condition(rng, version, rows)
-        return {"loss": F.mse_loss(self.model.predict(x_t, t, condition).float(), noise)}
+        # As SDXL.predict does, but nothing is copied from the host: that would stop the device.
+        added = {"text_embeds": condition.pooled, "time_ids": self.time_ids}
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        seen = self.net(x_t, t, encoder_hidden_states=condition.tokens, added_cond_kwargs=added)
+        return {"loss": F.mse_loss(seen.sample.float(), noise)}
 
     def export(self) -> None:
         self.net.half().save_pretrained(self.base / "unet")
@@ -490,6 +497,7 @@ class ClipStage(PhotoStage):
         self.net.text_model.requires_grad_(False)
         self.net.text_projection.requires_grad_(False)
         self.net.to(self.device)
+        self.table = PhraseTable(self.tokenizer)
         self.labels = _table(completed(self.album, base))
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
@@ -497,7 +505,7 @@ class ClipStage(PhotoStage):
         seed = int(torch.randint(2**31, (), generator=rng, device=self.device))
         words = random.Random(seed)
         texts = [captions.caption(self.labels[row], words) for row in rows.tolist()]
-        ids = tiny_nets.tokenize(self.tokenizer, texts).to(self.device)
+        ids = torch.tensor([self.table.ids(text) for text in texts], device=self.device)
         seen = F.interpolate(degraded(x, rng), (JUDGE_PX, JUDGE_PX), mode="area")
         return {"loss": self.net(input_ids=ids, pixel_values=seen, return_loss=True).loss.float()}
 
