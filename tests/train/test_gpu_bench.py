@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bs_ray.bench import gpurows
 from bs_ray.bench.gpu import Row, gpu
+from bs_ray.train.engines import PlainEngine
 
 WITHOUT_RAY = """
 import sys
@@ -82,3 +84,17 @@ def test_a_row_that_fails_or_hangs_leaves_the_others(
 def test_unknown_rows_are_named() -> None:
     with pytest.raises(ValueError, match="got fly; expected some of bare forward"):
         gpu(print, base="tiny", px=64, device="cpu", only=["fly"])
+
+
+def test_a_loaded_state_leaves_adams_step_where_the_optimizer_put_it() -> None:
+    """Fused Adam keeps it on its parameter's device and refuses one that is elsewhere."""
+    module = torch.nn.Linear(2, 1)
+    engine = PlainEngine(module, lr=0.1)
+    for _ in range(3):
+        engine.backward_and_step(engine(torch.ones(1, 2)).sum())
+    state = engine.state()
+    engine.backward_and_step(engine(torch.ones(1, 2)).sum())
+    own = [moments["step"] for moments in engine.optimizer.state.values()]
+    engine.load_state(state)
+    now = [moments["step"] for moments in engine.optimizer.state.values()]
+    assert all(a is b for a, b in zip(own, now, strict=True)) and float(now[0]) == 3
