@@ -17,7 +17,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2147483648
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test test-slow chaos fuzz full-size lint format clean
+.PHONY: help setup demo test test-slow chaos fuzz full-size gpu lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ fuzz: setup  ## EXAMPLES=500 requests of each kind that the API's schema allows,
 full-size: setup  ## full-size SDXL, random weights: seconds a sample by mode, memory against plan (12 GB, minutes)
 	$(BIN)/bs-ray bench full-size --json full-size.json
 
+gpu: setup  ## full-size SDXL, random weights, on one GPU: forward, train, resume, edit, serve (7 minutes)
+	$(BIN)/bs-ray bench gpu --json gpu.json
+
 lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,5 +62,5 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv, caches and demo output
-	rm -rf .venv demo-out full-size.json .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv demo-out full-size.json gpu.json .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

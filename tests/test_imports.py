@@ -29,6 +29,7 @@ DOORWAYS = {
         "sliders/formats.py",
         "bench/plain.py",
         "bench/locked.py",
+        "bench/gpu/editing.py",
         "doctor.py",
     ],
     "deepspeed": ["train/engines.py", "doctor.py"],

@@ -36,7 +36,7 @@ from bs_ray.train.planning.plan import plan
 from bs_ray.train.planning.published import architecture_folder
 from bs_ray.train.step import TrainState, train_step
 from bs_ray.train.targets.concept_sliders import concept_sliders_step
-from bs_ray.train.targets.samples import SampleMaker
+from bs_ray.train.targets.samples import Row, SampleMaker
 from bs_ray.train.targets.teacher import Teacher
 
 DENOISED = 25
@@ -80,19 +80,19 @@ def fullsize(
     # The plan counts the photos of a whole run; here are two.
     expected = planned.total - planned.memory[0]["photo latents"]
     report(f"plan: {expected / 1e9:.2f} GB, {planned.forward_tflop:.2f} TFLOP a forward")
-    _reset_peak(device)
-    before = _peak_bytes(device)
+    reset_peak(device)
+    before = peak_bytes(device)
     start = time.perf_counter()
     model, features = random_base(base, device)
     held = sum(bytes_of(n) for networks in base_networks(model).values() for n in networks)
     report(f"{base}: {held / 1e9:.2f} GB of random weights in {time.perf_counter() - start:.0f} s")
-    make_engine = _engine(model, zero_stage)
+    make_engine = engine_maker(model, zero_stage)
     pixels = torch.randint(256, (2, 3, px, px), generator=_rng(0)).to(torch.uint8)
     photos = PhotoPool(["a", "b"], pixels, model)
     figures: dict[str, Any] = {
         "base": base,
         "px": px,
-        "device": _device_name(device),
+        "device": device_name(device),
         "zero_stage": zero_stage,
         "plan_bytes": expected,
         "step_seconds": {},
@@ -102,10 +102,10 @@ def fullsize(
         "peak_bytes": {},
     }
     for mode in modes:
-        _reset_peak(device)
+        reset_peak(device)
         job = fullsize_job(base, px, mode)
         figures |= _timed(mode, job, model, photos, features, make_engine, figures, report)
-        figures["peak_bytes"][mode] = _peak_bytes(device) - before
+        figures["peak_bytes"][mode] = peak_bytes(device) - before
         report(f"{mode}: peak memory {figures['peak_bytes'][mode] / 1e9:.2f} GB")
     if "whole_method" in modes:
         figures["plan_over_measured"] = expected / figures["peak_bytes"]["whole_method"]
@@ -150,11 +150,9 @@ def _timed(
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Real optimizer steps of one mode; the figures with its own in them."""
-    samples: list[dict[str, Any]] = []
-    if job.teacher.mode == "cached":
-        start = time.perf_counter()
-        maker = SampleMaker(job, model, photos, Teacher(model, job.concepts))
-        samples = list(maker.make(range(job.teacher.samples)))
+    start = time.perf_counter()
+    samples = cache_samples(job, model, photos)
+    if samples:
         each = (time.perf_counter() - start) / len(samples)
         figures = figures | {"cache_seconds_per_sample": each}
     state = assemble(
@@ -186,7 +184,15 @@ def _timed(
     return figures
 
 
-def _engine(model: DiffusionModel, zero_stage: int | None) -> MakeEngine:
+def cache_samples(job: TrainJob, model: DiffusionModel, photos: PhotoPool) -> list[Row]:
+    """The rows of the teacher's cache, where the job has one."""
+    if job.teacher.mode != "cached":
+        return []
+    maker = SampleMaker(job, model, photos, Teacher(model, job.concepts))
+    return list(maker.make(range(job.teacher.samples)))
+
+
+def engine_maker(model: DiffusionModel, zero_stage: int | None) -> MakeEngine:
     """What makes the engines; at stage 3 the frozen denoiser is sharded as well."""
     if zero_stage is None:
         return PlainEngine
@@ -200,7 +206,8 @@ def _engine(model: DiffusionModel, zero_stage: int | None) -> MakeEngine:
     return partial(DeepSpeedEngine, zero_stage=zero_stage)
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """The GPU's own name; "cpu"."""
     return device if device == "cpu" else torch.cuda.get_device_name(device)
 
 
@@ -248,8 +255,8 @@ def _rng(seed: int, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def _reset_peak(device: str) -> None:
-    """Let `_peak_bytes` start from what is held now."""
+def reset_peak(device: str) -> None:
+    """Let `peak_bytes` start from what is held now."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return
@@ -260,7 +267,7 @@ def _reset_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes(device: str) -> int:
+def peak_bytes(device: str) -> int:
     """Most bytes since: of the GPU's allocator, or of this process (Linux)."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()

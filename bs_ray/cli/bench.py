@@ -127,6 +127,24 @@ def bench_full_size(
     _show_bench(fullsize(report, base, px, device, zero_stage), json_file)
 
 
+@app.command("gpu", epilog="Example: bs-ray bench gpu --json gpu.json")
+def bench_gpu(
+    base: Annotated[
+        str, typer.Option(help="A published architecture, or a diffusers folder for its sizes.")
+    ] = "sdxl-base-1.0",
+    px: Annotated[int, typer.Option(help="Side of the edited photos.", min=64)] = 1024,
+    device: Annotated[str, typer.Option(help="`cuda` or `cpu`.")] = "cuda",
+    seconds: Annotated[float, typer.Option(help="Measure what fits into so many.")] = 420,
+    rows: Annotated[str, typer.Option(help="Only these, by name, comma between them.")] = "",
+    json_file: JsonFile = None,
+) -> None:
+    """Full-size base of random weights on one GPU: forward, train, resume, edit, serve, compile."""
+    from bs_ray.bench.gpu.run import gpu, show
+
+    only = [name.strip() for name in rows.split(",") if name.strip()]
+    show(gpu(report, base, px, device, seconds, only, json_file), console)
+
+
 def _show_bench(figures: dict, json_file: Path | None) -> None:
     for key, value in figures.items():
         console.print(f"{key}: [bold]{_figure(value)}[/]", soft_wrap=True)

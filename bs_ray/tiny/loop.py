@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,39 +18,49 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bs_ray.tiny.recipe import STAGES, Stage, to_uint8
+from bs_ray.tiny.recipe import Stage, to_uint8
 
-_SAVE_EVERY = 200
+_SAVE_SECONDS = 60
+_REPORT_EVERY = 10
 _WARMUP_STEPS = 50
+_TIMED = range(20, 60)
+"""The steps that tell how long one takes; those before them warm the device up."""
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """report(stage, step, steps, numbers): called every few steps on rank 0."""
 
 
-def fit(stage: Stage, work: Path, report: Report, steps: int | None = None) -> None:
+def fit(
+    stage: Stage, work: Path, report: Report, steps: int | None = None, seconds: float | None = None
+) -> None:
     """Train `stage` to its end and export it; continues from `work` if it was stopped.
 
     Under torch.distributed every rank takes its own part of the randomness and gradients are
     averaged.
+
+    seconds: stands in for `steps` where a machine is lent for a while: the first steps are timed,
+    and as many are made as fit. The number is kept, so that a resumed run keeps its schedule.
     """
-    steps = steps or stage.steps
     rank, world = _rank()
     parameters = [p for p in stage.net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=1e-2, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=stage.lr, weight_decay=1e-2, betas=(0.9, 0.99),
+        fused=stage.device.type == "cuda",
+    )  # fmt: skip
     average = {n: p.detach().clone() for n, p in stage.net.state_dict().items()}
     state = work / f"{stage.name}.safetensors"
-    done = _restore(state, stage, optimizer, average)
+    done, planned = _restore(state, stage, optimizer, average)
+    steps = planned or steps or stage.steps
+    seed, saved = zlib.crc32(stage.name.encode()) << 24, time.monotonic()
+    started = saved
     stage.net.train()
-    for step in range(done, steps):
+    step = done
+    while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * _schedule(step, steps)
-        rng = torch.Generator().manual_seed(
-            1_000_003 * STAGES.index(stage.name) + step * world + rank
-        )
-        with torch.autocast("cpu", torch.bfloat16):
+        rng = torch.Generator(stage.device).manual_seed(seed + step * world + rank)
+        with torch.autocast(stage.device.type, torch.bfloat16):
             parts = stage.loss(rng)
-        if not math.isfinite(float(parts["loss"])):
-            raise FloatingPointError(f"{stage.name}: loss is not finite at step {step}")
         optimizer.zero_grad()
         parts["loss"].backward()
         if world > 1:
@@ -58,11 +70,24 @@ def fit(stage: Stage, work: Path, report: Report, steps: int | None = None) -> N
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         _update_average(average, stage, step)
-        if rank == 0 and (step + 1) % 10 == 0:
-            report(stage.name, step + 1, steps, {k: float(v) for k, v in parts.items()})
-        if rank == 0 and ((step + 1) % _SAVE_EVERY == 0 or step + 1 == steps):
-            _save(state, stage, optimizer, average, step + 1)
-            _show(stage, average, work / "sheets" / f"{stage.name}-{step + 1:05d}.png")
+        step += 1
+        if seconds and not planned and step == _TIMED.stop:
+            float(parts["loss"].detach())  # wait for the device
+            each = (time.monotonic() - started) / len(_TIMED)
+            planned = steps = max(step + 1, int(seconds / each))
+        elif seconds and step == _TIMED.start:
+            float(parts["loss"].detach())
+            started = time.monotonic()
+        if step % _REPORT_EVERY == 0 or step == steps:
+            numbers = {k: float(v.detach()) for k, v in parts.items()}
+            if not math.isfinite(numbers["loss"]):
+                raise FloatingPointError(f"{stage.name}: loss is not finite by step {step}")
+            if rank == 0:
+                report(stage.name, step, steps, numbers)
+                if time.monotonic() - saved > _SAVE_SECONDS or step == steps:
+                    _save(state, stage, optimizer, average, step, steps)
+                    _show(stage, average, work / "sheets" / f"{stage.name}-{step:05d}.png")
+                    saved = time.monotonic()
     if rank == 0:
         with _averaged(stage, average):
             stage.export()
@@ -92,9 +117,9 @@ def _schedule(step: int, steps: int) -> float:
 
 def _update_average(average: dict[str, Tensor], stage: Stage, step: int) -> None:
     decay = min(stage.ema_decay, (step + 1) / (step + 10))
-    for name, value in stage.net.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value.detach(), 1 - decay)
+    own = [v.detach() for v in stage.net.state_dict().values() if v.is_floating_point()]
+    kept = [v for v in average.values() if v.is_floating_point()]
+    torch._foreach_lerp_(kept, own, 1 - decay)
 
 
 @contextmanager
@@ -114,7 +139,12 @@ def _averaged(stage: Stage, average: dict[str, Tensor]) -> Iterator[None]:
 
 
 def _save(
-    path: Path, stage: Stage, optimizer: Optimizer, average: dict[str, Tensor], step: int
+    path: Path,
+    stage: Stage,
+    optimizer: Optimizer,
+    average: dict[str, Tensor],
+    step: int,
+    steps: int,
 ) -> None:
     flat = {f"net/{n}": p.detach().contiguous().clone() for n, p in stage.net.state_dict().items()}
     flat |= {f"average/{n}": p.contiguous().clone() for n, p in average.items()}
@@ -124,17 +154,20 @@ def _save(
             flat[f"{key}/{name}"] = optimizer.state[parameter][key].contiguous().clone()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(flat, part, metadata={"step": str(step)})
+    save_file(flat, part, metadata={"step": str(step), "steps": str(steps)})
     os.replace(part, path)
 
 
-def _restore(path: Path, stage: Stage, optimizer: Optimizer, average: dict[str, Tensor]) -> int:
-    """Load what `_save` wrote; the number of steps done, 0 where nothing was saved."""
+def _restore(
+    path: Path, stage: Stage, optimizer: Optimizer, average: dict[str, Tensor]
+) -> tuple[int, int]:
+    """Load what `_save` wrote: the steps done and planned, 0 and 0 where nothing was saved."""
     if not path.exists():
-        return 0
-    with safe_open(str(path), "pt") as file:
-        step = int(file.metadata()["step"])
+        return 0, 0
+    with safe_open(str(path), "pt", device=str(stage.device)) as file:
+        card = file.metadata()
         flat = {key: file.get_tensor(key) for key in list(file.keys())}
+    step = int(card["step"])
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {k.partition("/")[2]: v for k, v in flat.items() if k.startswith(f"{prefix}/")}
@@ -143,13 +176,14 @@ def _restore(path: Path, stage: Stage, optimizer: Optimizer, average: dict[str, 
     average.update(under("average"))
     first, second = under("exp_avg"), under("exp_avg_sq")
     names = [n for n, p in stage.net.named_parameters() if p.requires_grad]
+    fused, on = optimizer.param_groups[0]["fused"], stage.device
     for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(step)),
+            "step": torch.tensor(float(step), device=on if fused else "cpu"),
             "exp_avg": first[name],
             "exp_avg_sq": second[name],
         }
-    return step
+    return step, int(card.get("steps", 0))
 
 
 def _show(stage: Stage, average: dict[str, Tensor], path: Path) -> None:
@@ -157,4 +191,4 @@ def _show(stage: Stage, average: dict[str, Tensor], path: Path) -> None:
         picture = stage.sheet()
     if picture is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()).save(path)
+        Image.fromarray(to_uint8(picture).permute(1, 2, 0).cpu().numpy()).save(path)

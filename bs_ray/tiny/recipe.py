@@ -97,6 +97,7 @@ class Stage:
     steps: int
     lr: float = 1e-3
     ema_decay: float = 0.0
+    device = torch.device("cpu")
     net: Any
     """The nn.Module to train; Any, for diffusers' and transformers' own methods."""
 
@@ -224,16 +225,19 @@ class TextStage(Stage):
 
     def export(self) -> None:
         first, second = self.net["towers"]
-        plain = CLIPTextModel(first.config)
-        own = first.state_dict()
-        # The class without a projection leaves out the prefix of the one with it.
-        plain.load_state_dict(
-            {k: own.get(k, own.get(f"text_model.{k}")) for k in plain.state_dict()}
-        )
-        plain.half().save_pretrained(self.base / "text_encoder")
-        second.half().save_pretrained(self.base / "text_encoder_2")
-        for tokenizer, folder in zip(self.tokenizers, ("tokenizer", "tokenizer_2"), strict=True):
-            tokenizer.save_pretrained(self.base / folder)
+        save_text_towers(self.base, first, second, self.tokenizers)
+
+
+def save_text_towers(base: Path, first: Any, second: Any, tokenizers: list[CLIPTokenizer]) -> None:
+    """Both text towers and their tokenizers into a base's folder, as SDXL has them."""
+    plain = CLIPTextModel(first.config)
+    own = first.state_dict()
+    # The class without a projection leaves out the prefix of the one with it.
+    plain.load_state_dict({k: own.get(k, own.get(f"text_model.{k}")) for k in plain.state_dict()})
+    plain.half().save_pretrained(base / "text_encoder")
+    second.half().save_pretrained(base / "text_encoder_2")
+    for tokenizer, folder in zip(tokenizers, ("tokenizer", "tokenizer_2"), strict=True):
+        tokenizer.save_pretrained(base / folder)
 
 
 class ClipStage(Stage):

@@ -201,8 +201,9 @@ class DeepSpeedEngine:
             for moment in _MOMENTS:
                 self._set(parameter, moment, state[f"{moment}/{name}"])
         for moments in self.engine.optimizer.optimizer.state.values():
-            # Without its step count Adam's bias correction would start over.
-            moments["step"] = torch.tensor(float(state["step"]))
+            # Without Adam's step its bias correction would start over. In place, for fused Adam
+            # refuses a step that is not on its parameter's device.
+            moments["step"].fill_(float(state["step"]))
 
     def _set(self, parameter: Any, what: str, whole: Tensor) -> None:
         """Write one whole tensor into this worker's share of it."""
@@ -280,4 +281,4 @@ def _load_plain_state(module: nn.Module, optimizer: torch.optim.Optimizer, state
         moments = optimizer.state[parameter]
         for moment in _MOMENTS:
             moments[moment].copy_(state[f"{moment}/{name}"])
-        moments["step"] = torch.tensor(float(state["step"]))
+        moments["step"].fill_(float(state["step"]))  # in place: fused Adam has it on its device

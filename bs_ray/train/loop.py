@@ -148,7 +148,7 @@ def run(
     if resume_from is None:
         progress.gaps = check_teacher(state)
     else:
-        progress = _resume(state, resume_from)
+        progress = resume(state, resume_from)
     if watch:
         watch.begin(progress)
     earlier_s, start_s = progress.seconds, time.monotonic()
@@ -167,7 +167,7 @@ def run(
         if state.rank == 0:
             report(progress.step, numbers | (watch.shown if watch else {}))
         if last or progress.step % job.checkpoint_every == 0:
-            _save(state, progress, numbers, save)
+            save_checkpoint(state, progress, numbers, save)
             if watch:
                 watch.saved()
         if last:
@@ -191,7 +191,10 @@ def _engines(state: TrainState) -> dict[str, Engine]:
     return found
 
 
-def _resume(state: TrainState, folder: Path) -> Progress:
+def resume(state: TrainState, folder: Path) -> Progress:
+    """Continue from the checkpoint in `folder`. Returns the progress made so far. Raises
+    CheckpointError. Every worker must call it.
+    """
     progress, engine_states = checkpoint.read(folder, state.job)
     # Optimizers have no moments before their first step, so take one; then overwrite everything.
     state.batches.refresh(progress.step, state.rows)
@@ -202,9 +205,13 @@ def _resume(state: TrainState, folder: Path) -> Progress:
     return progress
 
 
-def _save(
+def save_checkpoint(
     state: TrainState, progress: Progress, numbers: dict[str, float], save: SaveCheckpoint
 ) -> None:
+    """Hand a checkpoint to `save`, whose folder is gone afterwards. Every worker must call it.
+
+    Raises TrainingDiverged where weights are not finite.
+    """
     progress.scales = state.normaliser.state()
     engine_states = {name: engine.state() for name, engine in _engines(state).items()}
     for name, tensors in engine_states.items():

@@ -16,20 +16,24 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from bs_ray.config import CachedTeacher, TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.datasets.sources import iter_photos, photos_digest, read_shards
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.progress import ProgressBoard
 from bs_ray.storage import MissingKeyError, Store
 from bs_ray.train.targets.samples import PATH_SAMPLES, PATH_STEPS, Row, SampleMaker
 from bs_ray.train.targets.teacher import Teacher, forwards_a_row
+
+if TYPE_CHECKING:  # plans read this module on machines that have no Ray
+    import ray.data
+
+    from bs_ray.progress import ProgressBoard
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -101,6 +105,8 @@ def finished(store: Store) -> bool:
 
 def build_cache(job: TrainJob, base: str, store: Store, board: ProgressBoard) -> None:
     """Make the shards that do not exist yet, then cache.json. Ray must be running."""
+    import ray.data
+
     settings, start_s = settings_of(job), time.monotonic()
     if job.photos:  # absolute, since an actor has a working folder of its own
         job = job.model_copy(update={"photos": Store(job.photos).uri})

@@ -82,7 +82,10 @@ class Watch:
                 self.shown[f"drift{'' if alone else ' ' + name}"] = preview.numbers["drift"]
             if self._tracker:
                 self._tracker.picture(step, name, preview.picture)
-        effects = torch.tensor([preview.effect for preview in previews.values()])
+        # On the model's device: a GPU's process group (NCCL) reduces no tensor of the CPU.
+        effects = torch.tensor(
+            [preview.effect for preview in previews.values()], device=self.state.model.device
+        )
         return float(mean_over_workers(effects.mean()))
 
     def calibrations(self) -> dict[str, Calibration]:

@@ -1,0 +1,86 @@
+"""Train tiny-photo where only torch is at hand: `python -m bs_ray.tiny.photo.train --help`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from bs_ray.tiny.loop import finished, fit, mark_finished
+from bs_ray.tiny.photo.photos import Photos
+from bs_ray.tiny.photo.recipe import (
+    Album,
+    ClipStage,
+    PerceptualStage,
+    PhotoStage,
+    ReaderStage,
+    TextStage,
+    UnetStage,
+    VaeStage,
+)
+
+SHARES: dict[type[PhotoStage], float] = {
+    ReaderStage: 0.05,
+    TextStage: 0.035,
+    VaeStage: 0.27,
+    PerceptualStage: 0.03,
+    ClipStage: 0.03,
+    UnetStage: 1.0,
+}
+"""Stage -> its share of the whole time; the last takes what is left."""
+_MARGIN_S = 12.0
+
+
+def train(
+    pack: Path, out: Path, work: Path, *, device: str, seconds: float | None, steps: int | None
+) -> None:
+    """All stages into the diffusers folder `out`; what is finished in `work` is not done again.
+
+    seconds: for all of it together, start included; steps: of every stage instead, for a try.
+    """
+    began = time.monotonic()
+    album = Album(Photos.load(pack, device), torch.device(device))
+    print(f"{len(album.rows)} photos, {len(album.held)} held out", flush=True)
+    work.mkdir(parents=True, exist_ok=True)
+
+    def report(name: str, step: int, of: int, numbers: dict[str, float]) -> None:
+        if step % max(10, of // 20 // 10 * 10) == 0 or step == of:
+            shown = ", ".join(f"{k} {v:.4f}" for k, v in numbers.items())
+            print(f"{time.monotonic() - began:6.0f} s  {name} {step}/{of}: {shown}", flush=True)
+
+    for kind, share in SHARES.items():
+        if finished(kind.name, work):
+            continue
+        stage = kind(album, out)
+        left = None
+        if seconds:
+            left = seconds - (time.monotonic() - began) - _MARGIN_S
+            left = min(left, share * seconds)
+        fit(stage, work, report, steps, left)
+        mark_finished(kind.name, work)
+    print(f"{time.monotonic() - began:6.0f} s  done: {out}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pack", type=Path, required=True, help="folder of part-*.safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="the base's diffusers folder")
+    parser.add_argument("--work", type=Path, required=True, help="states and sample sheets")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, help="time for all stages together")
+    parser.add_argument("--steps", type=int, help="steps of every stage, for a try")
+    chosen = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    train(
+        chosen.pack, chosen.out, chosen.work,
+        device=chosen.device, seconds=chosen.seconds, steps=chosen.steps,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
