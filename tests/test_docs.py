@@ -50,7 +50,7 @@ def codes(text: str) -> list[str]:
 
 
 def typed(text: str) -> Iterator[tuple[list[str], bool]]:
-    """Commands as words, and whether each is whole: one in a sentence may leave its arguments out."""
+    """Commands as words, and whether each is whole: in a sentence arguments may be left out."""
     for body in blocks(text, "bash"):
         for line in body.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -98,7 +98,7 @@ def choices(annotation: Any) -> Iterator[str]:
 
 
 def known(model: type[BaseModel]) -> Iterator[str]:
-    """The settings of a class and of its sections, as `losses.eta` and as `eta`, and their words."""
+    """The settings of a class and its sections, as `losses.eta` and as `eta`, and their words."""
     for name, field in model.model_fields.items():
         yield name
         yield from choices(field.annotation)
