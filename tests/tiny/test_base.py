@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from bs_ray.evaluate.base import CLASSES, caption_figures, vae_figures
+
 from bs_ray.judges.load import WorldJudges
 from bs_ray.models import EMBEDDED, load_base
 from bs_ray.tiny import faces
