@@ -1,6 +1,7 @@
 """What importing the package does, in fresh interpreters."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -51,8 +52,11 @@ print(_torchvision.define_missing(folder), _torchvision.define_missing(folder / 
 
 
 def test_version_is_said_once() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == bs_ray.__version__
+    """In bs_ray/__init__.py, from which the build reads it (as __version__ = "...")."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in settings["project"] and settings["project"]["dynamic"] == ["version"]
+    source = (ROOT / settings["tool"]["hatch"]["version"]["path"]).read_text()
+    assert re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE) == [bs_ray.__version__]
 
 
 def test_constraints_are_exact_and_portable() -> None:

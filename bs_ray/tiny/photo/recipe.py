@@ -9,6 +9,7 @@ Legend: x_B3HW pictures in [-1, 1]; z_B8hw latents; ids_BL token ids.
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,20 +248,22 @@ class PhraseTable:
     The same ids as `tiny.nets.tokenize`, which a test holds; half a million captions in seconds.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer):
+    def __init__(self, tokenizer: CLIPTokenizer, pad: int | None = None):
+        """pad: what fills a row up, instead of the tokenizer's own padding."""
         self.tokenizer = tokenizer
-        self.pad = tokenizer.pad_token_id
+        self.first, self.last = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.pad = tokenizer.pad_token_id if pad is None else pad
         self.known: dict[str, list[int]] = {}
 
     def ids(self, caption: str) -> list[int]:
         """The caption's ids, padded to 32."""
-        found = [self.tokenizer.bos_token_id]
+        found = [self.first]
         for index, phrase in enumerate(caption.split(", ") if caption else []):
             key = f", {phrase}" if index else phrase
             if key not in self.known:
                 self.known[key] = self.tokenizer(key, add_special_tokens=False).input_ids
             found += self.known[key]
-        found = [*found[: tiny_nets.MAX_TOKENS - 1], self.tokenizer.eos_token_id]
+        found = [*found[: tiny_nets.MAX_TOKENS - 1], self.last]
         return found + [self.pad] * (tiny_nets.MAX_TOKENS - len(found))
 
 
@@ -345,11 +348,28 @@ def whiten(vae: Any, mean: Tensor, deviation: Tensor) -> None:
 TIGHT_VERSION = 2
 
 
+class _Denoise(nn.Module):
+    """The UNet with tensors for arguments. Like SDXL.predict, but for what is copied from the host
+    there at every call."""
+
+    def __init__(self, unet: Any):
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor, time_ids: Tensor
+    ) -> Tensor:
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        seen = self.unet(x_t, t, encoder_hidden_states=tokens, added_cond_kwargs=added)
+        noise: Tensor = seen.sample
+        return noise
+
+
 class UnetStage(PhotoStage):
     """SDXL's UNet on the photos' latents: noise prediction, captions dropped one time in ten."""
 
     name, steps, lr, ema_decay = "photo-unet", 15_000, 8e-4, 0.9995
-    texts_per_picture = 12
+    texts_per_picture = 6
 
     def __init__(self, world: Any, base: Path):
         from bs_ray.models.diffusion import EpsPrediction
@@ -371,8 +391,12 @@ class UnetStage(PhotoStage):
         self.distorted = distorted
         size = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], device=self.device)
         self.time_ids = size.expand(self.batch, 6).float()
-        nothing = [PhraseTable(tokenizer).ids("") for tokenizer in self.model.tokenizers]
+        self.pads = [tokenizer.pad_token_id for tokenizer in self.model.tokenizers]
+        nothing = PhraseTable(self.model.tokenizers[0], pad=-1).ids("")
         self.nothing = torch.tensor(nothing, dtype=torch.int16, device=self.device)
+        self.denoise: Any = _Denoise(self.net)
+        if self.device.type == "cuda":
+            self.denoise = self._recorded()
 
     @torch.no_grad()
     def _versions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -400,21 +424,19 @@ class UnetStage(PhotoStage):
         return torch.stack(versions), torch.cat(bent).view(VERSIONS, len(rows))
 
     def _captions(self, labels: dict[str, Tensor], rows: Tensor) -> list[Tensor]:
-        """Token ids int16 [N, texts, 2, 32] of true captions: of each picture as it is, distorted,
-        and framed tightly."""
-        tables = [
-            PhraseTable(CLIPTokenizer.from_pretrained(self.base / folder))
-            for folder in ("tokenizer", "tokenizer_2")
-        ]
-        words, table = random.Random(21), _table({k: v[rows] for k, v in labels.items()})
+        """Token ids int16 [N, texts, 32] of true captions: of each picture as it is, distorted,
+        and framed tightly. -1 is padding, for both tokenizers pad in their own way."""
+        table = PhraseTable(self.model.tokenizers[0], pad=-1)
+        words, known = random.Random(21), _table({k: v[rows] for k, v in labels.items()})
         kinds: list[dict[str, float]] = [{}, {"distorted": 1.0}, {"tight": 1.0}]
-        counts, found = (self.texts_per_picture, 3, 3), []
-        for changes, count in zip(kinds, counts, strict=True):
-            texts = [
-                [captions.caption({**row, **changes}, words) for _ in range(count)] for row in table
-            ]
-            ids = [[[t.ids(text) for t in tables] for text in each] for each in texts]
-            found.append(torch.tensor(ids, dtype=torch.int16, device=self.device))
+        found = []
+        for changes, count in zip(kinds, (self.texts_per_picture, 1, 1), strict=True):
+            flat = array("h")
+            for row in known:
+                for _ in range(count):
+                    flat.extend(table.ids(captions.caption(row | changes, words)))
+            ids = torch.frombuffer(flat, dtype=torch.int16).view(len(known), count, -1)
+            found.append(ids.to(self.device))
         return found
 
     def condition(self, rng: torch.Generator, version: Tensor, rows: Tensor) -> Condition:
@@ -426,14 +448,14 @@ class UnetStage(PhotoStage):
             return ids[rows, picked]
 
         plain, bent, tight = (draw(ids) for ids in self.ids)
-        ids = torch.where((version == TIGHT_VERSION)[:, None, None], tight, plain)
-        ids = torch.where(self.distorted[version, rows][:, None, None], bent, ids)
+        ids = torch.where((version == TIGHT_VERSION)[:, None], tight, plain)
+        ids = torch.where(self.distorted[version, rows][:, None], bent, ids)
         empty = torch.rand(count, generator=rng, device=self.device) < 0.1
-        ids = torch.where(empty[:, None, None], self.nothing, ids).long()
+        ids = torch.where(empty[:, None], self.nothing, ids).long()
         with torch.no_grad():
             states = []
-            for index, encoder in enumerate(self.model.text_encoders):
-                output = encoder(ids[:, index], output_hidden_states=True)
+            for pad, encoder in zip(self.pads, self.model.text_encoders, strict=True):
+                output = encoder(ids.where(ids >= 0, pad), output_hidden_states=True)
                 states.append(output.hidden_states[-2])
             return Condition(torch.cat(states, dim=-1), output.text_embeds)
 
@@ -446,11 +468,24 @@ class UnetStage(PhotoStage):
         noise = torch.randn(z.shape, generator=rng, device=self.device)
         x_t = self.model.prediction.add_noise(z, noise, t)
         condition = self.condition(rng, version, rows)
-        # As SDXL.predict does, but nothing is copied from the host: that would stop the device.
-        added = {"text_embeds": condition.pooled, "time_ids": self.time_ids}
         x_t = x_t.contiguous(memory_format=torch.channels_last)
-        seen = self.net(x_t, t, encoder_hidden_states=condition.tokens, added_cond_kwargs=added)
-        return {"loss": F.mse_loss(seen.sample.float(), noise)}
+        seen = self.denoise(x_t, t, condition.tokens, condition.pooled, self.time_ids)
+        return {"loss": F.mse_loss(seen.float(), noise)}
+
+    def _recorded(self) -> Any:
+        """The UNet's forward and backward as CUDA graphs: at this size the host is too slow to
+        launch their kernels one by one."""
+        rng = torch.Generator(self.device).manual_seed(0)
+        rows = torch.zeros(self.batch, dtype=torch.long, device=self.device)
+        condition = self.condition(rng, rows, rows)
+        x = torch.randn(self.batch, *self.model.latent_shape, device=self.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        tokens, pooled = condition.tokens, condition.pooled
+        self.net.train()
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            return torch.cuda.make_graphed_callables(
+                self.denoise, (x, rows, tokens, pooled, self.time_ids)
+            )
 
     def export(self) -> None:
         self.net.half().save_pretrained(self.base / "unet")

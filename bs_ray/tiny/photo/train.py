@@ -23,10 +23,10 @@ from bs_ray.tiny.photo.recipe import (
 
 SHARES: dict[type[PhotoStage], float] = {
     ReaderStage: 0.05,
-    TextStage: 0.035,
-    VaeStage: 0.27,
-    PerceptualStage: 0.03,
-    ClipStage: 0.03,
+    TextStage: 0.03,
+    VaeStage: 0.28,
+    PerceptualStage: 0.025,
+    ClipStage: 0.025,
     UnetStage: 1.0,
 }
 """Stage -> its share of the whole time; the last takes what is left."""
@@ -34,11 +34,19 @@ _MARGIN_S = 12.0
 
 
 def train(
-    pack: Path, out: Path, work: Path, *, device: str, seconds: float | None, steps: int | None
+    pack: Path,
+    out: Path,
+    work: Path,
+    *,
+    device: str,
+    seconds: float | None,
+    steps: int | None,
+    stages: str = "",
 ) -> None:
     """All stages into the diffusers folder `out`; what is finished in `work` is not done again.
 
     seconds: for all of it together, start included; steps: of every stage instead, for a try.
+    stages: a comma list of those to train; all by default.
     """
     began = time.monotonic()
     album = Album(Photos.load(pack, device), torch.device(device))
@@ -51,7 +59,7 @@ def train(
             print(f"{time.monotonic() - began:6.0f} s  {name} {step}/{of}: {shown}", flush=True)
 
     for kind, share in SHARES.items():
-        if finished(kind.name, work):
+        if finished(kind.name, work) or (stages and kind.name not in stages.split(",")):
             continue
         stage = kind(album, out)
         left = None
@@ -72,13 +80,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, help="time for all stages together")
     parser.add_argument("--steps", type=int, help="steps of every stage, for a try")
+    parser.add_argument("--stages", default="", help="only these, comma between them")
     chosen = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     train(
         chosen.pack, chosen.out, chosen.work,
-        device=chosen.device, seconds=chosen.seconds, steps=chosen.steps,
+        device=chosen.device, seconds=chosen.seconds, steps=chosen.steps, stages=chosen.stages,
     )  # fmt: skip
 
 
