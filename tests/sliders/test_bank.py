@@ -186,7 +186,7 @@ def test_training_stays_stacked(net: Net) -> None:
 
 def test_strengths_of_another_width_are_refused(net: Net) -> None:
     bank = SliderBank.of([slider_of(net, "a", 2, 0)])
-    with pytest.raises(SliderError, match=r"got strengths \[4, 2\]; expected a column .* of 1"):
+    with pytest.raises(SliderError, match=r"got LoRA scales \[4, 2\]; expected a column .* of 1"):
         run(net, bank, torch.ones(ROWS, 2), pictures())
 
 
