@@ -14,8 +14,9 @@ from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.tiny import nets
 from bs_ray.tiny.photo import captions
+from bs_ray.tiny.photo.autoencoder import whiten
 from bs_ray.tiny.photo.photos import Photos, encoded, save_pack, tightened
-from bs_ray.tiny.photo.recipe import PhraseTable, whiten
+from bs_ray.tiny.photo.text import PhraseTable
 from bs_ray.tiny.photo.warp import bend
 
 NOBODY = dict.fromkeys(captions.LABELS, float("nan"))
