@@ -1,4 +1,4 @@
-"""`bs-ray tiny`: train the embedded base."""
+"""`bs-ray tiny`: train the embedded base again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tiny_build(
         float, typer.Option(help="Share of the recipe's steps, for a quick try.", min=0.001, max=1)
     ] = 1.0,
 ) -> None:
-    """Train the tiny base from nothing (about an hour on 2 cores). The same command resumes."""
+    """Train the tiny base from nothing (two and a half hours on 2 cores). It resumes."""
     from bs_ray.tiny.build import build
 
     build(out, work, stages=stages, workers=workers, threads=threads, share=share, console=console)
