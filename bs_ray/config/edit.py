@@ -18,7 +18,7 @@ class EditJob(Settings):
     kind: Literal["edit"] = "edit"
     name: str
     base: str = "tiny"
-    """`tiny`, `tiny-flow`, or a diffusers folder of any family that training takes."""
+    """`tiny`, `tiny-flow`, `tiny-photo`, or a diffusers folder of any family that trains."""
     input: str
     """Prefix of the photos, local or s3://: image files at any depth, `*.parquet` or `*.tar`."""
     input_format: Literal["auto", "images", "parquet", "webdataset"] = "auto"

@@ -33,7 +33,8 @@ def pipeline_class(folder: Path) -> str:
     except (OSError, ValueError, KeyError) as error:
         raise BaseNotFound(
             f"base: got {folder}, which has no model_index.json that says its pipeline "
-            f"({type(error).__name__}); expected `tiny`, `tiny-flow` or a diffusers folder. "
+            f"({type(error).__name__}); expected `tiny`, `tiny-flow`, `tiny-photo` or a "
+            "diffusers folder. "
             "Download one first: "
             "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
         ) from None

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bs_ray.tiny.recipe import Stage, to_uint8
+from bs_ray.tiny.stage import Stage, to_uint8
 
 _SAVE_SECONDS = 60
 _REPORT_EVERY = 10
