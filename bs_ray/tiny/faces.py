@@ -1,4 +1,4 @@
-"""The procedural world of the tiny base: a renderer of 64 x 64 faces from continuous attributes.
+"""The tiny world: a renderer of 64 x 64 faces from continuous attributes.
 
 Every attribute is a number in [0, 1] and, but for beards on women, drawn independently of the
 others, so a slider that moves one attribute has no excuse to move another. Shapes are

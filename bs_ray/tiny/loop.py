@@ -44,9 +44,12 @@ def fit(
     rank, world = _rank()
     parameters = [p for p in stage.net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=stage.lr, weight_decay=1e-2, betas=(0.9, 0.99),
+        parameters,
+        lr=stage.lr,
+        weight_decay=1e-2,
+        betas=(0.9, 0.99),
         fused=stage.device.type == "cuda",
-    )  # fmt: skip
+    )
     average = {n: p.detach().clone() for n, p in stage.net.state_dict().items()}
     state = work / f"{stage.name}.safetensors"
     done, planned = _restore(state, stage, optimizer, average)
