@@ -41,7 +41,7 @@ def test_captions_say_what_is_known_and_can_be_read_back() -> None:
     assert {row["smile"] for row in said} == {0, 2}
     assert {row["noun"] for row in said} == {0, 2}
     assert {row["years"] for row in said} == {0, 41 // 4 + 1}
-    assert {row["glasses"] for row in said} == {0} == {row["beard"] for row in told}
+    assert {row["glasses"] for row in said} == {0} == {row["beard"] for row in said}
     assert any("41 years old" in text for text in found)
 
 
