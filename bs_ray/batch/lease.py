@@ -41,7 +41,7 @@ class Lease:
     def __init__(self, output: Store, report: Callable[[str], None]):
         self.output, self._report = output, report
         self.superseded = False
-        """Whether another driver has taken over, because it saw no beat of this one for too long."""
+        """Whether another driver has taken over, because it saw no beat of this one in time."""
         self.record: dict[str, Any] = {}
         """What the last beat says of this run, for the report: JSON values."""
         self._stop = threading.Event()
