@@ -91,7 +91,7 @@ def open_input_list(
         with tempfile.TemporaryDirectory() as folder:
             file = _file(listed(Path(folder)), settings, shard_images)
         output.write_if_absent(INPUT_KEY, file)
-        found = read_input_list(output)  # ours, or that of another driver which was first
+        found = read_input_list(output)  # this driver's, or that of another one which was first
     assert found is not None
     check_settings(found.settings, settings, output)
     return found

@@ -27,7 +27,7 @@ TOO_LARGE = 77
 """Exit code of a decoder that ran out of memory."""
 
 # Rows of small photos are sent together, those of large photos at once: a process that keeps pixels
-# instead of handing them on asks for new memory all the time, and that costs more.
+# needs new memory for each photo, which costs more than sending them.
 _BUFFER_BYTES = 128 << 10
 
 

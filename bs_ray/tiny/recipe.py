@@ -158,8 +158,8 @@ class IdentityStage(Stage):
 class TextStage(Stage):
     """Both text towers: every caption must be readable from the states that SDXL takes.
 
-    That is the second tower's projection and both towers' last but one hidden states. On captions
-    as short as ours this is learned in a minute, where a contrastive loss alone needs an hour.
+    That is the second tower's projection and both towers' last but one hidden states. With
+    captions as short as these it is learned in a minute; a contrastive loss alone needs an hour.
     """
 
     name, steps = "text", 700

@@ -110,7 +110,7 @@ def text_batch(
     t: Tensor,
     predicted: TeacherOutput,
 ) -> TrainBatch:
-    """A lesson for every slider on the same x_t: Eq 5, 6, 11."""
+    """The rows of every slider on the same x_t, with their targets: Eq 5, 6, 11."""
     count, sliders = len(rows), len(job.slider_names)
     strength = draws.strength.to(x_t.device)
     neutral, direction = predicted.neutral.flatten(0, 1), predicted.direction.flatten(0, 1)
