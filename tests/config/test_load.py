@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bs_ray.config import EditJob, EvalJob, JobError, TrainJob, job_hash, load, shipped_job
+from bs_ray.config import (
+    EditJob,
+    EditorSettings,
+    EvalJob,
+    JobError,
+    TrainJob,
+    job_hash,
+    load,
+    shipped_job,
+)
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TRAIN = {
@@ -77,6 +86,25 @@ def test_files_that_are_no_jobs(tmp_path: Path) -> None:
 def test_evaluation_needs_the_unit_strengths() -> None:
     with pytest.raises(ValueError, match="expected -1, 0 and 1"):
         EvalJob(name="e", sliders={"smile": "smile"}, strengths=[-2, 0, 2])
+
+
+def test_editors_of_earlier_versions(tmp_path: Path) -> None:
+    """What bought nothing is no setting any more; job files that have it still say what they
+    mean, or are told."""
+    values = yaml.safe_load((JOBS / "tiny/edit-wild.yaml").read_text())
+
+    def loaded(**editor: object) -> EditorSettings:
+        job = load(write(tmp_path, values | {"editor": editor}))
+        assert isinstance(job, EditJob)
+        return job.editor
+
+    assert loaded(preset="balanced") == loaded(steps=16, start=0.7)
+    assert loaded(preset="balanced", steps=5) == loaded(steps=5, start=0.7)
+    assert loaded(weights="flowedit", steer=1, strength=0.5) == loaded(start=0.5)
+    for gone in ({"weights": "dds"}, {"steer": 1.5}):
+        [(name, value)] = gone.items()
+        with pytest.raises(JobError, match=rf"editor: got {name} {value!r}, .* leave it out"):
+            loaded(**gone)
 
 
 def test_job_hash_follows_the_settings() -> None:

@@ -30,7 +30,7 @@ _LOCKED = 3
 """Edits by the locked pipeline, one after the other."""
 
 
-def make_editor(bench: Bench, settings: EditorSettings, **options: int) -> Editor:
+def make_editor(bench: Bench, settings: EditorSettings, **options: Any) -> Editor:
     """An Editor over the base with TOGETHER sliders of random weights. Close it after use."""
     return Editor(bench.model, _sliders(bench, TOGETHER), settings, **options)
 

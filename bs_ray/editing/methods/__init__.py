@@ -16,7 +16,9 @@ from bs_ray.editing.methods.inversion import ddim_inversion, null_text
 from bs_ray.editing.methods.sdedit import sdedit
 from bs_ray.editing.run import EditGenerator
 
-METHODS: dict[str, Callable[[EditContext, EditorSettings], EditGenerator]] = {
+Method = Callable[[EditContext, EditorSettings], EditGenerator]
+
+METHODS: dict[str, Method] = {
     "displacement": displacement,
     "sdedit": sdedit,
     "ddim_inversion": ddim_inversion,
