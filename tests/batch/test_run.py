@@ -324,7 +324,7 @@ def test_an_output_store_that_is_down(
 
 
 def refused(job: EditJob, kind: type[StorageError] = AccessError) -> str:
-    """What a job is told that cannot use its store, within 5 seconds."""
+    """The error of a job that cannot use its store, which comes within 5 seconds."""
     start = time.monotonic()
     with pytest.raises(kind) as caught:
         edit(job)

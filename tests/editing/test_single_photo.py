@@ -22,7 +22,7 @@ KINDS = ["jpeg", "exif", "alpha", "grey", "deep", "cmyk", "webp", "tiny", "wide"
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, random_base: Path) -> str:
+def registry(tmp_path_factory: pytest.TempPathFactory, random_base: Path) -> str:
     """A registry with two sliders of the random base, and one of another."""
     folder = tmp_path_factory.mktemp("sliders")
     model = load_base(str(random_base))
@@ -64,19 +64,19 @@ def photo(folder: Path, kind: str) -> Path:
     return folder / name
 
 
-def one(path: Path, sliders: dict[str, float], shelf: str, base: Path, **settings) -> OnePhoto:
+def one(path: Path, sliders: dict[str, float], registry: str, base: Path, **settings) -> OnePhoto:
     editor = EditorSettings(**{"steps": 2} | settings)
-    return OnePhoto(path, sliders, editor, base=str(base), registry=shelf)
+    return OnePhoto(path, sliders, editor, base=str(base), registry=registry)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_gives_back_the_file_and_more_keeps_its_kind(
-    tmp_path: Path, shelf: str, random_base: Path, kind: str
+    tmp_path: Path, registry: str, random_base: Path, kind: str
 ) -> None:
     path = photo(tmp_path, kind)
-    same, _ = one(path, {"smile": 0.0}, shelf, random_base).edit()
+    same, _ = one(path, {"smile": 0.0}, registry, random_base).edit()
     assert same == path.read_bytes()
-    data, notes = one(path, {"smile": 1.5, "age": -1.0}, shelf, random_base).edit()
+    data, notes = one(path, {"smile": 1.5, "age": -1.0}, registry, random_base).edit()
     with Image.open(path) as before, Image.open(io.BytesIO(data)) as after:
         turned = kind == "exif"
         assert after.size == (before.size[::-1] if turned else before.size)
@@ -90,22 +90,22 @@ def test_zero_gives_back_the_file_and_more_keeps_its_kind(
     assert bool(notes) == (kind in ("cmyk", "deep"))
 
 
-def test_strips(tmp_path: Path, shelf: str, random_base: Path) -> None:
-    asked = one(photo(tmp_path, "jpeg"), {"smile": 1.5, "age": -1.0}, shelf, random_base)
-    sweep, composed = asked.sweep(), asked.compose()
+def test_strips(tmp_path: Path, registry: str, random_base: Path) -> None:
+    mixed = one(photo(tmp_path, "jpeg"), {"smile": 1.5, "age": -1.0}, registry, random_base)
+    sweep, composed = mixed.sweep(), mixed.compose()
     assert sweep.width > 5 * 90 and sweep.height > 2 * 128
     assert composed.width > 3 * 90 and composed.height < sweep.height
     # The middle of a sweep is the photo itself.
-    plain = one(photo(tmp_path, "jpeg"), {"smile": 1.5}, shelf, random_base)
+    plain = one(photo(tmp_path, "jpeg"), {"smile": 1.5}, registry, random_base)
     assert np.array_equal(plain._pictures([{"smile@1": 0.0}])[0], plain.row["pixels"])
 
 
 def test_the_order_of_sliders_does_not_matter(
-    tmp_path: Path, shelf: str, random_base: Path
+    tmp_path: Path, registry: str, random_base: Path
 ) -> None:
     path = photo(tmp_path, "wide")
     mixes: list[dict[str, float]] = [{"smile": 1.5, "age": -1.0}, {"age": -1.0, "smile": 1.5}]
-    one_way, other_way = (one(path, mix, shelf, random_base).edit()[0] for mix in mixes)
+    one_way, other_way = (one(path, mix, registry, random_base).edit()[0] for mix in mixes)
     pixels = [np.asarray(Image.open(io.BytesIO(data)), int) for data in (one_way, other_way)]
     assert np.abs(pixels[0] - pixels[1]).max() <= 1
 
@@ -119,13 +119,13 @@ def test_the_order_of_sliders_does_not_matter(
     ],
 )
 def test_bad_sliders(
-    tmp_path: Path, shelf: str, random_base: Path, sliders, error, message
+    tmp_path: Path, registry: str, random_base: Path, sliders, error, message
 ) -> None:
     with pytest.raises(error, match=message):
-        one(photo(tmp_path, "jpeg"), sliders, shelf, random_base).edit()
+        one(photo(tmp_path, "jpeg"), sliders, registry, random_base).edit()
 
 
-def test_bad_photos(tmp_path: Path, shelf: str, random_base: Path) -> None:
+def test_bad_photos(tmp_path: Path, registry: str, random_base: Path) -> None:
     whole = photo(tmp_path, "jpeg")
     (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[:900])
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
@@ -135,12 +135,12 @@ def test_bad_photos(tmp_path: Path, shelf: str, random_base: Path) -> None:
         ("huge.png", "too many pixels: got 10000 x 10000; expected at most 64000000"),
     ]:
         with pytest.raises(EditError, match=message):
-            one(tmp_path / name, {"smile": 1.0}, shelf, random_base)
+            one(tmp_path / name, {"smile": 1.0}, registry, random_base)
 
 
-def test_the_command(tmp_path: Path, shelf: str, random_base: Path) -> None:
+def test_the_command(tmp_path: Path, registry: str, random_base: Path) -> None:
     path = photo(tmp_path, "jpeg")
-    common = ["edit-one", str(path), "--registry", shelf, "--base", str(random_base)]
+    common = ["edit-one", str(path), "--registry", registry, "--base", str(random_base)]
     done = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1", "--sweep"])
     assert done.exit_code == 0 and "jpeg-sweep.png" in done.output.replace("\n", "")
     assert (tmp_path / "jpeg-sweep.png").is_file()

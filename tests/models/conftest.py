@@ -68,7 +68,7 @@ class Family:
         empty = [""] * len(PROMPTS)
         if self.name in EMBEDDED or self.name == "flux2-klein":
             return {} if self.name in EMBEDDED else {"guidance_scale": GUIDANCE}
-        if self.name == "z-image":  # told + g (told - untold)
+        if self.name == "z-image":  # cond + g (cond - uncond)
             return {"guidance_scale": GUIDANCE - 1}
         name = "true_cfg_scale" if self.name == "qwen-image" else "guidance_scale"
         return {name: GUIDANCE, "negative_prompt": empty}

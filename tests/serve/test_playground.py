@@ -348,10 +348,10 @@ def test_a_photo_is_dropped_or_pasted(page: Any, page_url: str, way: str) -> Non
             const transfer = new DataTransfer();
             transfer.items.add(new File([bytes], "ben.png", {type: "image/png"}));
             const target = document.getElementById("drop");
-            const told = {bubbles: true, cancelable: true};
+            const shared = {bubbles: true, cancelable: true};
             target.dispatchEvent(way === "drop"
-                ? new DragEvent("drop", {...told, dataTransfer: transfer})
-                : new ClipboardEvent("paste", {...told, clipboardData: transfer}));
+                ? new DragEvent("drop", {...shared, dataTransfer: transfer})
+                : new ClipboardEvent("paste", {...shared, clipboardData: transfer}));
         }""",
         [base64.b64encode(PHOTO).decode(), way],
     )

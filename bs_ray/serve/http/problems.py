@@ -47,7 +47,11 @@ class Problem(Exception):
 
 
 def busy(detail: str, retry_after_s: float = 1.0) -> Problem:
-    """503: the same request may succeed later, and sending it again is safe."""
+    """503: the same request may succeed later, and sending it again is safe.
+
+    detail: why. The reasons are Busy of the engine (engine/batcher.py), no replica (deploy.py and
+    ingress.py), and a registry that does not answer (service.py).
+    """
     seconds = max(1, round(retry_after_s + 0.5))
     return Problem(
         503, "busy", f"{detail}; try again in {seconds} s", headers={"Retry-After": str(seconds)}

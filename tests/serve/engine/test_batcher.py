@@ -48,7 +48,7 @@ class Recorder:
 
 
 class Held:
-    """Stands before the editor's forward pass: counts passes, and waits where it is told to."""
+    """In place of the forward pass: counts passes, and holds them until `go` is set."""
 
     def __init__(self, editor: Editor):
         self.editor, self.predict = editor, editor.predict

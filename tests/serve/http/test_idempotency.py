@@ -12,7 +12,7 @@ from bs_ray.serve.http.problems import Problem
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that a test moves."""
 
     now_s = 100.0
 

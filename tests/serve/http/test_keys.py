@@ -30,7 +30,7 @@ HASH = "0" * 63 + "a"
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now_s = 1e6

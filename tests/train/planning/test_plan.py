@@ -113,7 +113,7 @@ def test_activations_are_those_that_autograd_keeps() -> None:
 def test_forward_equivalents_are_those_of_the_table(
     base: Path, changes: dict, forwards: int
 ) -> None:
-    """METHOD 3; gradient checkpointing adds the forward that it repeats."""
+    """As docs/method.md says; gradient checkpointing adds the forward that it repeats."""
     made = plan(make_job(base=str(base), losses=GUIDED_ONLY, **changes))
     assert made.forwards_per_sample == forwards and made.decodes_per_step == 0
 
@@ -211,7 +211,7 @@ def test_published_bases_can_be_planned_without_their_weights(base: str) -> None
     made = plan(job, 80)
     assert made.forwards_per_sample == 3 and made.cache and made.largest_batch_size
     if base == "sdxl-base-1.0":
-        assert made.cache.bytes == 1000 * 98_304  # METHOD 3: 98 KB a sample
+        assert made.cache.bytes == 1000 * 98_304  # 98 KB a sample, as docs/method.md says
         assert made.slider_parameters == 10_465_280
     with pytest.raises(PlanDoesNotFit, match=r"The largest part: .*Set "):
         plan(job, 14 if base == "sdxl-base-1.0" else 26)
