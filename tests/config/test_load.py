@@ -114,51 +114,42 @@ def test_job_hash_follows_the_settings() -> None:
     assert job_hash(job) != job_hash(job.model_copy(update={"seed": 1}))
 
 
-OLD_KEYS = {
-    "train": TRAIN,
-    "edit": {
-        "kind": "edit",
-        "name": "e",
-        "input": "in",
-        "output": "out",
-        "sliders": {"smile": [1, 2]},
-        "input_format": "parquet",
-        "plan": "todo",
-        "editor": {"steps": 4, "strength": 0.5},
-    },
-    "evaluate": {
-        "kind": "evaluate",
-        "name": "v",
-        "sliders": {"smile": "smile"},
-        "settings": {"faces": 3},
-        "methods": {"fast": {"preset": "fast", "strength": 0.4}},
-        "effects": {"smile": 0.1},
-    },
-    "serve": {
-        "kind": "serve",
-        "name": "s",
-        "sliders": ["*"],
-        "editor": {"strength": 0.7},
-    },
+OLD_EDIT = {
+    "kind": "edit",
+    "name": "e",
+    "input": "in",
+    "output": "out",
+    "sliders": {"smile": [1, 2]},
+    "input_format": "parquet",
+    "plan": "todo",
+    "editor": {"steps": 4, "strength": 0.5},
 }
-"""Jobs with the names of an earlier version."""
+OLD_EVALUATION = {
+    "kind": "evaluate",
+    "name": "v",
+    "sliders": {"smile": "smile"},
+    "settings": {"faces": 3},
+    "methods": {"fast": {"preset": "fast", "strength": 0.4}},
+    "effects": {"smile": 0.1},
+}
+"""Job files with the names of an earlier version."""
 
 
-def test_a_training_job_of_an_earlier_version_keeps_its_hash(tmp_path: Path) -> None:
-    """A run finds its checkpoints by it."""
-    assert job_hash(load(write(tmp_path, OLD_KEYS["train"]))) == "fce6e2f526fe3a42"
+def test_a_training_job_keeps_the_hash_of_an_earlier_version(tmp_path: Path) -> None:
+    """By it a run finds its checkpoints."""
+    assert job_hash(load(write(tmp_path, TRAIN))) == "fce6e2f526fe3a42"
 
 
 def test_old_names_are_read_as_the_new_ones(tmp_path: Path) -> None:
-    edit = load(write(tmp_path, OLD_KEYS["edit"]))
+    edit = load(write(tmp_path, OLD_EDIT))
     assert isinstance(edit, EditJob)
     assert (edit.edits_column, edit.editor.start) == ("todo", 0.5)
-    measured = load(write(tmp_path, OLD_KEYS["evaluate"]))
+    measured = load(write(tmp_path, OLD_EVALUATION))
     assert isinstance(measured, EvalJob)
     assert measured.splits == {"faces": 3} and measured.methods["fast"].start == 0.4
 
 
 def test_an_old_name_beside_the_new_one_is_refused(tmp_path: Path) -> None:
-    job = write(tmp_path, OLD_KEYS["edit"])
+    job = write(tmp_path, OLD_EDIT)
     with pytest.raises(JobError, match="editor: got both start and strength, its name in earlier"):
         load(job, ["editor.start=0.4"])
