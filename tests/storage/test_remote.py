@@ -125,7 +125,7 @@ def test_what_has_no_exclusive_creation_is_only_read(web: Store) -> None:
         lambda: web.delete("50%.jpg"),
     )
     for write in writes:
-        with pytest.raises(StorageError, match=r"http:// has no write .* is only read\. Expected"):
+        with pytest.raises(StorageError, match=r"http:// cannot let exactly one .* is only read\. Expected"):
             write()
 
 
@@ -242,6 +242,6 @@ def test_a_lost_reply_to_our_own_win_is_a_win(buckets: type[Buckets]) -> None:
 
 def test_a_bucket_that_overwrites_all_the_same_is_refused(buckets: type[Buckets]) -> None:
     buckets.ignores_mode = True
-    with pytest.raises(StorageError, match="created an object that was there already"):
+    with pytest.raises(StorageError, match="created an object that existed already"):
         Store("gs://b/run").check(write=True)
     assert not buckets.objects
