@@ -481,6 +481,7 @@ class UnetStage(PhotoStage):
         x = torch.randn(self.batch, *self.model.latent_shape, device=self.device)
         x = x.contiguous(memory_format=torch.channels_last)
         tokens, pooled = condition.tokens, condition.pooled
+        assert pooled is not None  # as SDXL has it
         self.net.train()
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             return torch.cuda.make_graphed_callables(
