@@ -81,8 +81,8 @@ def _limit(memory_mb: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     Image.init()  # loads the decoders, whose memory would count as the first photo's
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + (memory_mb << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit = pages * resource.getpagesize() + (memory_mb << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # libtiff prints damage without naming the photo; the rows name it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
