@@ -243,7 +243,7 @@ def test_a_slow_store_holds_up_nobody_for_long(tmp_path: Path) -> None:
         return waited_s, again_s, key.id
 
     waited_s, again_s, name = asyncio.run(main())
-    assert 1.9 < waited_s < 10 and again_s < 1.5
+    assert again_s < 1.9 < waited_s < 20
     assert name == "renamed"
 
 
