@@ -26,11 +26,8 @@ def fetchers(job: EditJob, pending: int) -> int:
     return min(2 * job.workers, pending)
 
 
-def pipeline(prepared: PreparedJob, pending: Sequence[int], editors: type = EditShard) -> Any:
-    """The Dataset of what `write_shard` returns, for every pending shard.
-
-    editors: an actor class that is used like EditShard.
-    """
+def pipeline(prepared: PreparedJob, pending: Sequence[int]) -> Any:
+    """The Dataset of what `write_shard` returns, for every pending shard."""
     import ray
 
     job, at_once = prepared.job, fetchers(prepared.job, len(pending))
@@ -53,7 +50,7 @@ def pipeline(prepared: PreparedJob, pending: Sequence[int], editors: type = Edit
         photos = photos.map(copy_shard)
     else:
         photos = photos.map(
-            editors,
+            EditShard,
             fn_constructor_kwargs={"job": job, "settings": prepared.input_list.settings},
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=job.workers, initial_size=job.workers
