@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = [pytest.mark.demo, pytest.mark.ray]
+
 
 def start(out: Path) -> subprocess.Popen:
     # A newcomer's: neither the tests' store, nor their one thread for each process.
@@ -29,8 +31,9 @@ def start(out: Path) -> subprocess.Popen:
 @pytest.mark.timeout(1200)
 def test_quick_demo(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(out)
+    process, started_s = start(out), time.monotonic()
     text, _ = process.communicate(timeout=1100)
+    took_s = time.monotonic() - started_s
     assert process.returncode == 0, text[-3000:]
     for name in ("report.html", "contact-sheet.png"):
         assert (out / name).stat().st_size > 10_000
@@ -45,7 +48,8 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert batch["quarantined"] == 4
     assert written["serve"]["max_abs_diff"] < 1e-4
     assert written["serve"]["mean_batch_rows"] > 1
-    assert written["seconds"]["total"] > 0
+    total_s = written["seconds"].pop("total")
+    assert max(written["seconds"].values()) <= total_s <= took_s
 
 
 def test_ctrl_c_cleans_up(tmp_path: Path) -> None:
