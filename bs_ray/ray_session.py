@@ -121,7 +121,7 @@ def _filtered_stderr() -> Iterator[None]:
 
 
 def _copy(reader: int, shown: int) -> None:
-    # A terminal that has gone must not stop who writes: with the pipe closed, writing fails at once.
+    # Where the terminal has gone, the pipe closes: whoever writes then fails instead of waiting.
     with suppress(OSError), open(reader, "rb", 0) as source, open(shown, "wb", 0) as target:
         while some := source.read(1 << 16):
             target.write(b"".join(x for x in some.splitlines(keepends=True) if _NOISE not in x))
