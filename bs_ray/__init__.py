@@ -1,10 +1,15 @@
 """Continuous attribute sliders (LoRA) for diffusion models, trained, applied and served on Ray.
 
-The rooms, nouns below and verbs above. `config` holds every knob and `storage` is one face for
-folders, s3:// and the like. `models` is what a diffusion model can do, `data` is the rows on their
-way, `sliders` is weights that move one attribute, `tiny` is a small trained base that ships inside
-the package, and `editing` changes one batch of pictures. On top stand the verbs `train`, `batch`,
-`serve` and `evaluate`, and `cli` names them. Imports run from the verbs down, never up.
+The rooms, each row importing from the rows above it (tests/test_imports.py):
+
+- `config`, what a job file may say; `storage`, one interface to folders, s3:// and the like
+- `models`, what a diffusion model can do; `images`, picture files in and out
+- `judges`, networks that look at pictures; `datasets`, photos to train on; `sliders`, weights that
+  move one attribute, and the bank that applies many of them at once
+- `tiny`, small trained bases that ship inside the package, and their recipes
+- `editing`, which changes one batch of pictures
+- the verbs: `train`, `batch` (`bs-ray edit`), `serve`, `evaluate`
+- `cli`, the commands; `demo`, `doctor`, `submit`; `bench`, the published figures
 """
 
 from bs_ray import _torchvision

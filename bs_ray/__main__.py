@@ -1,4 +1,4 @@
-"""`python -m bs_ray` is `bs-ray`."""
+"""`python -m bs_ray` does what `bs-ray` does."""
 
 from bs_ray.cli import main
 

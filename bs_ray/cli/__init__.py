@@ -1,7 +1,8 @@
-"""The command line, a module for each group of commands.
+"""The command line `bs-ray`, a module for each group of commands.
 
-A verb's room is imported only when the verb is called, so that `bs-ray --help` is quick.
-Exit codes: 0 done, 1 failed, 2 bad input (the message says got, expected and what to do).
+May import every room, but imports a verb's room only when the verb is called, so that `bs-ray
+--help` is quick. Exit codes: 0 done, 1 failed, 2 bad input (the message says got, expected and what
+to do).
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ for name, group in {
 }.items():
     app.add_typer(group.app, name=name)
 
-_INTERRUPTED = 130  # what Typer makes of Ctrl-C, after everything within has cleaned up
+_INTERRUPTED = 130
+"""Typer's exit code after Ctrl-C, once everything has cleaned up."""
 
 
 def main() -> None:
-    """Run the command line; every error of the user's input becomes one message and exit code 2."""
+    """Run the command line. An error in the user's input becomes one message and exit code 2."""
     try:
         app()
     except (ValueError, FileNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""`bs-ray bench`: the published figures, a command each."""
+"""`bs-ray bench`: a command for each of the published figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bs_ray.cli.shared import JsonFile, console, report, write_json
 
-app = typer.Typer(no_args_is_help=True, help="Measure ratios, side by side in one run.")
+app = typer.Typer(no_args_is_help=True, help="Measure what docs/results.md publishes.")
 
 
 @app.command("bank", epilog="Example: bs-ray bench bank --json bank.json")
@@ -35,7 +35,7 @@ def bench_edit(
     ] = "1000,10000",
     json_file: JsonFile = None,
 ) -> None:
-    """The batch pipeline over the bare editor, over a slow model and a plain loop; its growth."""
+    """The batch pipeline against the bare editor, a slow model and a plain loop; its memory."""
     from bs_ray.bench.edit import bench_edit as run
 
     sizes = [int(size) for size in large.split(",")]
@@ -45,13 +45,13 @@ def bench_edit(
 @app.command("serve", epilog="Example: bs-ray bench serve --json serve.json")
 def bench_serve(
     loads: Annotated[
-        str, typer.Option(help="Comma list of how many clients ask at once.")
+        str, typer.Option(help="Comma list of how many clients call at once.")
     ] = "1,4,16,32",
     seconds: Annotated[float, typer.Option(help="Seconds of each load.", min=1)] = 20,
     overload: Annotated[float, typer.Option(help="Seconds at twice saturation.", min=1)] = 120,
     json_file: JsonFile = None,
 ) -> None:
-    """The endpoint under load: one slider, 32 mixes, a server under a lock; overload and faults."""
+    """The endpoint under load, overload and faults, against a server under a lock."""
     from bs_ray.bench.serve import bench_serve as run
 
     counts = [int(count) for count in loads.split(",")]
@@ -121,7 +121,7 @@ def bench_full_size(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Full-size steps of every mode with random weights: seconds a sample, memory against plan."""
+    """Full-size training steps with random weights: seconds a sample, memory against plan."""
     from bs_ray.bench.fullsize import fullsize
 
     _show_bench(fullsize(report, base, px, device, zero_stage), json_file)
@@ -134,11 +134,15 @@ def bench_gpu(
     ] = "sdxl-base-1.0",
     px: Annotated[int, typer.Option(help="Side of the edited photos.", min=64)] = 1024,
     device: Annotated[str, typer.Option(help="`cuda` or `cpu`.")] = "cuda",
-    seconds: Annotated[float, typer.Option(help="Measure what fits into so many.")] = 420,
-    rows: Annotated[str, typer.Option(help="Only these, by name, comma between them.")] = "",
+    seconds: Annotated[
+        float, typer.Option(help="Leave out what does not fit into this time.")
+    ] = 420,
+    rows: Annotated[
+        str, typer.Option(help="Comma list of the rows to measure; all by default.")
+    ] = "",
     json_file: JsonFile = None,
 ) -> None:
-    """Full-size base of random weights on one GPU: forward, train, resume, edit, serve, compile."""
+    """A full-size base of random weights on one GPU: forward, train, resume, edit, serve."""
     from bs_ray.bench.gpu.run import gpu, show
 
     only = [name.strip() for name in rows.split(",") if name.strip()]

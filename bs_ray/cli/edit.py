@@ -19,14 +19,14 @@ def edit(
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Say what there is to do and how long it takes; write nothing."
+            "--plan", help="Print what there is to do and how long it takes; write nothing."
         ),
     ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take the first so many photos (the job's `limit`).")
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Take so many photos at random (its `sample`).")
+        int | None, typer.Option(min=1, help="Take so many photos at random (the job's `sample`).")
     ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics while it runs.")
@@ -64,24 +64,28 @@ def edit_one(
     photo: Annotated[Path, typer.Argument(help="A photo: JPEG, PNG, WebP, BMP or TIFF.")],
     slider: Annotated[
         list[str],
-        typer.Option(help="NAME=STRENGTH; name, name@version or a file. Repeat to combine."),
+        typer.Option(
+            help="NAME=STRENGTH, where NAME is name, name@version or a file. Repeat to combine."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where to write; beside the photo where left out.")
     ] = None,
     sweep: Annotated[
-        bool, typer.Option(help="Write a strip instead: each slider from - to + its strength.")
+        bool,
+        typer.Option(help="Write a strip instead: each slider from minus to plus its strength."),
     ] = False,
     compose: Annotated[
-        bool, typer.Option(help="Write a strip instead: one slider more in every picture.")
+        bool,
+        typer.Option(help="Write a strip instead: each picture has one slider more than the last."),
     ] = False,
     registry: Annotated[str, typer.Option(help="Where sliders are looked up.")] = "sliders",
     base: Annotated[str, typer.Option(help="`tiny`, or a diffusers folder.")] = "tiny",
-    preset: Annotated[str, typer.Option(help="fast, balanced or high.")] = "fast",
+    preset: Annotated[str, typer.Option(help="fast or high.")] = "fast",
     method: Annotated[str, typer.Option(help="How to edit, as editor.method.")] = "displacement",
     seed: Annotated[int, typer.Option(help="Fixes the noise, with the photo's content.")] = 0,
 ) -> None:
-    """Edit one photo here, without a cluster: the photo again, or a strip of it as PNG."""
+    """Edit one photo without a cluster; write it again, or write a strip of edits as PNG."""
     from bs_ray.config import editor_settings
     from bs_ray.editing.single_photo import OnePhoto, strengths_of
 

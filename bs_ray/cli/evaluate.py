@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 from rich.table import Table
 
@@ -13,10 +11,10 @@ app = typer.Typer()
 
 
 @app.command(
-    epilog="Example: bs-ray evaluate jobs/tiny/quick.yaml settings.text=16 --json figures.json"
+    epilog="Example: bs-ray evaluate jobs/tiny/quick.yaml splits.text=16 --json figures.json"
 )
 def evaluate(job: JobFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
-    """Measure sliders, or (a job with `methods`) edit methods at equal effect; report.html."""
+    """Measure sliders, or edit methods at equal effect (a job with `methods`), into report.html."""
     loaded = load_job(job, overrides, "evaluate")
     if loaded.methods:
         from bs_ray.evaluate.methods import compare, methods_table
@@ -28,17 +26,17 @@ def evaluate(job: JobFile, overrides: Overrides = None, json_file: JsonFile = No
 
         figures = run(loaded, console=console)
         _print_figures(figures)
-    console.print(f"Report: [bold]{Path(loaded.output) / 'report.html'}[/]")
+    console.print(f"Report: [bold]{loaded.output.rstrip('/')}/report.html[/]")
     write_json(json_file, figures)
 
 
 def _print_figures(figures: dict) -> None:
-    table = Table("slider", "setting", "N", "effect", "drift", "monotone", "identity", "zero exact")
-    for slider, settings in figures["sliders"].items():
-        for setting, found in settings.items():
+    table = Table("slider", "split", "N", "effect", "drift", "monotone", "identity", "zero exact")
+    for slider, splits in figures["sliders"].items():
+        for split, found in splits.items():
             table.add_row(
                 slider,
-                setting,
+                split,
                 str(found["faces"]),
                 f"{found['effect']:+.3f}",
                 f"{found['drift_other']:.3f}",

@@ -20,7 +20,7 @@ def ingest_lfw(
     ] = "parquet",
     shard_images: Annotated[int, typer.Option(help="Photos in a shard.", min=1)] = 1000,
 ) -> None:
-    """Pack Labeled Faces in the Wild into shards for training; run again to go on."""
+    """Pack Labeled Faces in the Wild into shards for training. The same command goes on."""
     from bs_ray.datasets.lfw import ingest_lfw as run
 
     console.print(run(source, destination, shard_images, format))
@@ -29,14 +29,14 @@ def ingest_lfw(
 @app.command("tiny-world", epilog="Example: bs-ray ingest tiny-world data --photos 500")
 def ingest_tiny_world(
     destination: Annotated[str, typer.Argument(help="Prefix for wild/ and lfw/, local or s3://.")],
-    photos: Annotated[int, typer.Option(help="In-the-wild photos to draw.", min=1)] = 500,
+    photos: Annotated[int, typer.Option(help="In-the-wild photos to make.", min=1)] = 500,
     people: Annotated[
         int, typer.Option(help="People of the LFW-layout training set.", min=1)
     ] = 200,
     broken: Annotated[int, typer.Option(help="Broken files among the photos.", min=0)] = 10,
     seed: int = 0,
 ) -> None:
-    """Draw photos of the tiny world to try everything with, some of them broken."""
+    """Make photos of the tiny world to try everything with, some of them broken."""
     from bs_ray.tiny.photos import ingest_tiny_world as run
 
     console.print(run(destination, photos=photos, people=people, broken=broken, seed=seed))

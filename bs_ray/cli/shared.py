@@ -1,4 +1,4 @@
-"""What the commands share: the console, a job file and its overrides, figures as JSON."""
+"""What the commands share: the console, job files with overrides, figures as JSON."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ JsonFile = Annotated[
 
 
 def load_job(path: Path, overrides: list[str] | None, kind: str) -> Any:
+    """The job in a file; for training also a file of Concept Sliders'. Raises JobError."""
     from bs_ray.config import concept_sliders, load
 
     if kind == "train" and concept_sliders.is_foreign(path):
@@ -36,11 +37,12 @@ def load_job(path: Path, overrides: list[str] | None, kind: str) -> Any:
 
 
 def write_json(path: Path | None, figures: dict) -> None:
+    """Write the figures to a file, where the caller wants one."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def report(line: str) -> None:
-    """A line of progress, as it is: long ones are not broken, brackets are no markup."""
+    """Print a line of progress as it is: a long one is not broken, brackets are no markup."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

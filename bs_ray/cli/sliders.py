@@ -1,4 +1,4 @@
-"""`bs-ray sliders`: what is published."""
+"""`bs-ray sliders`: published sliders, and sliders of other tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Published sliders.")
 def sliders_list(
     registry: Annotated[str, typer.Argument(help="Registry prefix, local or s3://.")] = "sliders",
 ) -> None:
-    """The published sliders and their versions."""
+    """List the published sliders and their versions."""
     from bs_ray.sliders.registry import Registry
 
     table = Table("slider", "versions", "base", "prompts")
@@ -36,7 +36,7 @@ def sliders_show(
     slider: Annotated[str, typer.Argument(help="name, name@version or a .safetensors file.")],
     registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
 ) -> None:
-    """A slider's card."""
+    """Print a slider's card."""
     from bs_ray.sliders.registry import Registry
 
     console.print_json(Registry(registry).resolve(slider).card.to_json())
@@ -51,7 +51,7 @@ def sliders_export(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("."),
     registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
 ) -> None:
-    """Write a slider as another tool's LoRA file; its scale 1.0 is our strength 1.0."""
+    """Write a slider as another tool's LoRA file; there, scale 1.0 is our strength 1.0."""
     from bs_ray.sliders.formats import FORMATS, export
     from bs_ray.sliders.registry import Registry
 

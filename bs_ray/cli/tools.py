@@ -1,4 +1,4 @@
-"""Commands around the verbs: the demo, submitting to a cluster, checking a machine."""
+"""`bs-ray demo`, `submit` and `doctor`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report and everything else.")] = Path(
         "demo-out"
     ),
-    quick: Annotated[bool, typer.Option(help="Under 3 minutes: one slider, fewer photos.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="One slider and fewer photos: about five minutes.")
+    ] = False,
 ) -> None:
-    """Everything once, offline: ingest, train, edit, serve, evaluate; a report to look at."""
+    """Do everything once, offline: ingest, train, edit, serve, evaluate, write a report."""
     from bs_ray.demo import demo as run
 
     run(out, quick=quick, console=console)

@@ -16,11 +16,11 @@ def train(
     job: JobFile,
     overrides: Overrides = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Run nothing; say what the job will take.")
+        bool, typer.Option("--plan", help="Run nothing; print what the job will take.")
     ] = False,
     gpu_memory_gb: Annotated[
         float | None,
-        typer.Option(help="With --plan: refuse what needs more GiB a worker.", min=0.01),
+        typer.Option(help="With --plan: fail where a worker needs more GiB.", min=0.01),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What all settings have in common: strictness, names, and the error that a job file gets."""
+"""What all job files have in common: strictness, names, prompts, the error for a wrong file."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Concept Sliders' own YAML files as training jobs, with notes on what is read otherwise.
 
-Two kinds of files are known: a prompts file (a list of rows) and a config that names one
-(`prompts_file`). Anything in them that this reader does not know is an error, as in our own jobs:
-the reference ignores such keys, so that its published prompts files, which write `guidance` for
-`guidance_scale`, train at a quarter of the strength they ask for.
+There are two kinds of such files: a prompts file (a list of rows), and a config that names one
+(`prompts_file`). A key that this reader does not know is an error, as in our own job files. The
+reference ignores such keys: its published prompts files write `guidance` for `guidance_scale`, and
+so train at a quarter of the guidance that they ask for.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _TRANSLATED = {
     "name": ("save", "name"),
     "checkpoint_every": ("save", "per_steps"),
 }
-"""Our setting -> (section, key) of a config."""
+"""Our setting -> the section and key of a config that it is read from."""
 
 
 def is_foreign(path: Path) -> bool:
@@ -67,16 +67,16 @@ def is_foreign(path: Path) -> bool:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return False  # the job loader says what is wrong
+        return False  # `load` then says what is wrong with it
     if isinstance(found, list):
         return bool(found) and isinstance(found[0], dict) and "target" in found[0]
     return isinstance(found, dict) and "kind" not in found and "prompts_file" in found
 
 
 def read(path: Path, overrides: list[str] | None = None) -> tuple[TrainJob, list[str]]:
-    """(the job, notes: what was corrected, translated or left out). Raises JobError.
+    """The job, and notes on what was corrected, translated or left out. Raises JobError.
 
-    Overrides `key=value` are those of a job file, and come last.
+    overrides: `key=value` in the names of our own job files; they win over what the file says.
     """
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     notes: list[str] = []
@@ -94,7 +94,7 @@ def read(path: Path, overrides: list[str] | None = None) -> tuple[TrainJob, list
         values["losses"] = {"perceptual": 0, "adversarial": 0} | values["losses"]
         notes.append(
             "no photos: guidance loss alone, as in the reference; photos=... adds the perceptual "
-            "and adversarial losses, but for algorithm=concept_sliders"
+            "and adversarial losses, except for algorithm=concept_sliders"
         )
     job = job_of(values, str(path), "train")
     assert isinstance(job, TrainJob)
@@ -102,7 +102,7 @@ def read(path: Path, overrides: list[str] | None = None) -> tuple[TrainJob, list
 
 
 def _from_config(path: Path, config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Our settings that a config file gives."""
+    """What a config file sets, in our names."""
     _only(path, "", config, set(_CONFIG))
     sections = {name: config.get(name) or {} for name in _CONFIG if name != "prompts_file"}
     for name, section in sections.items():
@@ -116,11 +116,11 @@ def _from_config(path: Path, config: dict[str, Any], notes: list[str]) -> dict[s
     if "name" in values:
         values["name"] = str(values["name"]).lower()
     if "base" in values:
-        notes.append(f"base {values['base']}: must be a folder here, for nothing is downloaded")
+        notes.append(f"base {values['base']}: must be a folder here, since nothing is downloaded")
     if "precision" in train:
         notes.append(
             f"train.precision {train['precision']}: kept for the frozen base on GPUs; slider "
-            "weights and optimizer are float32, for in bf16 AdamW stalls near 0.06"
+            "weights and optimizer are float32, since AdamW in bf16 stalls near 0.06"
         )
     if "training_method" in network:
         notes.append(
@@ -129,12 +129,12 @@ def _from_config(path: Path, config: dict[str, Any], notes: list[str]) -> dict[s
         )
     if sections["pretrained_model"].get("v2"):
         raise JobError(f"{path}: pretrained_model: got v2 true; expected an SDXL base: base=FOLDER")
-    told = {*_TRANSLATED.values(), ("train", "precision"), ("network", "training_method")}
+    noted = {*_TRANSLATED.values(), ("train", "precision"), ("network", "training_method")}
     left = [
         f"{name}.{key}"
         for name, section in sections.items()
         for key in section
-        if (name, key) not in told
+        if (name, key) not in noted
     ]
     if left:
         notes.append(f"not read: {', '.join(left)} (AdamW, constant rate, fp32 slider files)")
@@ -142,10 +142,10 @@ def _from_config(path: Path, config: dict[str, Any], notes: list[str]) -> dict[s
 
 
 def _from_row(row: dict[str, Any], words: list[str], notes: list[str]) -> dict[str, Any]:
-    """Our settings that a row of prompts gives; its guidance is our eta.
+    """What a row of prompts sets, in our names; its guidance is our eta.
 
-    words: attributes to disentangle. The reference draws one of them a step; here their
-    differences are summed, hence eta is guidance over their number.
+    words: attributes to disentangle. The reference takes one of them at random in each step. Here
+    their differences are summed, hence eta is the guidance divided by their number.
     """
     prompts: dict[str, Any] = {
         "target": row["target"],
@@ -168,15 +168,16 @@ def _from_row(row: dict[str, Any], words: list[str], notes: list[str]) -> dict[s
         notes.append(f"attributes {', '.join(words)}: disentangled, losses.eta {eta:g} for each")
     notes.append("both polarities are trained; the reference trains strength +1 alone")
     own: dict[str, Any] = {k: row[k] for k in ("batch_size", "resolution", "rank") if k in row}
-    # The reference has one process; workers=... spreads the rows.
+    # One worker, as in the reference, unless an override asks for more.
     return {"prompts": prompts, "workers": 1, "losses": {"eta": eta}, **own}
 
 
 def _one_row(path: Path, rows: Any, notes: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """(the row that is trained, attributes to disentangle).
+    """The row to train, and the attributes to disentangle.
 
-    The reference draws one row per step. Rows that are one row behind different first words ("male
-    person", "female person") are what its --attributes option writes; of others the first counts.
+    The reference takes one row at random in each step. Rows that differ in their first word alone
+    ("male person", "female person") are what its --attributes option writes. Of other rows the
+    first is trained.
     """
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise JobError(f"{path}: got no list of prompts; expected rows with target and positive")
@@ -200,7 +201,7 @@ def _one_row(path: Path, rows: Any, notes: list[str]) -> tuple[dict[str, Any], l
 
 
 def _behind(row: dict[str, Any], word: str) -> dict[str, Any] | None:
-    """The row without this word in front of its prompts; None where it is not in front of all."""
+    """The row without this word in front of its prompts; None where some prompt lacks it."""
     texts = {key: str(row[key]) for key in _TEXTS if row.get(key)}
     if not all(text.startswith(f"{word} ") for text in texts.values()):
         return None
@@ -219,8 +220,9 @@ def _only(path: Path, section: str, found: Any, known: set[str]) -> None:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """A file that a config names: from the working folder, as the reference does, or beside it."""
+    """A file that a config names: below the working folder, as in the reference, or beside the
+    config."""
     for place in (Path(name), path.parent / name, path.parent / Path(name).name):
         if place.is_file():
             return place
-    raise JobError(f"{path}: prompts_file: got {name}, which is not there; expected a YAML file")
+    raise JobError(f"{path}: prompts_file: got {name}, which does not exist; expected a YAML file")

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, Literal, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import MAX_PIXELS, Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings, QualityGate
@@ -22,7 +18,7 @@ class EditJob(Settings):
     kind: Literal["edit"] = "edit"
     name: str
     base: str = "tiny"
-    """`tiny`, `tiny-flow`, or a diffusers folder of any family that training takes."""
+    """`tiny`, `tiny-flow`, `tiny-photo`, or a diffusers folder of any family that trains."""
     input: str
     """Prefix of the photos, local or s3://: image files at any depth, `*.parquet` or `*.tar`."""
     input_format: Literal["auto", "images", "parquet", "webdataset"] = "auto"
@@ -46,7 +42,7 @@ class EditJob(Settings):
     """Slider (`name`, `name@version` or a .safetensors path) -> signed strength. Several strengths
     make a grid: every combination is one edit of every photo, which is encoded once for all."""
     edits_column: str | None = Field(None, serialization_alias="plan")
-    """Instead of a grid, every photo says what to do with it: the column (Parquet) or field of the
+    """Instead of a grid, every photo brings its own edits: the column (Parquet) or the field of the
     .json (WebDataset) that holds `{edit's name: {slider: strength}}` as JSON. `sliders` then lists
     the sliders that may be named; their strengths are not used. Job files of earlier versions call
     it `plan`, and what is stored still does."""

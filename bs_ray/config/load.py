@@ -1,4 +1,4 @@
-"""Reading a job file: overrides, checks, and errors that say what was meant."""
+"""Reading a job file: overrides, checks, and errors that suggest what was meant."""
 
 from __future__ import annotations
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import Settings, check_name
 from bs_ray.config.editor import EditorSettings
@@ -40,14 +36,16 @@ class ServeJob(Settings):
     base: str = "tiny"
     registry: str = "sliders"
     sliders: list[str] = Field(min_length=1)
-    """`name` is always its newest version, `name@version` that one; `*` all that fit the base."""
+    """`name` follows the newest version, `name@version` stays at one, and `*` takes every slider
+    that fits the base."""
     refresh_s: float = Field(5.0, gt=0)
-    """How often the registry is looked at for new versions."""
+    """Seconds between looks at the registry for new versions."""
     max_rank: int | None = Field(None, ge=1)
-    """Highest LoRA rank that there is room for; that of the sliders at the start by default."""
+    """Highest LoRA rank that the bank has room for; by default that of the sliders found at the
+    start."""
     cached_sliders: int = Field(256, ge=1)
-    """Sliders in a replica's memory; the least recently used makes room. `editor.resident_sliders`
-    says how many of them may act at once."""
+    """Sliders that a replica keeps in memory; the least recently used makes room for others.
+    `editor.resident_sliders` says how many of them may act at once."""
     editor: EditorSettings = EditorSettings()
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
@@ -55,14 +53,15 @@ class ServeJob(Settings):
     max_batch_rows: int = Field(16, ge=1)
     """Most edits in one forward pass."""
     max_queued_requests: int = Field(256, ge=1)
-    """Edits that wait at one replica; more are answered 503 at once."""
+    """Edits that may wait at one replica; further ones are answered 503 at once."""
     deadline_s: float = Field(30.0, gt=0)
-    """How long an edit may take from its arrival. One that would be late, or make another one late,
-    is answered 503 at once; a request may ask for less (X-Request-Timeout, seconds)."""
+    """Seconds that an edit may take from its arrival. One that would be late, or would make another
+    one late, is answered 503 at once. A request may ask for less (header X-Request-Timeout)."""
     step_timeout_s: float = Field(60.0, gt=0)
-    """A replica whose step takes longer hangs, and is replaced."""
+    """A replica whose step takes longer than this many seconds counts as hanging and is
+    replaced."""
     drain_s: float = Field(30.0, gt=0)
-    """How long a replica that is told to stop may finish the edits it has."""
+    """Seconds in which a replica that is being stopped may finish the edits it has."""
     cpus_per_replica: float = Field(1.0, ge=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     max_pixels: int = Field(16_000_000, ge=1)
@@ -70,15 +69,16 @@ class ServeJob(Settings):
     decode_s: float = Field(10.0, gt=0)
     """Seconds of CPU that decoding one photo may take."""
     decode_mb: int = Field(1024, ge=256)
-    """Memory that it may take."""
+    """Memory in MB that decoding one photo may take."""
     max_strength: float = Field(4.0, gt=0)
     """Largest |scale| that a request may ask for."""
     keys: str | None = None
-    """File of API keys (`bs-ray keys add`), local or s3://; without one everybody may ask."""
+    """File of API keys (`bs-ray keys add`), local or s3://; without one everybody may call."""
     outputs: str | None = None
-    """Folder or prefix for pictures that are asked for as URLs; its own rules delete them."""
+    """Prefix, local or s3://, for pictures that a request wants as URLs. Nothing here deletes them:
+    that is for the bucket's own rules."""
     image_hosts: list[str] = []
-    """Hosts that photos may be fetched from by URL, `photos.example.com` or `*.example.com`."""
+    """Hosts that a request may name photos of by URL: `photos.example.com` or `*.example.com`."""
     cors_origins: list[str] = []
     """Web origins whose pages may call the API."""
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import Prompts, Settings, check_name
 
@@ -22,12 +18,12 @@ class Pairs(Settings):
     target: str = ""
     """c_t: what all of them show, such as "a face"."""
     jitter: float = Field(0.1, ge=0, lt=1)
-    """Each step moves a strength by up to this share of itself, so that the range between is
-    learned too."""
+    """Each step moves a strength by up to this share of itself, so that the slider also learns the
+    strengths in between."""
 
 
 class Losses(Settings):
-    """The paper's loss and its weights (Eq 5-11); a weight of 0 switches an ingredient off."""
+    """The paper's losses and their weights (Eq 5-11); a weight of 0 switches a loss off."""
 
     triplet: float = Field(1.0, ge=0)
     """l_tri: weight of the guidance loss (Eq 5, 6)."""
@@ -35,22 +31,23 @@ class Losses(Settings):
     """`guidance`: squared distance to T(s); `margin`: relu(margin + d(e, T(s)) - d(e, T(-s)))."""
     margin: float = Field(1.0, gt=0)
     """Margin of the margin form as a share of d(T(s), T(-s)): at 1 the loss vanishes exactly where
-    the slider does as told."""
+    the slider's prediction is T(s)."""
     perceptual: float = Field(1.0, ge=0)
     """l_perp: weight of the perceptual loss (Eq 7)."""
     adversarial: float = Field(0.1, ge=0)
     """l_adv: weight of the adversarial loss (hinge)."""
     discriminator: Literal["pixel", "latent"] = "pixel"
-    """What the discriminator looks at: decoded pictures, or latents (the cheap mode)."""
+    """What the discriminator looks at: decoded pictures, or latents, which costs less."""
     eta: float = Field(2.0, gt=0)
     """Guidance of the target: T(s) = e(c_n) + s * eta * (e(c+) - e(c-))."""
     soft_mask: float = Field(0.0, ge=0, le=1)
     """Multiply the target's difference by a smooth mask of its own magnitude, to this degree: the
-    slider then acts where the prompts disagree (METHOD 3, 7). 0 is the paper."""
+    slider then acts where the prompts disagree (docs/method.md, "Training"). 0 is the paper."""
     max_strength: float = Field(2.0, gt=0)
     """S: every row draws its signed strength s from U(-S, S)."""
     image_timestep_max: int = Field(400, ge=1, le=1000)
-    """Perceptual and adversarial terms act on timesteps up to this, where x0 is no blur."""
+    """Perceptual and adversarial terms act on timesteps up to this; beyond it an estimate of x0 is
+    a blur."""
     perceptual_reference: Literal["real", "frozen"] = "frozen"
     """What Eq 7 compares with: the real photo (always for pairs), or the frozen base's own x0
     estimate."""
@@ -59,7 +56,7 @@ class Losses(Settings):
     schedule_rate: float = Field(10.0, gt=0)
     """k of Eq 9-10, per run: k = schedule_rate / steps."""
     perceptual_floor: float = Field(0.2, ge=0, le=1)
-    """Least perceptual share of the schedule (0 is the paper)."""
+    """The perceptual weight of Eq 10 never falls below this; 0 is the paper."""
     adversarial_after: float = Field(0.3, ge=0, le=1)
     """Share of the steps after which the adversarial term comes in."""
     r1: float = Field(0.5, ge=0)
@@ -67,38 +64,43 @@ class Losses(Settings):
 
     @property
     def image_terms(self) -> bool:
-        """Whether any loss looks at pictures, for which x0 estimates must be decoded."""
+        """Whether any loss looks at pictures, so that estimates of x0 must be decoded."""
         pixels = self.adversarial > 0 and self.discriminator == "pixel"
         return self.perceptual > 0 or pixels
 
 
 class LiveTeacher(Settings):
-    """The frozen base's predictions are computed at every step: 6 forwards a sample."""
+    """The frozen base's predictions are computed at every step. A sample costs as much as 6 forward
+    passes."""
 
     mode: Literal["live"] = "live"
 
 
 class CachedTeacher(Settings):
-    """They are computed once, stored, and shared by runs: 3 forwards a sample (METHOD 3)."""
+    """The frozen base's predictions are computed once, stored, and shared by runs. A sample costs
+    as much as 3 forward passes (docs/method.md, "Training")."""
 
     mode: Literal["cached"] = "cached"
     samples: int = Field(1024, ge=2)
-    """Stored noisy latents with the base's predictions; every run step takes batch_size of them."""
+    """Noisy latents to store with the base's predictions; a step of a run takes batch_size of
+    them."""
     cache: str = "teacher-cache"
-    """Where caches live, local or s3://; found again by the hash of what they were made from."""
+    """Where caches live, local or s3://. A run finds its cache by the hash of what the cache was
+    made from."""
     trajectory_share: float = Field(0.0, ge=0, le=1)
-    """Share of the samples taken from the frozen base's own denoising runs, rather than from noised
-    photos."""
+    """Share of the samples that come from the frozen base's own denoising runs rather than from
+    noised photos."""
     trajectory_guidance: float = Field(3.0, ge=0)
-    """Classifier-free guidance of these runs."""
+    """Classifier-free guidance of those denoising runs."""
     on_policy_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of every batch taken from runs with the slider on, refreshed at each checkpoint."""
+    """Share of every batch that comes from denoising runs with the slider on, made anew at each
+    checkpoint."""
     workers: int = Field(1, ge=1)
     """Ray Data actors that build the cache, each with its own copy of the base."""
 
 
 class Tracking(Settings):
-    """Where a run's curves and previews go besides the screen."""
+    """Where a run's curves and previews are written, besides the screen."""
 
     tensorboard: bool = True
     """Event files under <runs>/<run>/tensorboard."""
@@ -109,7 +111,7 @@ class Tracking(Settings):
 
 
 class EarlyStop(Settings):
-    """Stop when previews no longer show the slider moving its attribute further."""
+    """Stop once previews show that the slider moves its attribute no further."""
 
     patience: int = Field(3, ge=1)
     """Previews in a row without progress after which the run ends."""
@@ -124,14 +126,16 @@ class TrainJob(Settings):
     name: str
     """Name of the run, and of the slider it publishes."""
     base: str = "tiny"
-    """`tiny`, `tiny-flow`, or a diffusers folder: SDXL, SD3.5, Flux.1, Flux.2 Klein, Z-Image or
-    Qwen-Image. To plan a run, the name of a published one will do, such as `sdxl-base-1.0`."""
+    """`tiny`, `tiny-flow`, `tiny-photo`, or a diffusers folder: SDXL, SD3.5, Flux.1, Flux.2 Klein,
+    Z-Image or Qwen-Image. To plan a run, the name of a published one will do, such as `sdxl-
+    base-1.0`."""
     algorithm: Literal["beyond_sliders", "concept_sliders"] = "beyond_sliders"
-    """`concept_sliders` is the reference procedure that we compare with, one polarity and all."""
+    """`concept_sliders` is the reference procedure that results compare with: it trains one
+    polarity, as its authors' code does."""
     prompts: Prompts | None = None
     """A text slider. Exactly one of prompts, sliders and pairs is given."""
     sliders: dict[str, Prompts] = {}
-    """Several text sliders by name, trained together over one frozen pass."""
+    """Several text sliders by name, trained together: the frozen base predicts once for all."""
     pairs: Pairs | None = None
     """An image-pair slider."""
     photos: str | None = None
@@ -144,7 +148,7 @@ class TrainJob(Settings):
     losses: Losses = Losses()
     teacher: Annotated[LiveTeacher | CachedTeacher, Field(discriminator="mode")] = LiveTeacher()
     max_broken_share: float = Field(0.1, ge=0, le=1)
-    """Pictures that do not decode are listed and left out; the job stops beyond this share."""
+    """Pictures that cannot be decoded are listed and left out; beyond this share the job stops."""
     resolution: int | None = Field(None, ge=16)
     """Side of the training pictures in pixels; the base's native size where left out."""
     steps: int = Field(200, ge=1)
@@ -156,31 +160,33 @@ class TrainJob(Settings):
     alpha: float = Field(4.0, gt=0)
     """Scale of the update: W = W0 + s * alpha / r * B A (Eq 4)."""
     lr: float = Field(1e-3, gt=0)
-    """Learning rate of the slider (AdamW)."""
+    """Learning rate of the slider (AdamW), constant over the run: there is no schedule."""
     discriminator_lr: float = Field(1e-3, gt=0)
-    """Learning rate of the discriminator (AdamW)."""
+    """Learning rate of the discriminator (AdamW), constant as well."""
     gradient_checkpointing: bool = False
-    """Recompute the denoiser's activations in the backward pass: less memory, a third more time."""
+    """Recompute the denoiser's activations in the backward pass, which takes less memory and a
+    third more time."""
     workers: int | tuple[int, int] = 2
-    """Ray Train workers, each taking batch_size / workers rows; [least, most] is elastic."""
+    """Ray Train workers, each of which takes batch_size / workers rows. With [min, max] their
+    number follows what the cluster has."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage of both engines; 3 shards the frozen base as well."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
-    """`torch` trains without DeepSpeed: plain data parallelism."""
+    """`torch` trains without DeepSpeed, by plain data parallelism."""
     use_gpu: bool = False
     """One GPU per worker."""
     cpus_per_worker: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(50, ge=1)
     """Steps between checkpoints."""
     preview_every: int = Field(0, ge=0)
-    """Steps between previews (pictures at several strengths, effect and drift so far); 0: only at
-    the end."""
+    """Steps between previews (pictures at several strengths, effect and drift so far); with 0 there
+    is one, at the end."""
     early_stop: EarlyStop | None = None
     tracking: Tracking = Tracking()
     calibrate: bool = True
     """Measure the finished slider over a range of strengths; its card then says what they do."""
     max_failures: int = Field(2, ge=0)
-    """Worker failures after which the run gives up."""
+    """The run goes on after this many failures of workers, and gives up at the next one."""
     seed: int = 0
 
     _name = field_validator("name")(check_name)
@@ -225,7 +231,7 @@ class TrainJob(Settings):
     @model_validator(mode="after")
     def _even_batches(self) -> Self:
         if not 1 <= self.min_workers <= self.max_workers:
-            raise ValueError(f"got workers {self.workers}; expected 1 or more, and least <= most")
+            raise ValueError(f"got workers {self.workers}; expected 1 or more, and min <= max")
         for count in range(self.min_workers, self.max_workers + 1):
             if self.batch_size % count:
                 raise ValueError(
@@ -273,8 +279,8 @@ class TrainJob(Settings):
                 f"got batch_size {self.batch_size} for pairs on {self.max_workers} workers; "
                 "expected a multiple of 2 x workers, for both pictures of a pair share a step"
             )
-        drawn = cached and getattr(self.teacher, "trajectory_share", 0) > 0
-        if drawn and losses.perceptual and losses.perceptual_reference == "real":
+        generated = cached and getattr(self.teacher, "trajectory_share", 0) > 0
+        if generated and losses.perceptual and losses.perceptual_reference == "real":
             raise ValueError(
                 "got losses.perceptual_reference real with teacher.trajectory_share, but latents "
                 "of the base's own runs have no real photo; expected frozen, or a share of 0"

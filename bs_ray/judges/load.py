@@ -1,9 +1,4 @@
-"""Frozen judges: small networks that look at pictures. A loss to train/, a metric to evaluate/.
-
-Offline judges of the tiny world live beside its weights; each is a `JudgeNet` or a CLIP model in
-transformers' layout. Images are float32 RGB in [-1, 1], shape [B, 3, H, W]; they are resized to
-the judge's own size (64 px) first.
-"""
+"""Finding the judges that lie beside a base's weights."""
 
 from __future__ import annotations
 
@@ -20,7 +15,7 @@ from bs_ray.models.base import BaseNotFound
 
 @dataclass(frozen=True)
 class JudgeSet:
-    """The judges at hand for any base; each may be absent."""
+    """The judges of a base, of any kind; each may be absent."""
 
     clip: ClipScore | None = None
     perceptual: Perceptual | None = None
@@ -28,14 +23,14 @@ class JudgeSet:
 
     @property
     def absent(self) -> list[str]:
-        """Names of those that are not at hand."""
+        """The names of the judges that the base has not."""
         return [name for name, judge in vars(self).items() if judge is None]
 
 
 def find_judges(base: Path) -> JudgeSet:
-    """Those in `<base>/judges`: a CLIP folder `clip`, `perceptual` and `identity` .safetensors.
+    """The judges in `<base>/judges`: `clip/`, `perceptual.safetensors` and `identity.safetensors`.
 
-    The tiny bases bring all three. Beside another base, put any transformers CLIP there.
+    The tiny bases bring all three. Beside another base, any CLIP folder of transformers will do.
     """
     folder = base / "judges"
 
@@ -54,7 +49,7 @@ def find_judges(base: Path) -> JudgeSet:
 
 @dataclass(frozen=True)
 class WorldJudges:
-    """The tiny world's judges."""
+    """The tiny world's judges, none of them absent."""
 
     reader: AttributeReader
     perceptual: Perceptual

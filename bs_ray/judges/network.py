@@ -1,9 +1,4 @@
-"""Frozen judges: small networks that look at pictures. A loss to train/, a metric to evaluate/.
-
-Offline judges of the tiny world live beside its weights; each is a `JudgeNet` or a CLIP model in
-transformers' layout. Images are float32 RGB in [-1, 1], shape [B, 3, H, W]; they are resized to
-the judge's own size (64 px) first.
-"""
+"""The network of the tiny world's judges, and its file."""
 
 from __future__ import annotations
 
@@ -43,7 +38,7 @@ class _Level(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """A small convolutional network: [B, 3, 64, 64] in [-1, 1] -> [B, outputs], raw numbers."""
+    """A small convolutional network: [B, 3, 64, 64] in [-1, 1] -> [B, len(outputs)]."""
 
     def __init__(self, outputs: list[str], widths: tuple[int, ...] = (32, 48, 96, 128)):
         super().__init__()
@@ -68,7 +63,7 @@ class JudgeNet(nn.Module):
         return self.out(self.head(self.features(images)[-1]))
 
     def save(self, path: Path) -> None:
-        """One fp16 safetensors file; names and widths stand in its header."""
+        """Write one safetensors file in fp16, with names and widths in its header."""
         card = {"outputs": json.dumps(self.outputs), "widths": json.dumps(self.widths)}
         weights = {k: v.detach().half().contiguous() for k, v in self.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +71,7 @@ class JudgeNet(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> JudgeNet:
-        """Read what `save` wrote; float32, frozen, in evaluation mode."""
+        """Read what `save` wrote, as a frozen float32 network in evaluation mode."""
         with safe_open(str(path), "pt") as file:
             card = file.metadata()
             weights = {key: file.get_tensor(key).float() for key in list(file.keys())}
@@ -85,7 +80,8 @@ class JudgeNet(nn.Module):
         return net.eval().requires_grad_(False)
 
 
-def _resize(images: Tensor) -> Tensor:
+def resized(images: Tensor) -> Tensor:
+    """The pictures at the judges' size, 64 x 64."""
     if images.shape[-2:] == (JUDGE_PX, JUDGE_PX):
         return images
     return F.interpolate(images, (JUDGE_PX, JUDGE_PX), mode="bilinear", antialias=True)

@@ -1,9 +1,4 @@
-"""Frozen judges: small networks that look at pictures. A loss to train/, a metric to evaluate/.
-
-Offline judges of the tiny world live beside its weights; each is a `JudgeNet` or a CLIP model in
-transformers' layout. Images are float32 RGB in [-1, 1], shape [B, 3, H, W]; they are resized to
-the judge's own size (64 px) first.
-"""
+"""How different two pictures look: a distance between a network's features."""
 
 from __future__ import annotations
 
@@ -11,25 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bs_ray.judges.network import JudgeNet, _resize
+from bs_ray.judges.network import JudgeNet, resized
 
 
 class Perceptual:
-    """LPIPS-like distance (Zhang et al. 2018): unit-normalised features, squared difference."""
+    """A distance like LPIPS (Zhang et al. 2018): squared differences of normalised features."""
 
     def __init__(self, net: JudgeNet):
         self.net = net
 
     def features(self, images: Tensor, native: bool = False) -> list[Tensor]:
-        """The feature maps that distances are taken in, each unit length over its channels.
+        """The feature maps whose distance is taken, each of unit length over its channels.
 
         native: at the pictures' own size instead of the judge's.
         """
-        seen = images if native else _resize(images)
+        seen = images if native else resized(images)
         return [F.normalize(f, dim=1, eps=1e-6) for f in self.net.features(seen)]
 
     def distance(self, images: Tensor, others: Tensor, native: bool = False) -> Tensor:
-        """How different two pictures look, per pair: [B], 0 for equal pictures."""
+        """How different the two pictures of each pair look: [B], 0 where they are equal."""
         return feature_distance(self.features(images, native), self.features(others, native))
 
 

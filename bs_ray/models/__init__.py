@@ -1,6 +1,7 @@
-"""Diffusion bases, one family a file, behind one protocol: tensors, a device, weights.
+"""Diffusion bases, a file for each family, behind one class: `base.DiffusionModel`.
 
-No sliders, no rows, no Ray. May import config and storage. `load_base` is the way in.
+`load_base` is the way in; `diffusion` holds noise, steps and guidance. Knows nothing of sliders.
+May import config and storage.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ _PACKAGE = Path(__file__).parent.parent
 EMBEDDED = {
     "tiny": _PACKAGE / "tiny" / "weights",
     "tiny-flow": _PACKAGE / "tiny" / "weights-flow",
+    "tiny-photo": _PACKAGE / "tiny" / "weights-photo",
 }
 """Bases that ship in the package: name -> diffusers folder."""
 
@@ -31,8 +33,7 @@ FAMILIES = {
 
 
 def base_folder(base: str) -> Path:
-    """Where a base's files are: the shipped folder of `tiny` or `tiny-flow`, else the path
-    itself."""
+    """Where the files of a base are: in the package for an embedded one, otherwise at its path."""
     return EMBEDDED.get(base, Path(base))
 
 
@@ -42,7 +43,7 @@ def absolute_base(base: str) -> str:
 
 
 def load_base(base: str, **options: Any) -> DiffusionModel:
-    """Load a base by job-file name: `tiny`, `tiny-flow`, or a diffusers folder of any family here.
+    """Load a base by job-file name: one of EMBEDDED, or a diffusers folder of any family here.
 
     Options go to the family's `load` (dtype, device). Raises BaseNotFound; nothing is downloaded.
     """

@@ -1,6 +1,6 @@
-"""Start and stop: a job becomes a Ray Serve application.
+"""Starting and stopping: a job becomes a Ray Serve application.
 
-`build` is what `serve run` and KubeRay's RayService import; `serve_job` is the command line's.
+`serve run` and KubeRay's RayService import `build`; the command line calls `serve_job`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ from bs_ray.serve.tracing import setup
 from bs_ray.sliders.registry import Registry
 
 _INGRESS_CPUS = 0.1
-# One ingress process decodes and encodes for this many requests at once before another starts.
 _INGRESS_REQUESTS = 64
-# Room in the ingress for health checks and error replies, beside the edits that replicas hold.
+"""Beyond this many requests at once, which an ingress decodes and encodes, another one starts."""
 _SPARE_REQUESTS = 256
-# With these a replica that has died is noticed and replaced within seconds.
+"""Room in the ingress for health checks and error replies, beside the edits that replicas hold."""
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 1.0, 10.0
+"""With these a dead replica is noticed and replaced within seconds."""
 _STOP_S = 10.0
+"""For everything but the edits in flight when Serve stops."""
 
 
 def build(args: Mapping[str, str] | ServeJob) -> Application:
-    """The application of a job, which is given as such or as `{"job": "path/to/serve.yaml"}`.
+    """The application of a job, or of the job file in `{"job": "path/to/serve.yaml"}`.
 
-    Host and port belong to the Serve instance, so only `serve_job` uses those of the job.
-    Raises JobError, SliderError.
+    Host and port belong to the Serve instance, so only `serve_job` uses the job's. Raises JobError
+    and SliderError.
     """
     job = args if isinstance(args, ServeJob) else _load(args)
     catalogue = _catalogue(job)
@@ -58,7 +59,7 @@ def build(args: Mapping[str, str] | ServeJob) -> Application:
         raise JobError(f"sliders: got none in {job.registry} that fit the base; train one first")
     first = next(iter(listed.values())).card
     if job.editor.prompt is None:
-        # Replicas that start later, when there are other sliders, must use the same prompt.
+        # Replicas that start later, perhaps with other sliders, must use the same prompt.
         editor = job.editor.model_copy(update={"prompt": first.target})
         job = job.model_copy(update={"editor": editor})
     rank = job.max_rank or max(slider.card.rank for slider in listed.values())
@@ -72,9 +73,9 @@ def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
     console = console or Console()
     with running(job, console=console) as url:
         if not job.keys and job.host not in ("127.0.0.1", "localhost", "::1"):
-            console.print(f"[yellow]No keys:[/] everybody who reaches {job.host} may ask.")
+            console.print(f"[yellow]No keys:[/] everybody who reaches {job.host} may call.")
         console.print(_curl_example(url, job), highlight=False, soft_wrap=True)
-        # Service managers stop with SIGTERM, on which Ray's own handler would abort.
+        # Service managers send SIGTERM to stop, on which Ray's own handler would abort.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             threading.Event().wait()
@@ -159,7 +160,8 @@ def _catalogue(job: ServeJob) -> Catalogue:
 
 # --- the deployments --------------------------------------------------------------------------
 def _replica_room(job: ServeJob) -> int:
-    """How many requests one replica takes. Its batcher refuses by itself, and says until when."""
+    """How many requests one replica takes. Its batcher refuses by itself, and then says when to
+    call again."""
     return job.max_batch_rows + job.max_queued_requests + 1
 
 
@@ -177,7 +179,7 @@ def _editor_deployment(job: ServeJob) -> serve.Deployment:
 
 
 def _ingress_deployment(job: ServeJob) -> serve.Deployment:
-    # The editor's queue must fill before the ingress does: then callers get our own 503 rather than
+    # Replicas must be full before the ingress is: callers then get the API's own 503 rather than
     # the proxy's, which is plain text.
     room = job.autoscaling.max_replicas * _replica_room(job) + _SPARE_REQUESTS
     return serve.deployment(_Ingress).options(
@@ -243,8 +245,7 @@ class _RemoteReplicas:
 
 @contextmanager
 def _gone_is_busy() -> Iterator[None]:
-    """A task whose replica has died, or has no room, is Busy: it is a value, safe to ask for
-    again."""
+    """Raise Busy for a task whose replica has died or has no room; it may safely be sent again."""
     try:
         yield
     except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:

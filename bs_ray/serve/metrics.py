@@ -1,8 +1,9 @@
 """What serving counts and measures, and one page of it for the whole cluster.
 
-Ray exports these from each node with a `ray_` in front, and `_total` behind a counter. It reports
-every 10 s, and of a histogram only how many values fell between two boundaries: quantiles are as
-good as the boundaries are close, and `_sum` is made of the middles of the buckets.
+Ray exports these from each node, with `ray_` before each name and `_total` behind a counter's. It
+reports every 10 s. Of a histogram it reports only how many values fell between two boundaries:
+quantiles are as exact as the boundaries are close, and `_sum` is computed from the middles of the
+buckets.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 Outcome = Literal["done", "failed", "cancelled", "refused"]
 Origin = Literal["memory", "registry", "failed"]
-"""Where a slider came from; `failed` where the registry could not give it."""
+"""Where a slider came from; `failed` where the registry did not have it or did not answer."""
 
 # Boundaries between whole numbers put each number in the middle of a bucket, so that the mean
 # number of edits in a step is exact up to 16.
@@ -32,14 +33,14 @@ QUEUE_SECONDS = [0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 60, 12
 REQUEST_SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 300]
 
 _GAUGES_EVERY_S = 5.0
-"""Ray forgets a gauge that was not set for two of its reports, 20 s."""
+"""Ray forgets a gauge that is not set for two of its reports, which is 20 s."""
 _PREFIX = "ray_bs_ray_"
 _NODE_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 
 
 class ReplicaMetrics:
-    """What a replica that computes edits reports. In a Serve replica each carries its name."""
+    """What a replica reports. In a Serve replica each metric carries the replica's name."""
 
     def __init__(self) -> None:
         self._edits = Counter("bs_ray_edits", "Edits that ended, by outcome.", ("outcome",))
@@ -64,25 +65,25 @@ class ReplicaMetrics:
             ("from",),
         )
         self._resident = Gauge("bs_ray_sliders_resident", "Sliders held in memory.")
-        # From the start and again and again: an idle or a hung replica is seen to be there.
+        # They are set again and again, so that an idle or a hung replica is still shown.
         self._counts = {self._running: 0, self._waiting: 0, self._resident: 0}
         Thread(target=_keep_gauges, args=[weakref.ref(self)], daemon=True).start()
 
     def stepped(self, rows: int, seconds: float) -> None:
-        """One forward pass over `rows` edits is over."""
+        """A forward pass over `rows` edits took `seconds`."""
         self._rows.observe(rows)
         self._seconds.observe(seconds)
 
     def queued(self, seconds: float) -> None:
-        """An edit takes part in its first step, after waiting `seconds`."""
+        """An edit begins its first step after it has waited for `seconds`."""
         self._queue.observe(seconds)
 
     def finished(self, outcome: Outcome) -> None:
-        """An edit has ended, or was not taken at all."""
+        """An edit has ended, or was refused."""
         self._edits.inc(tags={"outcome": outcome})
 
     def occupancy(self, running: int, waiting: int) -> None:
-        """How many edits there are now."""
+        """How many edits run and wait now."""
         self._set(self._running, running)
         self._set(self._waiting, waiting)
 
@@ -104,7 +105,7 @@ class ReplicaMetrics:
 
 
 def _keep_gauges(of: weakref.ref[ReplicaMetrics]) -> None:
-    """Set the gauges to what they are, for as long as there is someone who counts."""
+    """Set the gauges to their values again, for as long as the metrics exist."""
     while (metrics := of()) is not None:
         for gauge, count in metrics._counts.items():
             gauge.set(count)
@@ -132,12 +133,12 @@ class IngressMetrics:
         )
 
     def answered(self, operation: str, status: int, seconds: float) -> None:
-        """A request for `edits` or `generations` was answered, `seconds` after it came."""
+        """A request for `edits` or `generations` was answered `seconds` after its arrival."""
         self._requests.inc(tags={"operation": operation, "status": str(status)})
         self._seconds.observe(seconds, tags={"operation": operation})
 
     def rate_limited(self, key: str) -> None:
-        """A request was refused. key: the key's id, never the key."""
+        """A request was refused. key: the key's id, never the key itself."""
         self._limited.inc(tags={"key": key})
 
 
@@ -156,12 +157,13 @@ async def exposition() -> str:
 
 
 def merged(pages: Iterable[str]) -> str:
-    """The bs_ray families of several pages as one: each with one head, then everyone's samples."""
+    """The bs_ray families of several pages as one page: each family has its head once, then the
+    samples of all pages."""
     heads: dict[str, dict[str, str]] = defaultdict(dict)  # family -> HELP, TYPE -> line
     samples: dict[str, list[str]] = defaultdict(list)
     for page in pages:
         family = ""
-        # Not splitlines, which also splits at characters that a label may hold.
+        # splitlines would also split at characters that a label may contain.
         for line in page.split("\n"):
             if line.startswith(("# HELP ", "# TYPE ")):
                 _, kind, family, *_ = line.split(" ", 3)
@@ -174,7 +176,8 @@ def merged(pages: Iterable[str]) -> str:
 
 
 async def _page(session: aiohttp.ClientSession, address: str) -> str | None:
-    """What a node exports, or None. The port asks for no token, in a cluster with one neither."""
+    """What a node exports; None where it does not answer. The port needs no token, not even in a
+    cluster that has one."""
     try:
         async with session.get(f"http://{address}/metrics", raise_for_status=True) as reply:
             return await reply.text()

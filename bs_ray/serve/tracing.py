@@ -1,4 +1,4 @@
-"""Where a request's time goes, as OpenTelemetry spans. Optional, and off by default.
+"""OpenTelemetry spans, which show where a request's time goes. Optional, and off by default.
 
 Set OTEL_EXPORTER_OTLP_ENDPOINT (a collector's URL) and install the two packages below. The other
 OTEL_* variables, such as OTEL_TRACES_SAMPLER, mean what OpenTelemetry says they do.
@@ -26,8 +26,8 @@ _provider: Any = None
 def setup(service: str) -> bool:
     """Send this process's spans, as those of `service`, where the environment names a collector.
 
-    Says whether spans are sent from now on. Warns where they should be but cannot. Calling it
-    again changes nothing.
+    Returns whether spans are sent from now on. Warns where they should be and cannot. A second
+    call changes nothing.
     """
     global _provider, _tracer
     if _tracer is not None or not os.environ.get(ENDPOINT):
@@ -46,7 +46,7 @@ def setup(service: str) -> bool:
             " ".join(PACKAGES),
         )
         return False
-    # Our own rather than the process's: another library may have set that one.
+    # A provider of its own, since another library may have set the process's.
     _provider = TracerProvider(resource=Resource.create({"service.name": service}))
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _tracer = _provider.get_tracer("bs_ray")
@@ -56,11 +56,11 @@ def setup(service: str) -> bool:
 def span(
     name: str, parent: Mapping[str, str] | None = None, **attributes: Attribute
 ) -> AbstractContextManager[Any]:
-    """Times what is inside, as a part of `parent` or, without one, of the span around it.
+    """A span over the `with` block, as a part of `parent` or else of the span around it.
 
-    parent: what `carrier` gave elsewhere, or an HTTP request's headers. An exception that passes
-    through marks the span as failed. Enter and leave it in the same task: not around a `yield`
-    of an async generator.
+    parent: what `carrier` returned elsewhere, or an HTTP request's headers. An exception marks the
+    span as failed. Enter and leave it in the same task, never around a `yield` of an async
+    generator.
     """
     if _tracer is None:
         return _OFF
@@ -69,7 +69,7 @@ def span(
 
 
 def carrier() -> dict[str, str]:
-    """The span around this call, to be sent along: `traceparent`; empty when tracing is off."""
+    """The span around this call as `traceparent`, to send along; empty where tracing is off."""
     found: dict[str, str] = {}
     if _tracer is not None:
         _propagator().inject(found)
@@ -77,13 +77,13 @@ def carrier() -> dict[str, str]:
 
 
 def flush(timeout_s: float = 5.0) -> None:
-    """Send what waits to be sent: spans leave every 5 s, and a process may end before that."""
+    """Send the spans that wait. They are sent every 5 s, and a process may end before that."""
     if _provider is not None:
         _within(timeout_s, _provider.force_flush)
 
 
 def stop(timeout_s: float = 5.0) -> None:
-    """Send what waits and end tracing in this process, which else happens when it exits."""
+    """Send the spans that wait and end tracing in this process, as otherwise its exit would."""
     global _provider, _tracer
     if _provider is not None:
         _within(timeout_s, _provider.shutdown)
@@ -91,7 +91,7 @@ def stop(timeout_s: float = 5.0) -> None:
 
 
 def _within(timeout_s: float, do: Callable[[], object]) -> None:
-    """Wait so long and no longer: for a collector that is down, the SDK tries half a minute."""
+    """Wait for at most `timeout_s`; the SDK tries a collector that is down for half a minute."""
     thread = Thread(target=do, daemon=True)
     thread.start()
     thread.join(timeout_s)

@@ -1,4 +1,4 @@
-"""One face for folders and object stores: a `Store` is a root, and objects below it have keys.
+"""One interface to folders and object stores: a `Store` is a root; objects below it have keys.
 
     store = Store("s3://bucket/faces")          # or Store("some/folder"), Store("gs://bucket")
     store.write("a/b.json", b"{}")              # atomic: readers see all of it or the old one
@@ -8,7 +8,7 @@ S3 endpoint and credentials come from the standard environment (AWS_ENDPOINT_URL
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) of the process that makes the call, never from the
 job and never from a pickle. There is one retry layer, in s3.py, with a deadline. Other protocols
 are fsspec's: gs:// and az:// are written to as well, the rest (http://, hdfs://, sftp://, ...) are
-only read; credentials and retries are those of their libraries.
+only read; credentials and retries are those of their libraries. May import no other room.
 """
 
 import os
@@ -73,8 +73,8 @@ class Store:
     def read(self, key: str) -> bytes:
         """The whole object. Raises MissingKeyError; never returns a short or altered body.
 
-        That nothing was altered is known of what this package wrote to S3, and of S3 objects
-        whose tag is their MD5; other stores' libraries see to the length.
+        Alterations are found in S3 objects that this package wrote, or whose tag is their MD5. At
+        other stores their libraries check the length alone.
         """
         return self._backend().read(checked_key(key))
 
@@ -83,57 +83,57 @@ class Store:
         self._backend().write(checked_key(key), bytes(data))
 
     def write_if_absent(self, key: str, data: bytes) -> bool:
-        """Create the object unless one is there; of any number of racing writers one gets True.
+        """Create the object unless it exists; of any number of racing writers one gets True.
 
-        When the reply to our own winning write is lost, the retry finds the object there; it is
-        then read back and equal bytes count as our win (at gs:// and az://, whose libraries tell
-        nobody of their retries, always). Put something of the writer's own into `data` (a token)
-        where two writers could otherwise write the same bytes.
+        Where the reply to a winning write is lost, the retry finds the object. It is then read
+        back, and equal bytes count as this writer's win. (At gs:// and az:// they always do, since
+        their libraries retry without telling anybody.) Where two writers could write the same
+        bytes, put a token of the writer into `data`.
         """
         return self._backend().write_if_absent(checked_key(key), bytes(data))
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object under this key. A missing bucket also reads as False."""
+        """Whether there is an object under this key; also False where the bucket is missing."""
         return self._backend().stat(checked_key(key)) is not None
 
     def list(self, prefix: str = "") -> list[Entry]:
         """All objects whose key starts with `prefix`, sorted by the bytes of their keys.
 
-        Stores page and order in their own ways, so the sort is ours. `prefix` is a plain string:
-        "a/b" also finds "a/bc"; a missing folder lists as empty, a missing bucket raises.
+        They are sorted here, since stores page and order in their own ways. `prefix` is a plain
+        string: "a/b" also finds "a/bc". A missing folder lists as empty, a missing bucket raises.
         """
         return sorted(self.walk(prefix), key=lambda e: e.key.encode())
 
     def walk(self, prefix: str = "") -> Iterator[Entry]:
-        """The same as they come, page by page, in the store's own order."""
+        """The same objects page by page, in the store's own order."""
         if prefix:
             checked_key(prefix.rstrip("/") or prefix)
         return self._backend().walk(prefix)
 
     def delete(self, key: str) -> None:
-        """Remove the object; nothing happens when there is none."""
+        """Remove the object; nothing happens where there is none."""
         self._backend().delete(checked_key(key))
 
     def local_copy(self, key: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         """A file with the object's content: the file itself in a folder, else a cached download.
 
-        The cache (default: `bs_ray` in the user's cache folder, or $BS_RAY_CACHE) is keyed by
-        content tag, so a changed object is fetched again; processes of one node fetch it once.
-        Beyond $BS_RAY_CACHE_GB (20) it loses what was used longest ago, though nothing of the last
-        10 minutes: open a path within that time, or ask again.
+        The cache (default: `bs_ray` in the user's cache folder, or $BS_RAY_CACHE) is keyed by the
+        content's tag, so that a changed object is fetched again; the processes of one node fetch
+        it once. Beyond $BS_RAY_CACHE_GB (20) the files used longest ago are removed, but none that
+        was used within 10 minutes: open a path within that time, or call again.
         """
         folder = Path(cache_dir) if cache_dir is not None else None
         return self._backend().local_copy(checked_key(key), folder)
 
     def check(self, write: bool = False, timeout_s: float = 5.0) -> None:
-        """Raise StorageError within `timeout_s` unless this can be listed (and written to).
+        """Raise StorageError within `timeout_s` unless the store can be listed (and written to).
 
         With `write`, a small object is written and deleted again; a missing folder is created.
         """
         _within(timeout_s, lambda: self._backend(HURRIED).check(write), self.uri)
 
     def arrow_filesystem(self) -> tuple[Any, str]:
-        """(pyarrow filesystem, path below it), for Ray Train's storage and Ray Data's readers."""
+        """A pyarrow file system and this store's path in it, for Ray Train and Ray Data."""
         return self._backend().arrow_filesystem()
 
     def _backend(self, patience: Patience = Patience()) -> Backend:
@@ -157,7 +157,7 @@ _KINDS: dict[str, type[Remote]] = {
 
 
 def split_uri(uri: str | os.PathLike[str]) -> tuple[Store, str]:
-    """The store and key of a URI that names one object: `s3://b/x/y.json` -> (s3://b/x, y.json).
+    """The store and the key of a URI of one object: `s3://b/x/y.json` -> (s3://b/x, y.json).
 
     Raises StorageError for a URI that names no object (a bucket, or a trailing slash).
     """
@@ -171,7 +171,7 @@ def split_uri(uri: str | os.PathLike[str]) -> tuple[Store, str]:
 
 
 def _within(timeout_s: float, work: Callable[[], None], uri: str) -> None:
-    """Run `work` for at most `timeout_s`. A thread, for no timeout covers DNS or a dead mount."""
+    """Run `work` for at most `timeout_s`, in a thread: no timeout covers DNS or a dead mount."""
     outcome: list[BaseException | None] = []
 
     def run() -> None:

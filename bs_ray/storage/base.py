@@ -1,4 +1,4 @@
-"""What kinds of store share: an object's entry, how long to wait, the calls they answer."""
+"""What all kinds of store have in common: their methods, an object's entry, how long to wait."""
 
 import secrets
 from collections.abc import Iterator
@@ -6,32 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-TEMPORARY = ".bs-ray-tmp-"  # begins the names of local writes in progress; never listed
+TEMPORARY = ".bs-ray-tmp-"
+"""Begins the names of files that are being written; they are never listed."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One object: `key` relative to its store, `size` in bytes, `etag` changes with content."""
+    """One object."""
 
     key: str
+    """Relative to its store."""
     size: int
+    """In bytes."""
     etag: str
+    """Another one for other content."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait: per connection, per silent read, and for all attempts together."""
+    """How long to wait for a connection, for the next bytes, and for all attempts together."""
 
     connect_s: float = 3.0
     read_s: float = 15.0
     deadline_s: float = 60.0  # no new attempt starts after this
 
 
-HURRIED = Patience(connect_s=1.5, read_s=2.5, deadline_s=1.5)  # for checks that answer in seconds
+HURRIED = Patience(connect_s=1.5, read_s=2.5, deadline_s=1.5)
+"""For checks that must answer within seconds."""
 
 
 class Backend(Protocol):
-    """What a kind of store does; `Store` has checked the keys and says what each call means."""
+    """What each kind of store does. `Store` documents the methods and has checked the keys."""
 
     def read(self, key: str) -> bytes: ...
     def write(self, key: str, data: bytes) -> None: ...

@@ -1,9 +1,9 @@
-"""The node's cache of downloads: one file per content, fetched once by all processes of a node.
+"""The node's cache of downloads: one file per content, which a node's processes fetch once.
 
-Each content has a folder of its own, named by a hash, with the file and a lock in it. What was used
-longest ago goes first when the cache grows beyond $BS_RAY_CACHE_GB (20). A file may go while others
-have it open: on Linux they go on reading. Between being given a path and opening it a caller has
-_GRACE_S.
+Each content has a folder of its own, named by a hash, with the file and a lock in it. When the
+cache grows beyond $BS_RAY_CACHE_GB (20), the contents used longest ago are removed first. A file
+may be removed while others have it open: on Linux they go on reading. A caller has _GRACE_S to open
+a path that it was given.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ _CONTENT = re.compile(r"[0-9a-f]{32}")
 
 
 def cached(folder: Path | None, identity: str, name: str, download: Callable[[Path], None]) -> Path:
-    """The file called `name` of the content that `identity` names, downloaded if it is not there.
+    """The file `name` of the content that `identity` names; it is downloaded if it is missing.
 
-    `download` fills the path that it is given. The folder is `bs_ray` in the user's cache folder
-    unless it or $BS_RAY_CACHE says otherwise.
+    download: writes the content to the path that it is given. folder: by default $BS_RAY_CACHE, or
+    `bs_ray` in the user's cache folder.
     """
     folder, cap_bytes = folder or _default_folder(), _cap_bytes()
     place = folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
     path = place / name
-    with _locked(place):  # others of this node wait, then find it there
+    with _locked(place):  # the node's other processes wait, and then find the file
         if path.exists():
-            os.utime(path)  # used now
+            os.utime(path)  # it counts as used now
             return path
         temporary = place / (TEMPORARY + secrets.token_hex(8))
         try:
@@ -52,7 +52,7 @@ def cached(folder: Path | None, identity: str, name: str, download: Callable[[Pa
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    """Hold the lock of a content's folder, which is made if need be."""
+    """Hold the lock of a content's folder; the folder is made where it is missing."""
     while True:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def _locked(place: Path) -> Iterator[None]:
                 place.mkdir()
             lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
-            continue  # removed before we could open it
+            continue  # the folder was removed before the lock was opened
         except OSError as error:
             raise StorageError(
                 f"Cannot keep downloads in {place.parent}: {error.strerror}. Expected a folder "
@@ -76,7 +76,7 @@ def _locked(place: Path) -> Iterator[None]:
 
 
 def _is_current(lock: int, place: Path) -> bool:
-    """Whether a lock is still the one in the folder: it may have been removed as we waited."""
+    """Whether a lock is still the one in the folder; it may have been removed meanwhile."""
     try:
         return os.path.samestat(os.fstat(lock), os.stat(place / _LOCK))
     except FileNotFoundError:
@@ -86,14 +86,14 @@ def _is_current(lock: int, place: Path) -> bool:
 @dataclass(frozen=True, order=True)
 class _Content:
     used: float
-    """When, in seconds since the epoch."""
+    """When it was used last, in seconds since the epoch."""
     size: int
     """Bytes."""
     place: Path
 
 
 def _shrink(folder: Path, cap_bytes: float) -> None:
-    """Remove what was used longest ago until the cap is kept, or all that is left is in use."""
+    """Remove the contents used longest ago, until the cap is kept or the rest is in use."""
     contents = sorted(_contents(folder))
     excess = sum(content.size for content in contents) - cap_bytes
     for content in contents:
@@ -110,7 +110,7 @@ def _contents(folder: Path) -> Iterator[_Content]:
 
 
 def _look(place: Path) -> _Content | None:
-    """What lies in a content's folder, or None where it has just gone."""
+    """What lies in a content's folder; None where it has just been removed."""
     try:
         stats = [path.stat() for path in place.iterdir()]
     except FileNotFoundError:
@@ -121,7 +121,8 @@ def _look(place: Path) -> _Content | None:
 
 
 def _removed(content: _Content) -> bool:
-    """Remove a content unless it is being fetched, has been used meanwhile or is another user's."""
+    """Remove a content, unless somebody fetches it or has used it meanwhile, or another user owns
+    it. Returns whether it is gone."""
     place = content.place
     with (
         contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError),
@@ -132,8 +133,8 @@ def _removed(content: _Content) -> bool:
             for path in place.iterdir():
                 if path.name != _LOCK:
                     path.unlink()
-            (place / _LOCK).unlink()  # last: who finds no lock finds no file either
-            with contextlib.suppress(OSError):  # someone is at it again
+            (place / _LOCK).unlink()  # last: without a lock there is no file either
+            with contextlib.suppress(OSError):  # somebody fetches it again
                 place.rmdir()
             return True
     return False

@@ -1,20 +1,20 @@
-"""What storage raises: every message says got, expected and what to do."""
+"""What storage raises."""
 
 
 class StorageError(ValueError):
-    """Storage cannot do what was asked. The message says got, expected and what to do."""
+    """A call to a store failed. The message says got, expected and what to do."""
 
 
 class MissingKeyError(StorageError, FileNotFoundError):
-    """No object under that key."""
+    """There is no object under the key."""
 
 
 class MissingBucketError(StorageError):
-    """No such bucket or folder."""
+    """There is no such bucket or folder."""
 
 
 class AccessError(StorageError):
-    """Wrong credentials, or credentials without this right."""
+    """The credentials are wrong, or lack the right to do this."""
 
 
 class UnreachableError(StorageError):
@@ -22,5 +22,5 @@ class UnreachableError(StorageError):
 
 
 def no_key(where: object) -> MissingKeyError:
-    """The error for an object that is not there."""
+    """The error for an object that does not exist."""
     return MissingKeyError(f"{where} does not exist. Expected an object there; list what there is.")

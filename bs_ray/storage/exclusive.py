@@ -1,8 +1,8 @@
 """The file systems of fsspec that can create a file exclusively, and so are written to as well.
 
-gs:// and az:// send "create" as one conditional request (ifGenerationMatch=0, If-None-Match: *),
-as gcsfs and adlfs do since 2024.12. fsspec's default looks first and then writes, and some file
-systems ignore the mode: none of those belongs here.
+gcsfs and adlfs, since 2024.12, send "create" as one conditional request (ifGenerationMatch=0,
+If-None-Match: *). fsspec's default looks first and then writes, and some file systems ignore the
+mode: none of those belongs here.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from bs_ray.storage.remote import Remote
 
 
 class Exclusive(Remote):
-    """Files of which exactly one racing writer creates each."""
+    """A file system in which exactly one of several writers creates a file."""
 
-    options = {"use_listings_cache": False}  # others write too
+    options = {"use_listings_cache": False}  # since others write too
 
     def write(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
@@ -44,12 +44,12 @@ class Exclusive(Remote):
         self.delete(probe)
         if won != [True, False]:
             raise StorageError(
-                f"Cannot write to {self.uri}: it created an object that was there already. "
+                f"Cannot write to {self.uri}: it created an object that existed already. "
                 "Expected exclusive creation; update the library, or take another kind of bucket."
             )
 
     def _is_ours(self, key: str, data: bytes) -> bool:
-        """Whether the object that is there was written by this very call."""
+        """Whether the object that exists was written by this very call."""
         raise NotImplementedError
 
     def _look(self) -> None:
@@ -58,7 +58,7 @@ class Exclusive(Remote):
 
 
 class Bucket(Exclusive):
-    """Objects of a bucket, or container: folders there are but a way of speaking."""
+    """The objects of a bucket or container, in which folders are no objects of their own."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
@@ -67,23 +67,23 @@ class Bucket(Exclusive):
     def _files(self, folder: str) -> Iterator[dict[str, Any]]:
         found = self.fs.find(folder, detail=True)
         if not found:
-            self._find_bucket()  # for a missing one may list as empty
+            self._find_bucket()  # a missing bucket may also list as empty
         yield from found.values()
 
     def _is_ours(self, key: str, data: bytes) -> bool:
-        # These libraries repeat a request whose reply was lost, and then meet the object that the
-        # first one made.
+        # These libraries repeat a request whose reply was lost, and then find the object that the
+        # first request made.
         return self.read(key) == data
 
     def _look(self) -> None:
-        # Not a listing: with many thousands of objects it would outlast any patience.
+        # A listing of many thousands of objects would take too long.
         with contextlib.suppress(MissingKeyError), self._errors("read", ""):
             self.fs.info(self._path(probe_name()))
         with self._errors("list", ""):
             self._find_bucket()
 
     def _find_bucket(self) -> None:
-        """Raise FileNotFoundError when there is no such bucket."""
+        """Raise FileNotFoundError where there is no such bucket."""
         raise NotImplementedError
 
 
@@ -91,7 +91,7 @@ class Google(Bucket):
     """gs://, by gcsfs."""
 
     def _find_bucket(self) -> None:
-        # Not fs.info, which takes the right to see a bucket's settings.
+        # fs.info would need the right to see the bucket's settings.
         self.fs.ls(self.bucket, detail=False, max_results=1)
 
 
@@ -99,20 +99,20 @@ class Azure(Bucket):
     """az:// and abfs://, by adlfs."""
 
     def _find_bucket(self) -> None:
-        # Credentials for one container's blobs may not look at the container itself.
+        # Credentials for a container's blobs may lack the right to see the container itself.
         with contextlib.suppress(AccessError), self._errors("list", ""):
             self.fs.info(self.bucket)
 
 
 class Memory(Exclusive):
-    """memory://, seen by this process alone: for tests and sketches."""
+    """memory://, which this process alone sees: for tests and experiments."""
 
     def write(self, key: str, data: bytes) -> None:
         with _turn:
             super().write(key, data)
 
     def write_if_absent(self, key: str, data: bytes) -> bool:
-        with _turn:  # its own "create" looks first and then writes
+        with _turn:  # fsspec's "create" looks first and then writes
             return super().write_if_absent(key, data)
 
     def check(self, write: bool) -> None:

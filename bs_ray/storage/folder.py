@@ -1,4 +1,4 @@
-"""Folders: objects are files."""
+"""Folders as stores: an object is a file."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ class Folder:
     def write_if_absent(self, key: str, data: bytes) -> bool:
         with self._errors("write", key), self._temporary(key, data) as temporary:
             try:
-                os.link(temporary, self.root / key)  # atomic, contents included
+                os.link(temporary, self.root / key)  # atomic: the name appears with its content
             except FileExistsError:
                 return False
             return True
@@ -48,7 +48,7 @@ class Folder:
                 key = path.relative_to(self.root).as_posix()
                 if name.startswith(TEMPORARY) or not key.startswith(prefix):
                     continue
-                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
                     yield _file_entry(path, key)
 
     def delete(self, key: str) -> None:
@@ -87,7 +87,7 @@ class Folder:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())  # else a power cut can leave the name without the bytes
+                os.fsync(file.fileno())  # otherwise a power cut can leave a name without its bytes
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Keys stay below their store's root, and a root has one spelling."""
+"""Checks on keys, which stay below their store's root, and one spelling for each root."""
 
 import os
 
@@ -28,9 +28,9 @@ def _check_remote(protocol: str, place: str) -> None:
     from fsspec.registry import known_implementations, registry
 
     if ":" in place.partition("/")[0].rpartition("@")[0]:
-        raise StorageError(  # without the URI, which would put the password into logs
-            f"Got a {protocol}:// URI with a password. Expected none, for job files and logs are "
-            f"read by others: set FSSPEC_{protocol.upper()}_PASSWORD instead."
+        raise StorageError(  # it leaves out the URI, so that no password gets into a log
+            f"Got a {protocol}:// URI with a password. Expected none, since job files and logs "
+            f"are read by others: set FSSPEC_{protocol.upper()}_PASSWORD instead."
         )
     if protocol not in {*known_implementations, *registry}:
         raise StorageError(
@@ -40,13 +40,13 @@ def _check_remote(protocol: str, place: str) -> None:
 
 
 def is_key(key: str) -> bool:
-    """Whether a key stays below its store's root and means one thing only."""
+    """Whether a key stays below its store's root and is the only spelling of its object."""
     parts = key.split("/")
     return not ("\0" in key or "\\" in key or any(p in ("", ".", "..") for p in parts))
 
 
 def checked_key(key: str) -> str:
-    """The key itself. Raises StorageError for one that is none."""
+    """The key itself. Raises StorageError where `is_key` is false."""
     if not is_key(key):
         raise StorageError(
             f"{key!r} is not a key. Expected names joined by single slashes, relative, without "

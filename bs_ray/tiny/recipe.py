@@ -21,11 +21,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from bs_ray.judges.attributes import AttributeReader
 from bs_ray.judges.network import JudgeNet
 from bs_ray.tiny import captions, faces, nets
+from bs_ray.tiny.stage import (
+    Stage,
+    from_uint8,
+    grid,
+    save_text_towers,
+    to_uint8,
+    write_model_index,
+)
 
 STAGES = ("reader", "text", "vae", "unet", "clip", "perceptual", "identity", "flow")
 
@@ -33,7 +41,7 @@ STAGES = ("reader", "text", "vae", "unet", "clip", "perceptual", "identity", "fl
 # --- the pictures ------------------------------------------------------------------------------
 @dataclass
 class World:
-    """Rendered once and kept: images uint8 [N, 3, 64, 64] and their scenes, of three kinds."""
+    """The rendered pictures: uint8 [N, 3, 64, 64] and their scenes, of three kinds."""
 
     clean: Tensor
     cluttered: Tensor
@@ -42,7 +50,7 @@ class World:
 
     @classmethod
     def load(cls, path: Path, clean: int, cluttered: int, wild: int, seed: int) -> World:
-        """Render the world into `path` unless it lies there already."""
+        """The pictures in `path`; they are rendered into it where it does not exist."""
         if not path.exists():
             cls._render(path, {"clean": clean, "cluttered": cluttered, "wild": wild}, seed)
         flat = load_file(path)
@@ -79,45 +87,7 @@ class World:
         return torch.cat(images), {k: torch.cat([s[k] for s in scenes]) for k in scenes[0]}
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] -> uint8 0..255."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_uint8(x: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]."""
-    return x.float() / 127.5 - 1
-
-
 # --- the stages ----------------------------------------------------------------------------------
-class Stage:
-    """One network to train. Subclasses set `net`, `loss` and `export`."""
-
-    name: str
-    steps: int
-    lr: float = 1e-3
-    ema_decay: float = 0.0
-    device = torch.device("cpu")
-    net: Any
-    """The nn.Module to train; Any, for diffusers' and transformers' own methods."""
-
-    def __init__(self, world: World, base: Path):
-        self.world = world
-        self.base = base  # where the exported networks of earlier stages lie
-
-    def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
-        """The loss of a random batch under "loss"; other entries are shown beside it."""
-        raise NotImplementedError
-
-    def export(self) -> None:
-        """Write the trained network into the base's folder."""
-        raise NotImplementedError
-
-    def sheet(self) -> Tensor | None:
-        """A picture of how far it has come [3, H, W] in [-1, 1], if there is one to see."""
-        return None
-
-
 class _Regression(Stage):
     """A judge network that reads scene parameters off degraded pictures."""
 
@@ -138,7 +108,7 @@ class _Regression(Stage):
 
 
 def _degrade(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Slight blur and noise on some rows, so that a judge does not live on single pixels."""
+    """Slight blur and noise on some rows, so that a judge does not rely on single pixels."""
     count = len(x)
     blurred = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     share = torch.rand(count, 1, 1, 1, generator=rng) * (
@@ -161,7 +131,7 @@ class PerceptualStage(_Regression):
 
 
 class IdentityStage(Stage):
-    """Embeds faces: two pictures of one person close, others apart (InfoNCE)."""
+    """Embeds faces: two pictures of one person lie close, others apart (InfoNCE)."""
 
     name, steps = "identity", 500
     people, dimension = 3000, 32
@@ -186,10 +156,10 @@ class IdentityStage(Stage):
 
 
 class TextStage(Stage):
-    """Both text towers: every caption must be readable from what SDXL takes of it.
+    """Both text towers: every caption must be readable from the states that SDXL takes.
 
-    That is the second tower's projection and both towers' last but one hidden states. On captions
-    as short as ours this is learned in a minute, where a contrastive loss alone needs an hour.
+    That is the second tower's projection and both towers' last but one hidden states. With
+    captions as short as these it is learned in a minute; a contrastive loss alone needs an hour.
     """
 
     name, steps = "text", 700
@@ -228,20 +198,8 @@ class TextStage(Stage):
         save_text_towers(self.base, first, second, self.tokenizers)
 
 
-def save_text_towers(base: Path, first: Any, second: Any, tokenizers: list[CLIPTokenizer]) -> None:
-    """Both text towers and their tokenizers into a base's folder, as SDXL has them."""
-    plain = CLIPTextModel(first.config)
-    own = first.state_dict()
-    # The class without a projection leaves out the prefix of the one with it.
-    plain.load_state_dict({k: own.get(k, own.get(f"text_model.{k}")) for k in plain.state_dict()})
-    plain.half().save_pretrained(base / "text_encoder")
-    second.half().save_pretrained(base / "text_encoder_2")
-    for tokenizer, folder in zip(tokenizers, ("tokenizer", "tokenizer_2"), strict=True):
-        tokenizer.save_pretrained(base / folder)
-
-
 class ClipStage(Stage):
-    """The judge: a vision tower learns to agree with the second text tower, which stands still.
+    """The CLIP judge: a vision tower learns to agree with the second text tower, which is frozen.
 
     Contrastive (Radford et al. 2021) with a locked tower (Zhai et al. 2022).
     """
@@ -272,7 +230,7 @@ class ClipStage(Stage):
 
 
 class VaeStage(Stage):
-    """L1, edges and what the attribute reader sees; a trace of KL."""
+    """The autoencoder: L1, edges, the attribute reader's features, and a little KL."""
 
     name, steps = "vae", 2200
 
@@ -282,7 +240,7 @@ class VaeStage(Stage):
         self.reader = JudgeNet.load(base / "judges" / "reader.safetensors")
         y = torch.linspace(-1, 1, faces.SIZE)[:, None]
         x = torch.linspace(-1, 1, faces.SIZE)[None, :]
-        # The face's small features weigh more than its surroundings.
+        # The small features of the face weigh more than its surroundings.
         self.weight = 1 + 1.5 * torch.exp(-((x / 0.35) ** 2 + ((y - 0.12) / 0.38) ** 2) / 2)
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
@@ -331,11 +289,11 @@ class _DenoiserStage(Stage):
         self.first_cluttered = len(world.clean)
 
     def load_model(self, base: Path) -> Any:
-        """The base around a fresh denoiser."""
+        """The base around a new denoiser."""
         raise NotImplementedError
 
     def timesteps(self, rng: torch.Generator) -> Tensor:
-        """int64 [batch]."""
+        """Random timesteps, int64 [batch]."""
         raise NotImplementedError
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
@@ -382,7 +340,7 @@ class UnetStage(_DenoiserStage):
 
     def timesteps(self, rng: torch.Generator) -> Tensor:
         # High noise more often: at 64 px a face stays readable until t is about 800 of SDXL's
-        # schedule, and a caption has nothing to tell before it no longer is.
+        # schedule, and only beyond that does a caption tell anything new.
         return (1000 * torch.rand(self.batch, generator=rng) ** 0.6).long().clamp(max=999)
 
     def export(self) -> None:
@@ -414,12 +372,12 @@ class FlowStage(_DenoiserStage):
 
 
 def flow_folder(base: Path) -> Path:
-    """Where the flow-matching base of the same recipe lies: beside the first, `<base>-flow`."""
+    """The folder of the flow-matching base of the same recipe: `<base>-flow`, beside the first."""
     return base.with_name(base.name + "-flow")
 
 
 def write_flow_parts(base: Path, folder: Path) -> None:
-    """What the second base takes over from the first: autoencoder, text towers, judges."""
+    """Copy what the flow-matching base shares with the first: autoencoder, text towers, judges."""
     for part in ("text_encoder_2", "tokenizer", "tokenizer_2", "vae", "judges"):
         shutil.copytree(base / part, folder / part, dirs_exist_ok=True)
     # SD3's autoencoders also shift their latents; the first tower has a projection there, for
@@ -432,7 +390,7 @@ def write_flow_parts(base: Path, folder: Path) -> None:
 
 
 def write_flow_index(folder: Path) -> None:
-    """What lets `StableDiffusion3Pipeline.from_pretrained(folder)` find the parts."""
+    """Write the index by which `StableDiffusion3Pipeline.from_pretrained` finds the parts."""
     index = {
         "_class_name": "StableDiffusion3Pipeline",
         "_diffusers_version": "0.42.1",
@@ -451,28 +409,8 @@ def write_flow_index(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_model_index(base: Path) -> None:
-    """What lets `StableDiffusionXLPipeline.from_pretrained(base)` find the parts."""
-    index = {
-        "_class_name": "StableDiffusionXLPipeline",
-        "_diffusers_version": "0.42.1",
-        "force_zeros_for_empty_prompt": False,
-        "add_watermarker": None,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (base / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
 def write_untrained_base(base: Path, seed: int = 0) -> None:
-    """A base of random weights with every part in place: for tests of plumbing, not of quality."""
+    """Write a base of random weights with all its parts, for tests that need no quality."""
     torch.manual_seed(seed)
     scene = faces.sample_scenes(IdentityStage.people, seed)
     blank = to_uint8(torch.rand(8, 3, 64, 64) * 2 - 1)
@@ -485,12 +423,6 @@ def write_untrained_base(base: Path, seed: int = 0) -> None:
     nets.build_unet().half().save_pretrained(base / "unet")
     nets.build_scheduler().save_pretrained(base / "scheduler")
     write_model_index(base)
-
-
-def grid(x: Tensor, columns: int) -> Tensor:
-    """[B, 3, H, W] -> one picture [3, rows * H, columns * W]."""
-    rows = [torch.cat(list(part), dim=2) for part in x.split(columns)]
-    return torch.cat(rows, dim=1)
 
 
 _STAGES = (
@@ -506,7 +438,7 @@ _STAGES = (
 
 
 def build_stage(name: str, world: World, base: Path) -> Stage:
-    """The stage by name; ValueError for an unknown one."""
+    """The stage of that name. Raises ValueError for an unknown one."""
     for stage in _STAGES:
         if stage.name == name:
             return stage(world, base)

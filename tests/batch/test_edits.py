@@ -157,7 +157,7 @@ def test_a_batch_counts_edits() -> None:
     [
         ({"sliders": {"smile": []}}, "got no strength for smile"),
         ({"limit": 3, "sample": 3}, "got limit and sample"),
-        ({"plan": "p", "input_format": "images"}, "got plan with images"),
+        ({"edits_column": "p", "input_format": "images"}, "got edits_column with images"),
         ({"sliders": {"smile": [1, float("nan")]}}, "finite number"),
     ],
 )

@@ -65,9 +65,9 @@ def test_the_ledger_reconciles(photo: bytes, output: Store, tmp_path: Path) -> N
     commit_shard(output, "images", 0, first, made)
     assert done_shards(output) == {0}
     with pytest.raises(Exception, match=r"00001\.json"):
-        write_reports(output, input_list)  # not done
+        write_reports(input_list)  # not done
     commit_shard(output, "images", 1, [edited("c.png", photo)], made)
-    summary = write_reports(output, input_list)
+    summary = write_reports(input_list)
     counts = [summary[name] for name in ("inputs", "edited", "quarantined", "outputs")]
     assert counts == [3, 2, 1, 2]
     assert summary["quarantined_by_reason"] == {"edit: failed": 1}
@@ -131,7 +131,7 @@ def test_foreign_lines_are_noticed(output: Store) -> None:
     input_list = manifest_of(output, ["a.png"], b"x")
     commit_shard(output, "images", 0, [quarantined("z.png", "decode", "empty: x")], made)
     with pytest.raises(RuntimeError, match=r"do not match the 1 inputs key by key, first at 'z"):
-        write_reports(output, input_list)
+        write_reports(input_list)
     assert not output.exists("summary.json")
 
 

@@ -21,6 +21,8 @@ from bs_ray.images.formats import EmptyInputError
 from bs_ray.images.rows import is_quarantined
 from bs_ray.storage import MissingBucketError, Store, UnreachableError
 
+MAX_BYTES = 1000
+
 Listed = Callable[..., Listing]
 
 
@@ -69,7 +71,7 @@ def test_images_at_any_depth(listed: Listed, source: Store) -> None:
     assert (found.format, found.ignored, found.bytes) == ("images", 1, 20)
     rows = rows_of(found)
     assert [row["key"] for row in rows] == ["a.png", "b/1.jpeg", "b/2.JPG"]
-    assert fetch_all(source, rows, job_for(source)) == [b"a.png", b"b/1.jpeg", b"b/2.JPG"]
+    assert fetch_all(source, rows, "bytes", MAX_BYTES) == [b"a.png", b"b/1.jpeg", b"b/2.JPG"]
 
 
 def test_parquet_rows_by_name_or_number(listed: Listed, source: Store) -> None:
@@ -83,12 +85,12 @@ def test_parquet_rows_by_name_or_number(listed: Listed, source: Store) -> None:
     found = listed(source.join("a"))
     assert [r["key"] for r in rows_of(found)] == [f"x/p{i}.png" for i in range(5)]
     some = [rows_of(found)[i] for i in (4, 0, 3)]
-    assert fetch_all(source.join("a"), some, job_for(source)) == [b"five", b"one", b"four"]
+    assert fetch_all(source.join("a"), some, "bytes", MAX_BYTES) == [b"five", b"one", b"four"]
     source.delete("a/x.parquet")
     found = listed(source, image_column="image", key_column="name")
     assert found.format == "parquet" and found.ignored == 1
     assert [r["key"] for r in rows_of(found)] == [f"b/{i:08d}" for i in range(5)]
-    assert fetch_all(source, rows_of(found), job_for(source, image_column="image")) == data
+    assert fetch_all(source, rows_of(found), "image", MAX_BYTES) == data
 
 
 def test_tar_members_and_their_plans(listed: Listed, source: Store) -> None:
@@ -107,7 +109,7 @@ def test_tar_members_and_their_plans(listed: Listed, source: Store) -> None:
     rows = rows_of(found)
     assert [r["key"] for r in rows] == ["x/s/1.jpg", "x/s/2.png", "x/00000002", "x/s/4.jpg"]
     assert [r["plan"] for r in rows] == [json.dumps(plan), "", "", "not JSON"]
-    assert fetch_all(source, rows, job_for(source)) == [b"one", b"two!", b"three", b"4"]
+    assert fetch_all(source, rows, "bytes", MAX_BYTES) == [b"one", b"two!", b"three", b"4"]
 
 
 def test_the_public_writers_files_are_read(listed: Listed, source: Store, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_the_public_writers_files_are_read(listed: Listed, source: Store, tmp_pa
     write_parquet(source, "train.parquet", {"image": struct, "id": [7, 8, 9]})
     found = listed(source, image_column="image", key_column="id")
     assert [r["key"] for r in rows_of(found)] == ["train/7", "train/8", "train/9"]
-    data = fetch_all(source, rows_of(found), job_for(source, image_column="image"))
+    data = fetch_all(source, rows_of(found), "image", MAX_BYTES)
     assert data == [image.getvalue()] * 3
 
 
@@ -178,7 +180,7 @@ def test_what_is_wrong_with_one_photo_quarantines_it(listed: Listed, tmp_path: P
     rows = rows_of(listed(source))
     source.delete("gone.png")
     source.write("grown.png", b"12")
-    found = fetch_all(source, rows, job_for(source, max_bytes=3))
+    found = fetch_all(source, rows, "bytes", 3)
     reasons = [row["reason"].partition(":")[0] for row in found if is_quarantined(row)]
     assert reasons == ["too large", "missing", "changed"] and found[3] == b"1"
 
@@ -187,7 +189,7 @@ def test_nulls_and_large_images_in_parquet(listed: Listed, tmp_path: Path) -> No
     source = Store(tmp_path / "in")
     write_parquet(source, "x.parquet", {"bytes": pa.array([b"123456", None, b"1"], pa.binary())})
     rows = rows_of(listed(source))
-    found = fetch_all(source, rows, job_for(source, max_bytes=3))
+    found = fetch_all(source, rows, "bytes", 3)
     reasons = [row["reason"].partition(":")[0] for row in found if is_quarantined(row)]
     assert reasons == ["too large", "missing"] and found[2] == b"1"
 
@@ -206,11 +208,11 @@ def test_what_is_wrong_with_the_store_stops_the_job(
     }
     missing = Store("s3://no-such-bucket/x")
     with pytest.raises(MissingBucketError):
-        fetch_all(missing, [row], job_for(missing))
+        fetch_all(missing, [row], "bytes", MAX_BYTES)
     monkeypatch.setattr("bs_ray.batch.readers.Store.read", _unreachable)
     there = Store("s3://bs-ray-tests/x")
     with pytest.raises(UnreachableError):
-        fetch_all(there, [row], job_for(there))
+        fetch_all(there, [row], "bytes", MAX_BYTES)
 
 
 def _unreachable(store: Store, key: str) -> bytes:

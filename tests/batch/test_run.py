@@ -30,6 +30,7 @@ from bs_ray.images.rows import is_quarantined
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import AccessError, MissingBucketError, StorageError, Store, UnreachableError
@@ -222,6 +223,12 @@ class _Editor:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def mix(self, strengths: dict[str, float]) -> Mix:
+        return Mix(strengths, strengths)
+
     def edit(self, edits: list[Edit]) -> list[list[Edited]]:
         self.batches.append(len(edits))
         if any(not e.pixels.any() for e in edits):
@@ -238,7 +245,7 @@ def test_one_bad_photo_costs_one_photo(make_job: MakeJob) -> None:
     rows.insert(1, decode("bad.png", b"", max_pixels=99))
     editor = _Editor()
     sound = [r if is_quarantined(r) else {**r, "edits": {"": {"smile": 1.0}}} for r in rows]
-    done = edit_rows(sound, editor, lambda *size: size, make_job())  # type: ignore[arg-type]
+    done = edit_rows(sound, editor, editor.edit, make_job())  # type: ignore[arg-type]
     assert editor.batches == [3, 1, 1, 1, 1]  # a batch, its photos one by one, the next batch
     assert [row["key"] for row in done] == ["0.png", "bad.png", "1.png", "2.png", "3.png"]
     failed = done[2]

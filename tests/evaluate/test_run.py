@@ -35,7 +35,7 @@ def make_job(random_base: Path, registry: str, output: Path, **changes) -> EvalJ
         output=str(output),
         batch_size=2,
         editor=EditorSettings(steps=2),
-        **{"sliders": {"smile": "smile"}, "settings": {"faces": 3, "text": 2}} | changes,
+        **{"sliders": {"smile": "smile"}, "splits": {"faces": 3, "text": 2}} | changes,
     )
 
 
@@ -69,8 +69,8 @@ def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: 
 
 
 def test_the_grid_covers_every_face_once(random_base, registry, tmp_path: Path) -> None:
-    job = make_job(random_base, registry, tmp_path, settings={"faces": 5, "wild": 2})
-    covered = [(t.setting, t.first + i) for t in tasks(job) for i in range(t.count)]
+    job = make_job(random_base, registry, tmp_path, splits={"faces": 5, "wild": 2})
+    covered = [(t.split, t.first + i) for t in tasks(job) for i in range(t.count)]
     assert sorted(covered) == sorted(
         [("faces", i) for i in range(5)] + [("wild", i) for i in (0, 1)]
     )
@@ -109,7 +109,7 @@ def test_methods_are_compared_and_a_second_run_measures_nothing_again(
         tmp_path / "out",
         methods=METHODS,
         effects={"smile": 0.01},
-        settings={"faces": 3, "wild": 2},
+        splits={"faces": 3, "wild": 2},
         seeds=2,
     )
     figures = compare(job)
@@ -137,4 +137,4 @@ def test_methods_without_a_common_effect_are_refused(random_base, registry, tmp_
     with pytest.raises(
         ValueError, match=r"got effects for \[\] with methods; expected one for each"
     ):
-        make_job(random_base, registry, tmp_path, methods=METHODS, settings={"faces": 3})
+        make_job(random_base, registry, tmp_path, methods=METHODS, splits={"faces": 3})

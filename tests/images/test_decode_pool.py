@@ -49,14 +49,14 @@ if "bs_ray.images.decode_worker" in sys.orig_argv:
 
 
 @pytest.fixture
-def guard(hostile: None) -> Iterator[DecodePool]:
-    guard = DecodePool(seconds=2.0, memory_mb=1024)
-    yield guard
-    guard.close()
+def pool(hostile: None) -> Iterator[DecodePool]:
+    pool = DecodePool(seconds=2.0, memory_mb=1024)
+    yield pool
+    pool.close()
 
 
 def test_what_breaks_the_decoder_is_named_and_the_rest_goes_on(
-    guard: DecodePool, gradient: np.ndarray, saved: Save
+    pool: DecodePool, gradient: np.ndarray, saved: Save
 ) -> None:
     good = saved(Image.fromarray(gradient), "PNG")
     photos = [
@@ -69,7 +69,7 @@ def test_what_breaks_the_decoder_is_named_and_the_rest_goes_on(
         ("g.png", good),
     ]
     begun = time.monotonic()
-    rows = guard.decode(photos, max_pixels=10_000)
+    rows = pool.decode(photos, max_pixels=10_000)
     assert time.monotonic() - begun < 15
     assert [row["key"] for row in rows] == [key for key, _ in photos]
     reasons = [row["reason"].partition(":")[0] if is_quarantined(row) else "" for row in rows]
@@ -79,15 +79,15 @@ def test_what_breaks_the_decoder_is_named_and_the_rest_goes_on(
 
 def test_a_decoder_that_ends_while_idle_costs_no_photo(gradient: np.ndarray, saved: Save) -> None:
     photos = [(f"{i}.png", saved(Image.fromarray(gradient), "PNG")) for i in range(20)]
-    guard = DecodePool(seconds=20.0, memory_mb=1024)
+    pool = DecodePool(seconds=20.0, memory_mb=1024)
     for _ in range(2):
-        rows = guard.decode(photos, max_pixels=10_000)
+        rows = pool.decode(photos, max_pixels=10_000)
         assert [row["key"] for row in rows if not is_quarantined(row)] == [k for k, _ in photos]
         for process in psutil.Process().children():
             with suppress(psutil.Error):  # another test's child, gone meanwhile
                 if "bs_ray.images.decode_worker" in process.cmdline():
                     process.kill()
-    guard.close()
+    pool.close()
 
 
 def test_a_decoder_that_does_not_start_is_no_photos_fault(
@@ -101,10 +101,10 @@ def test_a_decoder_that_does_not_start_is_no_photos_fault(
 
 ORPHAN = """
 import os, signal, threading, time
-from bs_ray.images.decode_pool import Guard
+from bs_ray.images.decode_pool import DecodePool
 if __name__ == "__main__":
-    guard = Guard(5, 1024)
-    threading.Thread(target=guard.decode, args=([("a", b"hang"), ("b", b"")],),
+    pool = DecodePool(5, 1024)
+    threading.Thread(target=pool.decode, args=([("a", b"hang"), ("b", b"")],),
                      kwargs={"max_pixels": 9}, daemon=True).start()
     time.sleep(2)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -89,10 +89,10 @@ def decoded_twice(photos: Sequence[Photo]) -> list[DecodedRow | QuarantinedRow]:
 
 
 def decoded(photos: Sequence[Photo]) -> Iterator[DecodedRow | QuarantinedRow]:
-    guard = shared_decode_pool(DECODE_S, DECODE_MB)
+    pool = shared_decode_pool(DECODE_S, DECODE_MB)
     for first in range(0, len(photos), SHARD):
         begun = time.monotonic()
-        rows = guard.decode(photos[first : first + SHARD], max_pixels=MAX_PIXELS)
+        rows = pool.decode(photos[first : first + SHARD], max_pixels=MAX_PIXELS)
         slow = kinds_of(rows)["too slow"]  # once in company, once alone
         assert time.monotonic() - begun < DECODE_S * (1 + 2 * slow)
         yield from rows

@@ -79,7 +79,7 @@ def assert_problem(reply: httpx.Response, status: int, words: str) -> None:
 
 @dataclass
 class StubBackend:
-    """Adds ten times the summed strengths to every pixel; draws grey pictures alike."""
+    """Adds ten times the summed strengths to every pixel; generates grey pictures alike."""
 
     error: Exception | None = None
     tasks: list[Task] = field(default_factory=list)
@@ -110,12 +110,12 @@ class StubBackend:
     def _picture(self, task: Task, index: int) -> np.ndarray:
         if isinstance(task, EditTask):
             edit = task.edit
-            change = np.float32(10 * sum(edit.mixes[index].values()))
+            change = np.float32(10 * sum(edit.mixes[index].strengths.values()))
             mask = 1.0 if edit.mask is None else edit.mask[:, :, None]
             pixels = np.clip(edit.pixels + change * mask, 0, 255)
         else:
             assert isinstance(task, GenerateTask)
-            grey = 128 + 10 * sum(task.mixes[index].values())
+            grey = 128 + 10 * sum(task.mixes[index].strengths.values())
             pixels = np.full((64, 64, 3), grey, np.float32)
         return pixels if task.floats else np.rint(pixels).astype(np.uint8)
 

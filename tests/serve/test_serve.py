@@ -17,7 +17,7 @@ import pytest
 
 from bs_ray.batch.run import edit as edit_batch
 from bs_ray.config import EditJob, JobError, ServeJob, shipped_job
-from bs_ray.editing.editor import Edit, Editor, outputs_of
+from bs_ray.editing.editor import Editor, outputs_of
 from bs_ray.editing.single_photo import OnePhoto
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound, DiffusionModel
@@ -25,7 +25,7 @@ from bs_ray.serve.deploy import build, check, running
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
-from bs_ray.testing import random_slider
+from bs_ray.testing import edit_of, random_slider
 from bs_ray.tiny.recipe import write_untrained_base
 from tests.serve.api import ask, edited_pixels, far, files_of, free_port, photo, pixels_of, scales
 
@@ -135,7 +135,7 @@ def test_together_equals_one_by_one_equals_the_editor(served: httpx.Client, worl
 
 
 def edit_directly(editor: Editor, seed: int, data: bytes, mix: dict[str, float]) -> np.ndarray:
-    edit = Edit(hashlib.sha256(data).hexdigest(), pixels_of(data), [mix], seed)
+    edit = edit_of(editor, hashlib.sha256(data).hexdigest(), pixels_of(data), mix, seed=seed)
     return outputs_of(editor.edit([edit])[0])[0].pixels
 
 
@@ -172,8 +172,7 @@ def test_batch_edit_one_and_serve_give_the_same(
         apart = np.abs(picture.astype(int) - pictures[0])
         assert apart.max() <= 1 and (apart > 0).mean() < 0.01, (apart.max(), (apart > 0).mean())
     floats = edited_pixels(ask(served, data, scales(**mix), seed=seed, output_format="npy"))
-    asked = Edit(hashlib.sha256(data).hexdigest(), pixels_of(data), [mix], seed)
-    assert far(outputs_of(one.editor.edit([asked])[0])[0].pixels, floats) <= TOLERANCE
+    assert far(edit_directly(one.editor, seed, data, mix), floats) <= TOLERANCE
     one.editor.close()
 
 

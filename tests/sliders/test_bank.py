@@ -186,7 +186,7 @@ def test_training_stays_stacked(net: Net) -> None:
 
 def test_strengths_of_another_width_are_refused(net: Net) -> None:
     bank = SliderBank.of([slider_of(net, "a", 2, 0)])
-    with pytest.raises(SliderError, match=r"got strengths \[4, 2\]; expected a column .* of 1"):
+    with pytest.raises(SliderError, match=r"got LoRA scales \[4, 2\]; expected a column .* of 1"):
         run(net, bank, torch.ones(ROWS, 2), pictures())
 
 
@@ -284,7 +284,7 @@ def test_sliders_of_any_rank_take_each_others_slots(net: Net, slots: int) -> Non
     assert tensors == after
 
 
-def test_what_does_not_fit_is_said_and_takes_no_slot(net: Net) -> None:
+def test_what_does_not_fit_is_named_and_takes_no_slot(net: Net) -> None:
     resident = resident_of(net, slots=1, rank=2)
     small = slider_of(net, "small", 2, 0)
     resident.use([small])
@@ -406,8 +406,8 @@ def test_a_compiled_base_notices_banks_that_come_and_go(
 
 # --- bench ---------------------------------------------------------------------------------------
 def test_bench_measures_all_it_promises(random_base: Path) -> None:
-    said: list[str] = []
-    figures = bench_bank(str(random_base), rows=3, repeats=1, say=said.append, resident=(1, 4))
+    lines: list[str] = []
+    figures = bench_bank(str(random_base), rows=3, repeats=1, report=lines.append, resident=(1, 4))
     assert figures["bank_max_error"] < 1e-4 < figures["bank_moves"]
     assert figures["mixed_over_uniform"] > 0 and figures["mixed_over_set_adapters"] > 0
     assert figures["row_seconds"].keys() == {
@@ -418,4 +418,4 @@ def test_bench_measures_all_it_promises(random_base: Path) -> None:
         "set_adapters",
     }
     assert all(found.keys() == {"1", "4"} for found in figures["row_seconds"].values())
-    assert len(said) == 2
+    assert len(lines) == 2

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bs_ray.evaluate.base import CLASSES, caption_figures, vae_figures
 
+from bs_ray.evaluate.worlds.tiny import CLASSES, HELD_OUT_SEED, caption_figures, vae_figures
 from bs_ray.judges.load import WorldJudges
 from bs_ray.models import EMBEDDED, load_base
 from bs_ray.tiny import faces
 
 TINY = EMBEDDED["tiny"]
-HELD_OUT = 2_000_000
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +63,15 @@ def test_captions_come_out_true(model, judges: WorldJudges) -> None:
 
 
 def test_the_identity_judge_knows_people_apart(judges: WorldJudges) -> None:
-    scene = faces.sample_scenes(64, HELD_OUT)
-    one, other = faces.render(scene), faces.render(faces.same_person(scene, HELD_OUT + 1))
+    scene = faces.sample_scenes(64, HELD_OUT_SEED)
+    one, other = faces.render(scene), faces.render(faces.same_person(scene, HELD_OUT_SEED + 1))
     same = judges.identity.similarity(one, other)
     different = judges.identity.similarity(one, other.roll(1, 0))
     assert float((same > different).float().mean()) > 0.9
 
 
 def test_the_perceptual_judge_orders_changes(judges: WorldJudges) -> None:
-    images = faces.render(faces.sample_scenes(32, HELD_OUT))
+    images = faces.render(faces.sample_scenes(32, HELD_OUT_SEED))
     noisy = [
         images + s * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
         for s in (0.0, 0.03, 0.1, 0.3)
@@ -82,7 +81,7 @@ def test_the_perceptual_judge_orders_changes(judges: WorldJudges) -> None:
 
 
 def test_the_clip_judge_prefers_the_truth(judges: WorldJudges) -> None:
-    scene = faces.sample_scenes(64, HELD_OUT)
+    scene = faces.sample_scenes(64, HELD_OUT_SEED)
     images = faces.render(scene)
     margin = judges.clip.score(images, "a photo of a person, glasses")
     margin -= judges.clip.score(images, "a photo of a person, no glasses")

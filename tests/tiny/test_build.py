@@ -26,7 +26,8 @@ def train(world: World, base: Path, work: Path, steps: int) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_stage_goes_on_exactly(world: World, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("bs_ray.tiny.loop._SAVE_EVERY", 3)
+    monkeypatch.setattr("bs_ray.tiny.loop._REPORT_EVERY", 3)
+    monkeypatch.setattr("bs_ray.tiny.loop._SAVE_SECONDS", 0)
     train(world, tmp_path / "a", tmp_path / "whole", 6)
 
     calls = iter(range(100))

@@ -66,7 +66,7 @@ def test_captions_are_true() -> None:
 def test_what_a_caption_tells_can_be_read_back() -> None:
     slots = list(captions.slots())
     text = "a photo of a woman, sad, wearing glasses, on a blue background, in a white shirt"
-    named = dict(zip(slots, captions.named(text), strict=True))
+    named = dict(zip(slots, captions.slot_values(text), strict=True))
     blue, white = (1 + list(faces.PALETTE).index(colour) for colour in ("blue", "white"))
     expected = {"smile": 1, "glasses": 2, "noun": 2, "background": blue, "shirt": white}
     assert {name: way for name, way in named.items() if way} == expected

@@ -1,5 +1,6 @@
 """A slider's file in plain diffusers: the same weights, the same picture."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from bs_ray.config import EditorSettings, Prompts
 from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods.sdedit import sdedit
-from bs_ray.editing.run import EditRun, drive
+from bs_ray.editing.run import EditRun, run_alone
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import batch_noise
@@ -58,12 +59,10 @@ def ours(model: DiffusionModel, slider: Slider, x0, strength: float) -> torch.Te
     bank = SliderBank.of([slider])
     bank.attach(model.denoiser)
 
-    def predict(x_t, t, condition, lora_scales):
-        with bank.scaled(lora_scales):
-            return model.predict(x_t, t, condition)
+    predict = partial(bank.predict, model)
 
     condition = model.embed([PROMPT])
-    work = EditContext(
+    context = EditContext(
         predict=predict,
         prediction=model.prediction,
         x0=x0,
@@ -74,8 +73,8 @@ def ours(model: DiffusionModel, slider: Slider, x0, strength: float) -> torch.Te
         seeds=[1],
         keys=["k"],
     )
-    steps = sdedit(work, EditorSettings(method="sdedit", steps=12, strength=0.6))
-    edited = drive(EditRun(steps), predict)
+    steps = sdedit(context, EditorSettings(method="sdedit", steps=12, start=0.6))
+    edited = run_alone(EditRun(steps), predict)
     bank.detach()
     return model.decode(edited)
 

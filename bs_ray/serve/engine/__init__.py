@@ -1,5 +1,5 @@
 """The side that computes: a replica with one base, whose batcher steps many edits together.
 
-`tasks` is what the HTTP side asks for, as values. Nothing here knows of HTTP; `http` is not
-imported.
+`tasks` holds what the HTTP side asks for, as values. Nothing here knows of HTTP or imports
+`http`.
 """

@@ -1,4 +1,4 @@
-"""When edits will be done: how long steps take, as measured, and which tasks share them."""
+"""When tasks will be done: how long steps took so far, and which tasks will share them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SMOOTHING = 0.2
 
 @dataclass
 class Load:
-    """One task's remaining work."""
+    """What is left of one task."""
 
     steps: int
     rows: int
@@ -31,7 +31,7 @@ class StepTime:
     def expected_s(self, rows: int) -> float:
         """Expected seconds of a step of `rows` edits; 0 before anything was measured.
 
-        It is extrapolated from the nearest count that was measured, as if the time grew with the
+        The time is extrapolated from the nearest count that was measured, in proportion to the
         rows. For a GPU that is not full this is too long, which the first such step corrects.
         """
         if not rows or not self._seconds:
@@ -45,7 +45,7 @@ def finish_times(
 ) -> list[float]:
     """Seconds from now until each task is done, the running ones first.
 
-    Running tasks share every step; a waiting one joins, in its turn, once its rows fit.
+    Running tasks share every step. Waiting ones join in their order, each once its rows fit.
     """
     loads = [*running, *waiting]
     left = [load.steps for load in loads]

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from bs_ray.serve.metrics import Outcome
 
 _BROKEN_AFTER = 3
-"""The batcher is broken once this many steps in a row have failed, each edit tried alone."""
+"""The batcher is broken once this many steps in a row have failed for every edit alone."""
 
 
 class Watcher(Protocol):
-    """Counts what happens here."""
+    """Counts what happens in a Batcher; see ReplicaMetrics."""
 
     def stepped(self, rows: int, seconds: float) -> None: ...
     def queued(self, seconds: float) -> None: ...
@@ -58,16 +58,16 @@ class _Ticket:
     task: Task
     sliders: Mapping[str, Slider]
     steps: int
-    """Requests that its run will make, as far as is known beforehand."""
+    """Denoise requests that its run will make, as far as is known beforehand."""
     arrived_s: float
     deadline_s: float
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     gone: bool = False
-    """Whether its caller has left; it then leaves at the next step."""
+    """Whether its caller has left; the task then leaves at the next step."""
     run: EditRun | None = None
     began_s: float = 0.0
     company: int = 0
-    """Edits that shared its steps so far, summed over the steps."""
+    """How many edits shared its steps so far, summed over the steps."""
 
     @property
     def load(self) -> Load:
@@ -76,7 +76,7 @@ class _Ticket:
 
 
 class Batcher:
-    """An Editor whose edits come from many callers at any time."""
+    """An Editor for many callers, whose edits come at any time."""
 
     def __init__(
         self,
@@ -88,9 +88,9 @@ class Batcher:
         step_timeout_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """max_rows: edits in one forward pass. max_waiting: tasks that wait beside those that run.
+        """max_rows: edits in one forward pass. max_waiting: tasks that may wait for their turn.
 
-        step_timeout_s: a step that takes longer is taken for one that hangs, see `check`.
+        step_timeout_s: a step that takes longer counts as hanging, see `check`.
         """
         self.editor, self._watcher = editor, watcher
         self._max_rows, self._max_waiting = max_rows, max_waiting
@@ -185,7 +185,7 @@ class Batcher:
             self._step_began_s = self._clock()
             try:
                 outcomes = await loop.run_in_executor(self._thread, self._step, joining)
-            except Exception as error:  # it failed as a whole: everybody gets the error
+            except Exception as error:  # the step as a whole failed: every caller gets the error
                 self._failures += 1
                 outcomes = [(ticket, error) for ticket in self._running]
             self._step_began_s = None
@@ -193,7 +193,7 @@ class Batcher:
                 self._report(ticket, event)
 
     def _leave(self) -> None:
-        """Let go of tasks whose caller has left or whose time is up."""
+        """Drop tasks whose caller has left or whose time is up."""
         now = self._clock()
         for ticket in [*self._running, *self._waiting]:
             if ticket.gone:

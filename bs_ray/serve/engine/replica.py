@@ -1,4 +1,4 @@
-"""A replica: one base, the sliders that are asked for, and a batcher that steps their edits."""
+"""A replica: one base, the sliders that requests name, and a batcher that steps the edits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EditorReplica:
     """A Ray Serve replica around one batcher."""
 
     def __init__(self, job: ServeJob, places: Sequence[str], rank: int):
-        """places: of the sliders to begin with; rank: the highest that there is room for.
+        """places: of the sliders to begin with. rank: the highest that the bank has room for.
 
         Raises BaseNotFound.
         """
@@ -73,21 +73,21 @@ class EditorReplica:
             yield event if not isinstance(event, Result) or task.floats else _rounded(event)
 
     async def ready(self) -> None:
-        """Answers once the base is loaded. Raises RuntimeError as `check_health`."""
+        """Returns once the base is loaded. Raises RuntimeError as `check_health` does."""
         self._batcher.check()
 
     def __del__(self) -> None:
-        """Ray Serve calls this when the replica was drained: send the spans that wait."""
+        """Send the spans that wait. Ray Serve calls this once the replica has been drained."""
         stop()
 
     async def check_health(self) -> None:
-        """Raises RuntimeError once every step fails or one hangs, so that Serve replaces the
+        """Raise RuntimeError where every step fails or one hangs, so that Serve replaces the
         process."""
         self._batcher.check()
 
 
 def _read(registry: Registry, places: Sequence[str], base_id: str) -> dict[str, Slider]:
-    """Place -> slider, as far as they can be read now.
+    """Place -> slider, for those that can be read now.
 
     A registry that is down must not keep a replica from starting.
     """

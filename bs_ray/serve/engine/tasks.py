@@ -1,4 +1,4 @@
-"""What the HTTP side asks of the side that computes, and what comes back: values, no HTTP."""
+"""What the HTTP side asks the engine for, and what comes back, as plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bs_ray.sliders.mix import Mix
 
 
 class Busy(Exception):
-    """There is no room in time; asking again after `retry_after_s` is safe."""
+    """The task would be late. It may safely be sent again after `retry_after_s`."""
 
     def __init__(self, detail: str, retry_after_s: float = 1.0):
         super().__init__(detail, retry_after_s)
@@ -26,7 +26,7 @@ class _Task:
     within_s: float = 30.0
     """How long the caller waits for the result."""
     partials: int = 0
-    """How many previews are wanted on the way."""
+    """How many previews to send on the way."""
     floats: bool = False
     """Whether the result has float32 pixels; else they are rounded to uint8."""
     trace: Mapping[str, str] = field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""The HTTP side: what goes over the wire, who may ask, and a request's way to the engine and back.
+"""The HTTP side: bodies and errors, who may call, and a request's way to the engine and back.
 
-`ingress` has the routes, `schema` and `problems` are the wire, `service` is one request's way,
-`catalogue` is which sliders there are. Of `engine` it imports tasks alone.
+`ingress` has the routes, `schema` the bodies, `problems` the errors, `service` the way of a
+request, `catalogue` the sliders that it may name. Of `engine`, `http` imports `tasks` alone.
 """

@@ -1,4 +1,4 @@
-"""Which sliders a server has: those that its job names, as the registry has them now."""
+"""The sliders of a server: those that its job names, in the versions that the registry has now."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Listed:
-    """A slider that may be asked for."""
+    """A slider that requests may name."""
 
     card: Card
     place: str
@@ -46,18 +46,18 @@ class Catalogue:
     ):
         """references: `name`, `name@version`, a file, or `*` for all that fit the base.
 
-        listed: what is known already; nothing by default, until `load` is called.
+        listed: the sliders to start with; by default none, until `load` is called.
         """
         self._registry, self._references, self.base_id = registry, list(references), base_id
         self._refresh_s, self._clock = refresh_s, clock
         self._listed = dict(listed or {})
-        # By place, whose slider never changes: it is a version, or a file.
+        # Place -> slider, which never changes: a place is a version, or a file.
         self._known = {one.place: one for one in self._listed.values()}
         self._read_s = clock()
         self._reading: asyncio.Task[None] | None = None
 
     def load(self) -> dict[str, Listed]:
-        """Read now: name -> slider. Raises SliderError and what the store raises."""
+        """Read the registry: name -> slider. Raises SliderError and what the store raises."""
         found: dict[str, Listed] = {}
         for place in self._wanted():
             listed = self._look_up(place)
@@ -85,7 +85,7 @@ class Catalogue:
     async def find(self, reference: str) -> Listed | None:
         """The slider of `name` or `name@version`; None where this server has no such slider.
 
-        Raises what the store raises for a version that nobody asked for before.
+        Raises what the store raises for a version that no request has named before.
         """
         listed = await self.listed()
         name, at, version = reference.partition("@")
@@ -100,8 +100,7 @@ class Catalogue:
         return None  # the job names one version, or a file
 
     async def _refresh(self) -> None:
-        """Read the registry. Until that is done requests see the old sliders, so that none
-        waits."""
+        """Read the registry. Meanwhile requests see the old sliders, so that none of them waits."""
         try:
             await asyncio.to_thread(self.load)
         except Exception as error:  # a store's error of any kind, or a damaged slider

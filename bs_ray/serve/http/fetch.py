@@ -1,8 +1,8 @@
 """Photos by URL, from hosts that the operator lists, and never from inside the network.
 
-A name becomes an address in one place, `_Public`: it looks the name up once, refuses it unless
-every address is public, and connects to one of those. There is no second look-up that could give
-another answer (DNS rebinding), no redirect, no proxy and no decompression.
+A name becomes an address in one place, `_PublicNetwork`: it looks the name up once, refuses it
+unless every address is public, and connects to one of those. There is no second look-up that could
+give another answer (DNS rebinding), no redirect, no proxy and no decompression.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ async def fetch_image(
 ) -> bytes:
     """The file at `url`. Raises Problem 422 url-not-allowed or url-unreachable, 413 too-large.
 
-    allowed_hosts: see `HostRule`; without any, no URL is fetched. timeout_s: for all of it.
-    resolve, backend, tls: the machine's own where left out. `backend` is given addresses that
-    were found to be public, never a name.
+    allowed_hosts: see `HostRule`; without any, no URL is fetched. timeout_s: for the whole fetch.
+    resolve, backend, tls: the machine's own where left out. `backend` gets addresses that were
+    found to be public, never a name.
     """
     place = _allowed(url, [HostRule.parse(text) for text in allowed_hosts])
-    public = _Public(resolve or _resolve, backend or httpcore.AnyIOBackend())
+    public = _PublicNetwork(resolve or _resolve, backend or httpcore.AnyIOBackend())
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -56,12 +56,14 @@ async def fetch_image(
                 "GET",
                 _target(place),
                 headers=_headers(place),
-                extensions={"timeout": {"connect": timeout_s / 3}},  # leaves time for another
+                extensions={
+                    "timeout": {"connect": timeout_s / 3}
+                },  # leaves time for a second address
             ) as reply,
         ):
             return await _body(reply, max_bytes)
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError):
-        # The cause would tell about machines behind the name: no address, no port state.
+        # The cause is left out, since it would reveal addresses and open ports behind the name.
         raise _unreachable(f"no answer from its host in time ({timeout_s:g} s)") from None
 
 
@@ -75,8 +77,8 @@ _RULE = re.compile(
 class HostRule:
     """`photos.example.com`, or `*.example.com` for all names below it (not for itself).
 
-    With `:8443` that port alone, else the default ports of http and https. An IP address counts
-    only where it is listed as such, and must be public all the same.
+    `:8443` allows that port alone; without a port the default ports of http and https are allowed.
+    An IP address must be listed as such, and must be public as well.
     """
 
     host: str
@@ -84,7 +86,7 @@ class HostRule:
 
     @classmethod
     def parse(cls, text: str) -> HostRule:
-        """Raises ValueError for what is no rule."""
+        """The rule that a text stands for. Raises ValueError."""
         match = _RULE.fullmatch(text.lower())
         if not match:
             raise ValueError(
@@ -141,26 +143,28 @@ def _is_address(host: str) -> bool:
 _NAT64 = ip_network("64:ff9b::/96")
 _UNICAST = ip_network("2000::/3")
 _SPECIAL = [
-    *map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")),  # incl. tunnels
+    *map(
+        ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+    ),  # tunnels among them
     *map(ip_network, ("192.0.0.0/24", "192.88.99.0/24")),
-    ip_network("168.63.129.16/32"),  # a cloud's own services, at an address that looks public
+    ip_network("168.63.129.16/32"),  # services of a cloud, whose address looks public
 ]
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the internet at large, by all that it may stand for."""
+    """Whether an address, and the one that it may stand for, belongs to the public internet."""
     ip = ip_address(address)
     if isinstance(ip, IPv6Address):
-        if ip in _NAT64:  # how an IPv4 host looks from a network that speaks IPv6 alone
+        if ip in _NAT64:  # an IPv4 host as seen from a network with IPv6 alone
             return is_public(str(IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip not in _UNICAST:  # mapped and compatible IPv4, local, multicast, to come
+        if ip not in _UNICAST:  # mapped and compatible IPv4, local, multicast, unassigned
             return False
     special = any(ip.version == network.version and ip in network for network in _SPECIAL)
     return ip.is_global and not ip.is_multicast and not special
 
 
-class _Public(httpcore.AsyncNetworkBackend):
-    """Connects to names whose every address is public. Raises Problem 422 for others."""
+class _PublicNetwork(httpcore.AsyncNetworkBackend):
+    """Connects to names all of whose addresses are public. Raises Problem 422 for others."""
 
     def __init__(self, resolve: Resolver, backend: httpcore.AsyncNetworkBackend):
         self._resolve, self._backend = resolve, backend
@@ -174,7 +178,7 @@ class _Public(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         addresses = [host] if _is_address(host) else await self._resolve(host, port)
-        # One private address among public ones is how a rebinding name looks.
+        # A name used for rebinding has a private address among public ones.
         if not all(is_public(address) for address in addresses):
             raise _refused("its host has an address that is not public")
         for address in addresses:
@@ -182,13 +186,13 @@ class _Public(httpcore.AsyncNetworkBackend):
                 return await self._backend.connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):  # no route over IPv6, say
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):  # such as no route over IPv6
                 continue
         raise httpcore.ConnectError("no address answers")
 
 
 async def _resolve(host: str, port: int) -> list[str]:
-    """The system's answer, its best address first."""
+    """The addresses that the system resolves a name to, the best one first."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -217,7 +221,7 @@ def _headers(place: httpx.URL) -> list[tuple[str | bytes, str | bytes]]:
 
 
 async def _body(reply: httpcore.Response, max_bytes: int) -> bytes:
-    """A 200's body, read no further than the limit."""
+    """The body of a 200. Reads no further than the limit."""
     if reply.status != 200:
         raise _unreachable(f"its host answered {reply.status}, expected 200 (no redirect)")
     headers = {name.lower(): value for name, value in reply.headers}

@@ -1,6 +1,6 @@
-"""`Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): ask twice, compute once.
+"""`Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): a repeat is not computed again.
 
-A client that lost its reply asks again with the same key and gets that reply.
+A client that has lost its reply sends the request again, with the same key, and gets that reply.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 @dataclass
 class _Run(Generic[Reply]):
-    """One request, however often it is asked."""
+    """One request, however often it is sent."""
 
     digest: str
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
-    """Tasks that compute or wait."""
+    """How many tasks compute it or wait for it."""
     replies: list[Reply] = field(default_factory=list)
     """The reply, once there is one."""
     finished_s: float = 0.0
@@ -35,9 +35,10 @@ class _Run(Generic[Reply]):
 
 
 class Replies(Generic[Reply]):
-    """Finished replies of a while, by owner and key. For one event loop: no process asks another.
+    """Finished replies of the last minutes, by owner and key. For one event loop; processes do not
+    share them.
 
-    Errors are not remembered, so what failed can be asked again under the same key.
+    Errors are not remembered: a request that failed may be sent again under the same key.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Replies(Generic[Reply]):
     ):
         """size_of: a reply's bytes. ttl_s: how long it is remembered. clock: in seconds.
 
-        Beyond max_entries or max_bytes the oldest replies go first; one that is larger than
-        max_bytes is for those alone who are waiting for it.
+        Beyond max_entries or max_bytes the oldest replies are forgotten first. A reply larger than
+        max_bytes goes only to those who wait for it.
         """
         self._size_of, self._clock = size_of, clock
         self._ttl_s, self._max_entries, self._max_bytes = ttl_s, max_entries, max_bytes
@@ -63,12 +64,12 @@ class Replies(Generic[Reply]):
     async def once(
         self, owner: str, key: str, digest: str, compute: Callable[[], Awaitable[Reply]]
     ) -> tuple[Reply, bool]:
-        """(the reply of `compute`, whether it was computed for an earlier request).
+        """The reply of `compute`, and whether it was computed for an earlier request.
 
-        owner: an API key's id, for clients choose keys without knowing each other's. digest: says
-        what is asked for; take it of the parsed request, as a retried form has a new boundary.
-        A repeat waits for the request that is being computed. If that one fails or is cancelled,
-        it alone has the error, and the next in line computes.
+        owner: an API key's id, since clients choose their keys without knowing each other's.
+        digest: of the parsed request; of the raw form it would change, as a form sent again has
+        another boundary. A repeat waits for the request that is being computed. Where that one
+        fails or is cancelled, it alone gets the error, and the next repeat computes.
 
         Raises Problem 400 for a malformed key, and 422 for one that stands for another request.
         """
@@ -103,7 +104,7 @@ class Replies(Generic[Reply]):
             self._forget()
 
     def _forget(self) -> None:
-        """Drop what is too old, or too much."""
+        """Drop replies that are too old or too many."""
         while self._finished:
             place, oldest = next(iter(self._finished.items()))
             late = self._clock() - oldest.finished_s >= self._ttl_s

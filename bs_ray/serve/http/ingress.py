@@ -1,4 +1,4 @@
-"""The HTTP side: which path does what. What a request means is `service`'s business."""
+"""The routes of the HTTP API. What a request means is decided in `service`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Request
@@ -17,6 +16,7 @@ from starlette.datastructures import UploadFile
 
 from bs_ray import __version__
 from bs_ray.config import ServeJob
+from bs_ray.serve import playground
 from bs_ray.serve.engine.tasks import Busy, GenerateTask
 from bs_ray.serve.http import sse
 from bs_ray.serve.http.catalogue import Catalogue, Listed
@@ -47,7 +47,7 @@ from bs_ray.sliders.mix import Mix
 _READY_WITHIN_S = 5.0
 _FORM_OVERHEAD_BYTES = 64 << 10
 _FORM_FIELDS = 128
-# The page contains its script and style; its pictures are blobs that it makes.
+# The playground's page contains its script and style; its pictures are blobs that it makes.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -84,7 +84,7 @@ def create_app(
 
 
 class _Door:
-    """Who may come in, and how often."""
+    """Who may call, and how often."""
 
     def __init__(self, job: ServeJob, metrics: IngressMetrics):
         self._job, self._metrics = job, metrics
@@ -92,11 +92,11 @@ class _Door:
         self._limiter = Limiter()
 
     async def key(self, http: Request) -> Key:
-        """Raises Problem 401."""
+        """The key of a request. Raises Problem 401."""
         return await self._ring.authenticate(http.headers.get("authorization"))
 
     async def caller(self, http: Request, timeout_s: float | None) -> Caller:
-        """Raises Problem 401, or 429 for one who asks too often."""
+        """Who sent a request, which counts against the key's rate. Raises Problem 401 and 429."""
         key = await self.key(http)
         try:
             self._limiter.take(key)
@@ -114,7 +114,7 @@ _Timeout = Annotated[
         alias="X-Request-Timeout",
         gt=0,
         le=86_400,
-        description="Seconds that you wait; what would be late is refused at once.",
+        description="Seconds that you wait. A request that would be late is refused at once.",
     ),
 ]
 _IdempotencyKey = Annotated[
@@ -123,7 +123,7 @@ _IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         max_length=255,
         min_length=1,
-        description="The same key and request give the same reply, computed once.",
+        description="The same request with the same key is computed once, and gets the same reply.",
     ),
 ]
 
@@ -170,7 +170,7 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
     async def generate_images(
         http: Request, timeout_s: _Timeout = None, idempotency_key: _IdempotencyKey = None
     ) -> Response:
-        """Draw pictures from a prompt, with sliders."""
+        """Generate pictures from a prompt, with sliders."""
         with span("generations"):
             caller = await door.caller(http, timeout_s)
             _expect_media(http, "application/json")
@@ -185,12 +185,13 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
     async def file(
         name: Annotated[str, Path(pattern=r"^[0-9a-f]{32}\.(png|jpeg|webp|npy)$")],
     ) -> Response:
-        """A picture that was asked for with `response_format: url`."""
+        """A picture that a request wanted with `response_format: url`."""
         kind: Any = name.rpartition(".")[2]
         return Response(await service.file(name), media_type=MEDIA_TYPES[kind])
 
 
 def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
+    playground_page = playground.page()
     previews: dict[str, bytes] = {}
     started = int(time.time())
 
@@ -213,7 +214,7 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     async def preview(
         http: Request, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     ) -> Response:
-        """The slider's own prompt drawn at -1, 0 and 1."""
+        """Pictures of the slider's own prompt at strengths -1, 0 and 1."""
         listed = (await allowed(http)).get(name)
         if listed is None:
             raise Problem(404, "unknown-slider", f"slider: got {name!r}; see /v1/sliders")
@@ -231,19 +232,18 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         """The playground."""
-        text = files("bs_ray.serve").joinpath("playground/index.html").read_text()
-        return HTMLResponse(text, headers={"content-security-policy": _PAGE_POLICY})
+        return HTMLResponse(playground_page, headers={"content-security-policy": _PAGE_POLICY})
 
 
 def _add_health(app: FastAPI, backend: Backend, door: _Door) -> None:
     @app.get("/healthz")
     async def healthz() -> Status:
-        """This process answers."""
+        """Whether this process answers."""
         return Status(status="ok")
 
     @app.get("/readyz", responses=_refusals(503))
     async def readyz() -> Status:
-        """A replica has its base loaded and can compute."""
+        """Whether a replica has loaded its base and can compute."""
         try:
             await asyncio.wait_for(backend.ready(), _READY_WITHIN_S)
         except (TimeoutError, Busy) as error:
@@ -279,7 +279,7 @@ async def _preview(service: Service, listed: Listed) -> bytes:
 
 
 async def _read_edit(http: Request) -> EditRequest:
-    """The body as a request. Raises Problem for one that cannot be understood."""
+    """The request in a body. Raises Problem where it cannot be understood."""
     if _expect_media(http, "multipart/form-data", "application/json") == "application/json":
         return parse_json(EditRequest, await http.body())
     async with http.form(max_files=MAX_IMAGES + 1, max_fields=_FORM_FIELDS) as form:
@@ -299,7 +299,7 @@ def _expect_media(http: Request, *expected: str) -> str:
 
 
 def _body_bytes(job: ServeJob) -> int:
-    """A request's photos share `max_bytes`; base64 makes 4 bytes of 3."""
+    """How large a body may be: its photos share `max_bytes`, and base64 makes 4 bytes of 3."""
     return job.max_bytes * 4 // 3 + _FORM_OVERHEAD_BYTES
 
 
@@ -312,7 +312,7 @@ def _info(listed: Listed) -> SliderInfo:
         range=measured.units if measured and measured.unit else None,
         unit=measured.judge if measured else None,
         preview=f"/v1/sliders/{card.name}/preview",
-        # Not the training job, which names buckets and folders that callers need not know.
+        # The training job is left out: it names buckets and folders that callers need not know.
         training={key: value for key, value in card.training.items() if key != "job"},
     )
 
@@ -326,13 +326,13 @@ _REFUSALS = {
     413: "Too many bytes or pixels.",
     415: "Another content type.",
     422: "Values that are understood but wrong.",
-    429: "The key asks too often; Retry-After says when to come back.",
-    503: "Busy or starting; Retry-After says when to come back.",
+    429: "The key calls too often; Retry-After says when to call again.",
+    503: "Busy or starting; Retry-After says when to call again.",
 }
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of the problems that an operation may answer with."""
+    """Documentation of the problems that a route may answer with."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"{_SCHEMAS}ProblemBody"}}}
     return {s: {"description": _REFUSALS[s], "content": content} for s in statuses}
 
@@ -387,7 +387,7 @@ def _bodies(schemas: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _short(field: dict[str, Any]) -> dict[str, Any]:
-    """A form's field, which is JSON text unless it is one of several words."""
+    """The schema of a form's field, whose text is JSON unless it is one of a few words."""
     if "enum" in field:
         return {"enum": field["enum"]}
     return {"description": field.get("description", "JSON, as in the JSON body.")}

@@ -1,11 +1,11 @@
-"""API keys: who may ask, for which sliders and how often.
+"""API keys: who may call, with which sliders and how often.
 
-A keys file is YAML, on any storage, and holds no secret but only its SHA-256:
+A keys file is YAML, on any storage. It holds the SHA-256 of each key rather than the key:
 
     keys:
       - id: team-a
-        sha256: 9f2c...              # of the key; `bs-ray keys add` makes both
-        sliders: ["age", "smile-*"]  # globs; all sliders where left out
+        sha256: 9f2c...              # of the key, which `bs-ray keys add` makes
+        sliders: ["age", "smile-*"]  # wildcards; all sliders where left out
         requests_per_minute: 600     # no limit where left out
         burst: 20
         expires: 2027-01-01
@@ -37,9 +37,9 @@ from bs_ray.serve.http.problems import Problem
 from bs_ray.storage import MissingKeyError, Store, split_uri
 
 PREFIX = "bsr_"
-"""Begins every key, so that people and secret scanners know one when they see it."""
+"""Begins every key, so that people and secret scanners recognise one."""
 REREAD_S = 30.0
-"""A keys file read longer ago than this is read again before the next answer."""
+"""The keys file is read again before an answer once it was read longer ago than this."""
 _PATIENCE_S = 2.0
 _MAX_BUCKETS = 10_000
 _GLOB = re.compile(r"[a-z0-9_*?\[\]!-]{1,80}")
@@ -63,7 +63,7 @@ class _Strict(BaseModel):
 
 
 class Key(_Strict):
-    """Who asks."""
+    """Who calls, and what they may do."""
 
     id: Annotated[str, AfterValidator(check_name)]
     """Names the key in logs, metrics and this file."""
@@ -74,7 +74,7 @@ class Key(_Strict):
     burst: int = Field(20, ge=1)
     """Requests that may come at once after a pause."""
     expires: date | None = None
-    """The first day, in UTC, on which the key is no longer good."""
+    """The first day, in UTC, on which the key is no longer valid."""
 
     @model_validator(mode="after")
     def _burst_of_a_rate(self) -> Self:
@@ -95,14 +95,14 @@ ANONYMOUS = Key(id="anonymous")
 class KeyEntry(Key):
     """A key as its file has it."""
 
-    # A plain hash, without salt or stretching: those slow down the guessing of passwords, and
-    # nobody guesses 256 random bits.
+    # A plain hash will do: salt and stretching slow down the guessing of passwords, and nobody
+    # guesses 256 random bits.
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of the key, in hex."""
+    """SHA-256 of the key, in hex."""
 
 
 class KeyFile(_Strict):
-    """All of a keys file."""
+    """A keys file."""
 
     keys: list[KeyEntry]
 
@@ -115,12 +115,12 @@ class KeyFile(_Strict):
         return self
 
 
-# --- who asks ---------------------------------------------------------------------------------
+# --- who calls ---------------------------------------------------------------------------------
 class KeyRing:
-    """The keys of a file, or, of no file, an open server. For one event loop.
+    """The keys of a file; without a file everybody may call. For one event loop.
 
-    The file is looked at on use: where it was read more than REREAD_S ago it is read again, so
-    keys come and go without a restart. While it cannot be read the keys known last go on.
+    The file is read again where it was last read more than REREAD_S ago, so that keys change
+    without a restart. While it cannot be read, the keys known last stay valid.
     """
 
     def __init__(
@@ -138,22 +138,22 @@ class KeyRing:
 
     @classmethod
     def load(cls, uri: str | None) -> KeyRing:
-        """The ring of a keys file. None is an open server: everyone is ANONYMOUS."""
+        """The ring of a keys file. Without one every caller is ANONYMOUS."""
         return cls(uri)
 
     async def authenticate(self, authorization: str | None) -> Key:
-        """The key of an Authorization header's value. Raises Problem 401.
+        """The key in the value of an Authorization header. Raises Problem 401.
 
-        It never says whether a key is unknown, expired or malformed.
+        The problem does not tell whether a key is unknown, expired or malformed.
         """
         if self._uri is None:
             return ANONYMOUS
         await self._refresh()
         scheme, _, secret = (authorization or "").partition(" ")
-        # How long a look-up takes tells of hashes alone, and those nobody can choose.
+        # The time of a look-up reveals something about hashes alone, which nobody can choose.
         key = self._keys.get(_digest(secret.strip()))
-        good = key is not None and (key.expires is None or self._today() < key.expires)
-        if key is None or not good or scheme.lower() != "bearer":
+        valid = key is not None and (key.expires is None or self._today() < key.expires)
+        if key is None or not valid or scheme.lower() != "bearer":
             raise Problem(
                 401,
                 "invalid-key",
@@ -164,7 +164,7 @@ class KeyRing:
         return key
 
     async def _refresh(self) -> None:
-        """Have the file read again if that is due. A slow store holds up nobody for long."""
+        """Read the file again where that is due. A slow store delays nobody for long."""
         if self._rereading is None:
             if self._clock() - self._read_s < REREAD_S:
                 return
@@ -177,8 +177,10 @@ class KeyRing:
         assert self._uri is not None
         try:
             self._keys = await asyncio.to_thread(_by_hash, self._uri)
-        except Exception as error:  # whatever it is, those who have a key go on
-            _log.warning("keys: the ones known go on, for the file cannot be read: %s", error)
+        except Exception as error:  # of any kind: the keys known last stay valid
+            _log.warning(
+                "keys: those known last stay valid, since the file cannot be read: %s", error
+            )
         finally:
             self._read_s = self._clock()
             self._rereading = None
@@ -194,7 +196,7 @@ def _digest(secret: str) -> str:
 
 
 def parse_keys(data: bytes, source: str) -> KeyFile:
-    """A keys file's bytes, checked. Raises KeysError, which names `source`."""
+    """A keys file from its bytes. Raises KeysError, which names `source`."""
     try:
         return KeyFile.model_validate(yaml.safe_load(data.decode()))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -207,7 +209,8 @@ def parse_keys(data: bytes, source: str) -> KeyFile:
 
 
 def _findings(error: ValidationError) -> str:
-    """What is wrong and where, without values: a key may stand where its hash or id belongs."""
+    """What is wrong and where, without values: somebody may have put a key where its hash or id
+    belongs."""
     found = error.errors(include_input=False, include_context=False)
     message = "; ".join(explain(f, ".".join(map(str, f["loc"])) or "file") for f in found)
     return re.sub(rf"{PREFIX}[\w-]+", f"{PREFIX}...", message)
@@ -221,19 +224,20 @@ class _Bucket:
 
 
 class Limiter:
-    """A token bucket for each key. For one event loop: each process counts on its own."""
+    """A token bucket for each key. For one event loop; each process counts on its own."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, max_buckets: int = _MAX_BUCKETS
     ):
-        """clock: in seconds. max_buckets: beyond these the one used longest ago is forgotten."""
+        """clock: in seconds. max_buckets: of more keys the one used longest ago is forgotten."""
         self._clock, self._max_buckets = clock, max_buckets
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def take(self, key: Key, cost: float = 1) -> None:
-        """Count a request that is worth `cost` of them. Raises Problem 429, counting nothing.
+        """Count a request that costs as much as `cost` requests. Raises Problem 429, and then
+        counts nothing.
 
-        What costs more than `burst` passes when the bucket is full, and is paid off afterwards.
+        A cost beyond `burst` passes when the bucket is full, and is paid off afterwards.
         """
         if key.requests_per_minute is None:
             return
@@ -245,7 +249,7 @@ class Limiter:
         bucket.tokens -= cost
 
     def _filled(self, key: Key, per_s: float) -> _Bucket:
-        """The key's bucket with what has flowed in since it was last looked at."""
+        """The key's bucket, with the tokens that have flowed in since the last request."""
         now_s = self._clock()
         bucket = self._buckets.setdefault(key.id, _Bucket(key.burst, now_s))
         flowed = (now_s - bucket.filled_s) * per_s
@@ -257,7 +261,7 @@ class Limiter:
 
 
 _ROUNDING_S = 1e-6
-"""Who waits the seconds that we told is let through, whatever floats add up to."""
+"""Tolerance for float sums: a caller who has waited as long as a 429 says passes."""
 
 
 def _too_often(key: Key, wait_s: int, tokens: float) -> Problem:
@@ -275,7 +279,7 @@ def _too_often(key: Key, wait_s: int, tokens: float) -> Problem:
 
 # --- new keys ---------------------------------------------------------------------------------
 def new_key(id: str, **settings: Any) -> tuple[str, dict[str, Any]]:
-    """(the key, to be shown once; its entry in a keys file). Raises KeysError.
+    """A new key, and its entry in a keys file. Raises KeysError.
 
     settings: the fields of Key.
     """
@@ -288,9 +292,9 @@ def new_key(id: str, **settings: Any) -> tuple[str, dict[str, Any]]:
 
 
 def add_key(uri: str, id: str, **settings: Any) -> str:
-    """Add a new key to the keys file, creating it if need be, and return the key: show it once.
+    """Add a new key to the keys file, which is created where it is missing. Returns the key.
 
-    Raises KeysError for an id that is there already or a file that is none, and StorageError.
+    Raises KeysError for an id that the file has already and for a malformed file, and StorageError.
     """
     secret, entry = new_key(id, **settings)
     store, name = split_uri(uri)
@@ -308,7 +312,7 @@ def add_key(uri: str, id: str, **settings: Any) -> str:
 
 @contextmanager
 def _turn(store: Store, name: str, patience_s: float = 10.0) -> Iterator[None]:
-    """One writer at a time: stores replace an object in one step, but not only if unchanged."""
+    """One writer at a time, since stores cannot replace an object only where it is unchanged."""
     lock, give_up_s = f"{name}.lock", time.monotonic() + patience_s
     while not store.write_if_absent(lock, secrets.token_bytes(16)):
         if time.monotonic() > give_up_s:
@@ -324,7 +328,8 @@ def _turn(store: Store, name: str, patience_s: float = 10.0) -> Iterator[None]:
 
 
 def _with_entry(text: str, entry: dict[str, Any]) -> str:
-    """The file with one entry more: at its end, so that comments stay, where its form allows."""
+    """The file with one entry more. Where its form allows, the entry is appended, so that comments
+    stay."""
     wanted = (yaml.safe_load(text) or {"keys": []})["keys"] + [entry]
     lines = yaml.safe_dump([entry], sort_keys=False).splitlines()
     for indent in ("", "  ", "    "):

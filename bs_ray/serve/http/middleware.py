@@ -1,4 +1,4 @@
-"""What every request passes first: it gets an id, a limit on its body, headers and a count."""
+"""What every request passes first: an id, a limit on its body, headers, and a count of it."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class Middleware:
         request, began_s = Request(scope), time.perf_counter()
         given = request.headers.get("x-request-id", "")
         request.state.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        status = 499  # the client left before there was an answer
+        status = 499  # stays so where the client leaves before the answer
 
-        async def marked(message: Message) -> None:
+        async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS.items()]
-                if not given:  # a given one came from Ray Serve's proxy, which adds it itself
+                if not given:  # Ray Serve's proxy, which gave it, also adds it to the reply
                     message["headers"].append((b"x-request-id", request.state.request_id.encode()))
             await send(message)
 
         try:
-            await self._limited(request, scope, receive, marked)
+            await self._limited(request, scope, receive, send_marked)
         except Exception:
-            status = 500  # handle_problems puts it into words
+            status = 500  # handle_problems writes the reply
             raise
         finally:
             if operation := _OPERATIONS.get(scope["path"]):
@@ -56,7 +56,8 @@ class Middleware:
         return None
 
     async def _limited(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a body whose announced size is too large, and stop reading one that becomes so."""
+        """Refuse a body whose announced size is too large, and stop reading one that grows too
+        large."""
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self.max_bytes:
             problem = too_large(f"body: got {announced} bytes", self.max_bytes)

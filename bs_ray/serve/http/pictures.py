@@ -1,4 +1,5 @@
-"""Photos and masks in, picture files out; as in batch, so that both give the same."""
+"""Photos and masks in, picture files out: by the same functions as in batch, for the same
+results."""
 
 from __future__ import annotations
 
@@ -28,11 +29,11 @@ MEDIA_TYPES: dict[OutputFormat, str] = {
 
 
 async def read_photo(data: bytes, job: ServeJob, field: str = "image") -> DecodedRow:
-    """The photo's row, as in batch. Raises Problem 400 or 413."""
+    """The decoded photo. Raises Problem 400 or 413."""
     if len(data) > job.max_bytes:
         raise too_large(f"{field}: got {len(data)} bytes", job.max_bytes)
-    guard = shared_decode_pool(job.decode_s, job.decode_mb)
-    [row] = await asyncio.to_thread(guard.decode, [(field, data)], max_pixels=job.max_pixels)
+    pool = shared_decode_pool(job.decode_s, job.decode_mb)
+    [row] = await asyncio.to_thread(pool.decode, [(field, data)], max_pixels=job.max_pixels)
     if is_quarantined(row):
         large = row["reason"].startswith("too many pixels")
         status, kind = (413, "too-many-pixels") if large else (400, "bad-image")
@@ -41,9 +42,10 @@ async def read_photo(data: bytes, job: ServeJob, field: str = "image") -> Decode
 
 
 async def read_mask(data: bytes, photo: DecodedRow, job: ServeJob) -> np.ndarray:
-    """Where the photo may change: float32 [H, W], 1 where the mask is transparent (as OpenAI's).
+    """Where the photo may change: float32 [H, W], 1 where the mask is transparent, as in OpenAI's
+    API.
 
-    Raises Problem 400 for one without transparency or of another size.
+    Raises Problem 400 for a mask without transparency or of another size.
     """
     row = await read_photo(data, job, "mask")
     size, expected = row["pixels"].shape[:2], photo["pixels"].shape[:2]
@@ -64,7 +66,7 @@ async def read_mask(data: bytes, photo: DecodedRow, job: ServeJob) -> np.ndarray
 
 
 def too_large(got: str, limit_bytes: int) -> Problem:
-    """413 for more bytes than there may be."""
+    """413 for more bytes than the limit."""
     return Problem(
         413, "too-large", f"{got}; expected at most {limit_bytes} bytes", max_bytes=limit_bytes
     )
@@ -77,17 +79,17 @@ def write_picture(
     photo: DecodedRow | None,
     made: Mapping[str, Any],
 ) -> bytes:
-    """Pixels [H, W, 3] in [0, 255] as a file that says how it was made.
+    """Pixels [H, W, 3] in [0, 255] as a picture file, which records how it was made.
 
-    photo: what they were, whose transparency, EXIF and colour profile are kept. `npy` is float32
-    and says nothing.
+    photo: the photo that was edited; its transparency, EXIF and colour profile are kept. A `npy`
+    file is float32 and records nothing.
     """
     if form == "npy":
         file = io.BytesIO()
         np.save(file, pixels.astype(np.float32, copy=False), allow_pickle=False)
         return file.getvalue()
     image = pixels if pixels.dtype == np.uint8 else to_uint8(pixels)
-    kept: dict[str, Any] = dict(photo or _DRAWN)
+    kept: dict[str, Any] = dict(photo or _GENERATED)
     changed: dict[str, Any] = {
         "pixels": image,
         "format": form.upper(),
@@ -99,11 +101,11 @@ def write_picture(
     return encode(row, {**made, "bs_ray": __version__}, quality)
 
 
-_DRAWN = {"alpha": None, "grey": False, "exif": b"", "icc": b""}
+_GENERATED = {"alpha": None, "grey": False, "exif": b"", "icc": b""}
 
 
 def strip(pictures: list[np.ndarray]) -> bytes:
-    """Pictures of one size side by side, as a PNG."""
+    """A PNG of pictures of one size, side by side."""
     file = io.BytesIO()
     Image.fromarray(np.concatenate(pictures, axis=1)).save(file, "PNG")
     return file.getvalue()

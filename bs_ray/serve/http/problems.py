@@ -1,4 +1,4 @@
-"""Errors as problems (RFC 9457): what callers and programs read where a request gets no picture."""
+"""Errors as problems (RFC 9457), for people and programs to read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """A request that gets an error reply. `kind` is for programs, `detail` for people."""
+    """What is wrong with a request. `kind` is for programs, `detail` for people."""
 
     def __init__(
         self,
@@ -28,13 +28,13 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
         **members: Any,
     ):
-        """members: further ones of the body."""
+        """members: further members of the body."""
         super().__init__(detail)
         self.status, self.kind, self.detail = status, kind, detail
         self.headers, self.members = dict(headers or {}), members
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """The members of RFC 9457, and the problem's own ones."""
+        """The reply's body: the members of RFC 9457, and the problem's own ones."""
         title = self.kind.replace("-", " ").capitalize()
         return {
             "type": f"urn:bs-ray:problem:{self.kind}",
@@ -47,7 +47,7 @@ class Problem(Exception):
 
 
 def busy(detail: str, retry_after_s: float = 1.0) -> Problem:
-    """503: asking again later is safe, and worth it."""
+    """503: the same request may succeed later, and sending it again is safe."""
     seconds = max(1, round(retry_after_s + 0.5))
     return Problem(
         503, "busy", f"{detail}; try again in {seconds} s", headers={"Retry-After": str(seconds)}
@@ -79,13 +79,13 @@ async def _problem(request: Request, error: Any) -> JSONResponse:
 
 
 async def _http(request: Request, error: Any) -> JSONResponse:
-    """Starlette's own: no such path, wrong method, a form that cannot be parsed."""
+    """Starlette's own errors: an unknown path, a wrong method, a form that cannot be parsed."""
     problem = Problem(error.status_code, "http-error", str(error.detail), headers=error.headers)
     return answer(request, problem)
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
-    """FastAPI's own checks, of paths and headers."""
+    """The errors of FastAPI's own checks of paths and headers."""
     found = [f"{finding['loc'][-1]}: {finding['msg'].lower()}" for finding in error.errors()]
     return answer(request, Problem(422, "wrong-value", "; ".join(found)))
 
@@ -97,7 +97,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 
 def handle_problems(app: FastAPI) -> None:
-    """Word every error of `app` as a problem."""
+    """Make a problem of every error of `app`."""
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -1,4 +1,4 @@
-"""What goes over the wire: OpenAI's images API with sliders."""
+"""Bodies of requests and replies: OpenAI's images API with sliders."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ MAX_IMAGES = 16
 MAX_SLIDERS = 64
 OutputFormat = Literal["png", "jpeg", "webp", "npy"]
 Method = Literal["displacement", "sdedit", "ddim_inversion", "edit_friendly"]
-"""Those that go step by step with others: not null-text, which fits an embedding on the way."""
-Quality = Literal["auto", "low", "medium", "high", "fast", "balanced"]
-_PRESET_OF = {"low": "fast", "medium": "balanced"}
+"""The methods that share steps with others. Null-text does not: it fits an embedding first."""
+Quality = Literal["auto", "low", "medium", "high", "fast"]
+_EDITOR_OF: dict[str, dict[str, Any]] = {
+    "low": PRESETS["fast"],
+    "fast": PRESETS["fast"],
+    # The mask is what pays: it costs a tenth, and keeps the photo as well as `high`.
+    "medium": {**PRESETS["fast"], "soft_mask": PRESETS["high"]["soft_mask"]},
+    "high": PRESETS["high"],
+}
 _PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}(@[0-9]{1,4})?$"
 Name = Annotated[
     str,
@@ -41,7 +47,7 @@ Name = Annotated[
 
 
 def _checked_name(reference: str) -> str:
-    """`name` or `name@version`: what the registry gives out, so that no name becomes a path."""
+    """A reference `name` or `name@version`, which can become no path. Raises ValueError."""
     name, at, version = reference.partition("@")
     check_name(name)
     if at and not (version.isdigit() and len(version) <= 4):
@@ -50,7 +56,7 @@ def _checked_name(reference: str) -> str:
 
 
 class _Strict(BaseModel):
-    # Strict, because a `false` for a number is a mistake and not 0.
+    # Strict, since `false` for a number is a mistake rather than a 0.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -71,7 +77,7 @@ class Sweep(_Strict):
 
 
 def _photo_bytes(value: object) -> object:
-    """Base64, plain or as a data URL, to bytes. Files are bytes already; URLs stay text."""
+    """Base64, plain or as a data URL, as bytes. Files are bytes already; URLs stay text."""
     if not isinstance(value, str) or value.startswith(("http://", "https://")):
         return value
     text = value.partition(",")[2] if value.startswith("data:") else value
@@ -96,7 +102,7 @@ Photo = Annotated[
 
 
 class _ImageRequest(_Strict):
-    """What edits and generations share."""
+    """The fields that edits and generations share."""
 
     model: str | None = Field(None, max_length=200)
     """The server's base, see /v1/models."""
@@ -108,21 +114,21 @@ class _ImageRequest(_Strict):
     steps: int | None = Field(None, ge=1, le=1000)
     """Denoising steps; the server's own where left out."""
     seed: int = Field(0, ge=0, lt=2**53)
-    """Names the noise: the same request gives the same reply."""
+    """Fixes the noise: the same request gives the same pictures."""
     output_format: OutputFormat = "png"
     """`npy` is float32 [H, W, 3] in [0, 255], for callers that measure or chain edits."""
     output_compression: int = Field(95, ge=0, le=100)
     """Quality of JPEG and WebP."""
     response_format: Literal["b64_json", "url"] = "b64_json"
     stream: bool = False
-    """Server-sent events: progress, partial images, then the pictures."""
+    """Answer with server-sent events: progress, partial images, then the pictures."""
     partial_images: int = Field(0, ge=0, le=3)
-    """With `stream`: previews on the way."""
+    """With `stream`: how many previews to send on the way."""
     size: str = Field("auto", max_length=20)
-    """`auto` alone: a photo keeps its size, a generation has the base's."""
+    """Only `auto`: a photo keeps its size, a generation has the base's."""
     background: Literal["auto"] = "auto"
     moderation: Literal["auto", "low"] = "auto"
-    """Taken for compatibility; the server has no moderation."""
+    """Accepted for compatibility; the server has no moderation."""
     user: str | None = Field(None, max_length=200)
 
     @field_validator("sliders")
@@ -142,7 +148,7 @@ class _ImageRequest(_Strict):
         return self
 
     def mixes(self) -> list[dict[str, float]]:
-        """Slider reference -> signed strength, one for each picture."""
+        """The request's mixes, slider -> signed strength, one for each picture of a photo."""
         fixed = {slider.name: slider.scale for slider in self.sliders}
         if not self.sweep:
             return [fixed]
@@ -161,16 +167,17 @@ class EditRequest(_ImageRequest):
     """Photo files: base64 or data URLs in JSON, files in a form, or URLs of hosts that the server
     allows."""
     mask: Photo | None = None
-    """A PNG whose transparent part is where the first photo may change; of the photo's size."""
+    """A PNG of the first photo's size; the photo may change where the PNG is transparent."""
     prompt: str | None = Field(None, max_length=32_000)
-    """OpenAI's clients send one; the server has one of its own and refuses others."""
+    """OpenAI's clients send one. The server has a prompt of its own and refuses others."""
     method: Method | None = None
     quality: Quality = "auto"
-    """`low` and `fast`, `medium` and `balanced`, `high`: the editor's presets."""
+    """`low` and `fast` are the editor's preset `fast`, `medium` adds its soft mask, and `high` is
+    its preset `high`."""
     strength: float | None = Field(None, gt=0, le=1)
-    """Where in the noise range editing starts."""
+    """Where in the noise range the edit begins, as a share of it."""
     input_fidelity: Literal["low", "high"] | None = None
-    """Taken for compatibility; a photo is always kept as far as it goes."""
+    """Accepted for compatibility; the photo is always kept as far as possible."""
 
     @model_validator(mode="before")
     @classmethod
@@ -187,21 +194,20 @@ class EditRequest(_ImageRequest):
 
     def editor_changes(self) -> dict[str, Any]:
         """What the request sets differently from the server's editor settings."""
-        preset = _PRESET_OF.get(self.quality, self.quality)
-        named = PRESETS.get(preset, {})
-        own = {"method": self.method, "strength": self.strength, "steps": self.steps}
+        named = _EDITOR_OF.get(self.quality, {})
+        own = {"method": self.method, "start": self.strength, "steps": self.steps}
         return {**named, **{name: value for name, value in own.items() if value is not None}}
 
 
 class GenerateRequest(_ImageRequest):
-    """Draw pictures from a prompt, with sliders."""
+    """Generate pictures from a prompt, with sliders."""
 
     prompt: str = Field(min_length=1, max_length=4_000)
     guidance_scale: float = Field(4.0, ge=0, le=50)
     """Classifier-free guidance; 1 is none."""
     quality: Literal["auto"] = "auto"
     style: str | None = Field(None, max_length=20)
-    """Taken for compatibility."""
+    """Accepted for compatibility."""
 
 
 def _url_of(item: Any) -> Any:
@@ -212,7 +218,7 @@ def _url_of(item: Any) -> Any:
 
 # --- replies ----------------------------------------------------------------------------------
 class ImageReply(BaseModel):
-    """One picture: in base64, or where it can be had."""
+    """One picture: in base64, or the URL to read it from."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -223,7 +229,7 @@ class Meta(BaseModel):
 
     request_id: str
     batch_rows: float
-    """Edits, of anyone, that shared a step with this request's; the mean over its steps."""
+    """How many edits, of any caller, shared a step with this request's; the mean over its steps."""
     queue_seconds: float
     """From admission until the first step."""
     seconds: float
@@ -235,11 +241,11 @@ class Meta(BaseModel):
     base_id: str
     seed: int
     notes: list[str] = []
-    """Which strengths are beyond their slider's usable range, what of a file was dropped."""
+    """Which strengths are beyond their slider's usable range, and what of a file was dropped."""
 
 
 class ImagesReply(BaseModel):
-    """OpenAI's shape, and `meta`."""
+    """OpenAI's reply, and `meta`."""
 
     created: int
     """Unix time, seconds."""
@@ -260,7 +266,7 @@ class SliderInfo(BaseModel):
     range: tuple[float, float] | None
     """Calibrated range of scales, in units of effect; null where none was measured."""
     unit: str | None
-    """What one unit was measured with."""
+    """The judge that measured the unit."""
     preview: str
     """Path of a strip that shows the slider at work."""
     training: dict[str, Any]
@@ -276,7 +282,7 @@ class SliderList(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A base, in OpenAI's shape."""
+    """A base, as OpenAI's API describes a model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -286,14 +292,14 @@ class ModelInfo(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The bases of this server: one."""
+    """The bases of this server, of which there is one."""
 
     object: Literal["list"] = "list"
     data: list[ModelInfo]
 
 
 class Status(BaseModel):
-    """Of a health check."""
+    """The reply to a health check."""
 
     status: str
 
@@ -317,7 +323,8 @@ _TEXTS = {
 
 
 def parse_json(kind: type[_Request], body: bytes) -> _Request:
-    """A JSON body. Raises Problem 400 for text that is not JSON, 422 for wrong values."""
+    """The request in a JSON body. Raises Problem 400 for text that is not JSON, 422 for wrong
+    values."""
     try:
         values = from_json(body)
     except ValueError as error:
@@ -326,10 +333,10 @@ def parse_json(kind: type[_Request], body: bytes) -> _Request:
 
 
 def parse_form(fields: list[tuple[str, str | bytes]]) -> EditRequest:
-    """A form's fields in order, files as bytes. Raises Problem like `parse_json`.
+    """The request in a form's fields, files as bytes. Raises Problem as `parse_json` does.
 
-    `sliders[][name]` and the like, which OpenAI's Python client makes of `extra_body`, count as
-    the JSON they stand for.
+    OpenAI's Python client turns `extra_body` into fields such as `sliders[][name]`; they count as
+    the JSON that they stand for.
     """
     values: dict[str, Any] = {"image": []}
     for name, value in fields:
@@ -354,8 +361,7 @@ def _nest(values: dict[str, Any], root: str, path: list[str], value: str | bytes
         rows = values.setdefault(root, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise Problem(400, "malformed-body", f"{root}: got it in two forms; expected one")
-        # All names may come first and all scales after them: the next value is for the first row
-        # that has none.
+        # All names may come before all scales: a value is for the first row that lacks one.
         row = next((row for row in rows if path[1] not in row), None)
         if row is None:
             rows.append(row := {})
@@ -412,7 +418,7 @@ def _checked(kind: type[_Request], values: object) -> _Request:
 
 
 def _explain(kind: type[BaseModel], finding: Any) -> str:
-    """One of pydantic's findings: where, got, expected."""
+    """One of pydantic's findings as `place: got ...; expected ...`."""
     place = ".".join(str(part)[:40] for part in finding["loc"]) or "body"
     if finding["type"] == "extra_forbidden":
         return f"{place}: got an unknown field; expected {', '.join(kind.model_fields)}"
@@ -420,5 +426,5 @@ def _explain(kind: type[BaseModel], finding: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value in a message: short, and never a whole photo."""
+    """A value for a message: short, and never a whole photo."""
     return repr(value)[:60] if not isinstance(value, bytes | list | dict) else type(value).__name__

@@ -26,19 +26,19 @@ from bs_ray.sliders.mix import Mix
 from bs_ray.storage import StorageError, Store
 
 MAX_PICTURES = 64
-"""The most that one request may ask for."""
+"""The most pictures that one request may ask for."""
 _STORE_RETRY_S = 5.0
 
 
 class Backend(Protocol):
-    """The side that computes: a Ray Serve deployment, or anything that answers like one."""
+    """The side that computes: a Ray Serve deployment, or anything with its methods."""
 
     async def result(self, task: Task) -> Result:
         """The task's pictures. Raises Busy, SliderError, EditError."""
         ...
 
     def events(self, task: Task) -> AsyncIterator[Event]:
-        """What happens to the task, its Result last. Raises as `result`."""
+        """What happens to the task, its Result last. Raises as `result` does."""
         ...
 
     async def ready(self) -> None:
@@ -46,18 +46,18 @@ class Backend(Protocol):
         ...
 
     async def metrics(self) -> str:
-        """What all of the cluster has counted, in Prometheus' text format."""
+        """What the whole cluster has counted, in Prometheus' text format."""
         ...
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is, and what the request says beside its body."""
+    """Who sent a request, and what the request says beside its body."""
 
     key: Key
     request_id: str
     base_url: str
-    """Where this server is, for URLs in replies."""
+    """The address of this server, for URLs in replies."""
     within_s: float
     """How long the caller waits."""
     since_s: float = field(default_factory=time.perf_counter)
@@ -65,12 +65,12 @@ class Caller:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request in which nothing is wrong, as tasks for the engine."""
+    """A request without mistakes, as tasks for the engine."""
 
     request: EditRequest | GenerateRequest
     tasks: list[Task]
     photos: list[DecodedRow | None]
-    """Of each task; None for a generation."""
+    """The photo of each task; None for a generation."""
     resolved: Mapping[str, str]
     """The request's name for a slider -> name@version."""
     notes: list[str]
@@ -84,7 +84,7 @@ class Service:
         self.catalogue, self.backend = catalogue, backend
         self._outputs = Store(job.outputs) if job.outputs else None
 
-    # --- preparing: whatever is wrong with a request is found here --------------------------------
+    # --- preparing: mistakes in a request are found here --------------------------------------
     async def prepare_edit(self, request: EditRequest, caller: Caller) -> Prepared:
         """Tasks, one for each photo and seed. Raises Problem."""
         self._check_prompt(request.prompt)
@@ -252,7 +252,7 @@ class Service:
     async def reply_of(
         self, prepared: Prepared, results: Sequence[Result], caller: Caller
     ) -> ImagesReply:
-        """The reply that the results make."""
+        """The reply with these results."""
         request = prepared.request
         with span("encode"):
             files = await asyncio.to_thread(self._files, prepared, results)
@@ -299,19 +299,20 @@ class Service:
     ) -> ImageReply:
         if request.response_format == "b64_json" or self._outputs is None:
             return ImageReply(b64_json=base64.b64encode(file).decode())
-        # Whoever knows the name may read the file: it has 128 random bits.
+        # Whoever knows the name may read the file; it has 128 random bits.
         name = f"{secrets.token_hex(16)}.{request.output_format}"
         await asyncio.to_thread(self._outputs.write, name, file)
         return ImageReply(url=f"{caller.base_url}/v1/files/{name}")
 
     async def file(self, name: str) -> bytes:
-        """A picture that was asked for as a URL. Raises Problem 404."""
+        """A picture that a request wanted as a URL. Raises Problem 404."""
         try:
             if self._outputs is not None:
                 return await asyncio.to_thread(self._outputs.read, name)
         except FileNotFoundError:
             pass
-        raise Problem(404, "no-such-file", "file: got a name that is not, or no longer, here")
+        detail = "file: got a name of which this server has no file, or no longer; ask again"
+        raise Problem(404, "no-such-file", detail)
 
 
 def _notes(mixes: Sequence[Mix]) -> list[str]:
@@ -320,7 +321,7 @@ def _notes(mixes: Sequence[Mix]) -> list[str]:
 
 
 async def _all(coroutines: Sequence[Any]) -> list[Result]:
-    """Their results. Where one fails, or where the caller leaves, the others are cancelled."""
+    """The coroutines' results. Where one fails, or the caller leaves, the others are cancelled."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
@@ -330,11 +331,11 @@ async def _all(coroutines: Sequence[Any]) -> list[Result]:
 
 
 def as_problem(error: BaseException) -> Problem | None:
-    """The Problem that an error of the engine means to the caller; None for a bug."""
+    """What an error of the engine means to the caller; None for a bug."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Busy):
-        # Ray wraps the errors of replicas in a class of its own.
+        # Ray wraps an error of a replica in a class of its own.
         cause = getattr(error, "cause", error)
         return busy(cause.detail, cause.retry_after_s)
     if isinstance(error, StorageError):

@@ -1,4 +1,4 @@
-"""Server-sent events, as OpenAI's clients read them with `stream=True`, and progress between."""
+"""Server-sent events as OpenAI's clients read them with `stream=True`, and progress in between."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ async def begin(service: Service, prepared: Prepared, caller: Caller) -> AsyncIt
         if problem := as_problem(error):
             raise problem from error
         raise
-    return _worded(service, prepared, caller, first, merged)
+    return _written(service, prepared, caller, first, merged)
 
 
 async def _merged(service: Service, prepared: Prepared) -> AsyncIterator[tuple[int, Event]]:
-    """(task, event) of all tasks, as they come. Closing it cancels all tasks."""
+    """The events of all tasks as they happen, each with its task's index. Closing it cancels all
+    tasks."""
     queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def follow(index: int) -> None:
@@ -56,7 +57,7 @@ async def _merged(service: Service, prepared: Prepared) -> AsyncIterator[tuple[i
             follower.cancel()
 
 
-async def _worded(
+async def _written(
     service: Service,
     prepared: Prepared,
     caller: Caller,
@@ -98,13 +99,13 @@ async def _worded(
 
 
 def _partial(kind: str, prepared: Prepared, what: Partial) -> bytes:
-    """The first mix's picture, as a PNG."""
+    """An event with the picture of the first mix so far, as a PNG."""
     file = write_picture(what.pictures[0], "png", 0, None, {"partial": what.index})
     encoded = base64.b64encode(file).decode()
     return _event(kind, partial_image_index=what.index, b64_json=encoded)
 
 
 def _event(kind: str, **data: Any) -> bytes:
-    """One event on the wire. `type` is its name, except in a problem, which has its own type."""
+    """The bytes of one event. `type` is its name, except in a problem, which has its own type."""
     body = {"type": kind, **data}
     return f"event: {kind}\ndata: {json.dumps(body)}\n\n".encode()

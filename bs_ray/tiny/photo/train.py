@@ -1,4 +1,9 @@
-"""Train tiny-photo where only torch is at hand: `python -m bs_ray.tiny.photo.train --help`."""
+"""The recipe of tiny-photo, stage after stage, where only torch is at hand.
+
+`python -m bs_ray.tiny.photo.train --help`. Reader, text, vae and unet make the base; perceptual and
+clip are judges of its own, for training losses and previews: what measures the base are public
+judges, trained elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,12 @@ from pathlib import Path
 import torch
 
 from bs_ray.tiny.loop import finished, fit, mark_finished
+from bs_ray.tiny.photo.album import Album, PhotoStage
+from bs_ray.tiny.photo.autoencoder import VaeStage
+from bs_ray.tiny.photo.denoiser import UnetStage
 from bs_ray.tiny.photo.photos import Photos
-from bs_ray.tiny.photo.recipe import (
-    Album,
-    ClipStage,
-    PerceptualStage,
-    PhotoStage,
-    ReaderStage,
-    TextStage,
-    UnetStage,
-    VaeStage,
-)
+from bs_ray.tiny.photo.readers import PerceptualStage, ReaderStage
+from bs_ray.tiny.photo.text import ClipStage, TextStage
 
 SHARES: dict[type[PhotoStage], float] = {
     ReaderStage: 0.05,
@@ -86,9 +86,14 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     train(
-        chosen.pack, chosen.out, chosen.work,
-        device=chosen.device, seconds=chosen.seconds, steps=chosen.steps, stages=chosen.stages,
-    )  # fmt: skip
+        chosen.pack,
+        chosen.out,
+        chosen.work,
+        device=chosen.device,
+        seconds=chosen.seconds,
+        steps=chosen.steps,
+        stages=chosen.stages,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Edits of many askers in one batch: equal to each alone, gone at the next step, never late."""
+"""Edits of many callers in one batch: equal to each alone, gone at the next step, never late."""
 
 import asyncio
 import threading
@@ -13,10 +13,11 @@ from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of
 from bs_ray.editing.generate import generate
 from bs_ray.editing.methods import METHODS
 from bs_ray.models import load_base
-from bs_ray.serve.engine.admission import Load, Pace, finish_times
+from bs_ray.serve.engine.admission import Load, StepTime, finish_times
 from bs_ray.serve.engine.batcher import Batcher
 from bs_ray.serve.engine.tasks import Busy, EditTask, GenerateTask, Partial, Result, Step
 from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.slider import Slider
 from bs_ray.testing import random_slider
 
@@ -56,12 +57,12 @@ class Held:
         self.go.set()
         self.fail = False
 
-    def __call__(self, x_t, t, condition, strengths):
+    def __call__(self, x_t, t, condition, scales):
         self.passes.append(len(x_t))
         assert self.go.wait(30)
         if self.fail:
             raise RuntimeError("out of memory")
-        return self.predict(x_t, t, condition, strengths)
+        return self.predict(x_t, t, condition, scales)
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +99,23 @@ def photo(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
 
 
 def task(seed: int, size=(64, 64), within_s: float = 60.0, partials: int = 0, **mix: float):
-    named = {f"{name}@1": scale for name, scale in mix.items()}
-    edit = Edit(f"k{seed}", photo(seed, *size), [named], seed)
-    return EditTask(edit=edit, sliders=list(named), within_s=within_s, partials=partials)
+    edit = Edit(f"k{seed}", photo(seed, *size), [mix_of(**mix)], seed)
+    return edit_task(edit, within_s=within_s, partials=partials)
 
 
-async def result(engine: Batcher, task, sliders) -> Result:
-    async for event in engine.submit(task, {name: sliders[name] for name in task.sliders}):
+def mix_of(**strengths: float) -> Mix:
+    """A mix of sliders that no measurement has calibrated, by their names without a version."""
+    named = {f"{name}@1": strength for name, strength in strengths.items()}
+    return Mix(named, {name: strength for name, strength in named.items() if strength})
+
+
+def edit_task(edit: Edit, **options) -> EditTask:
+    names = {name: name for mix in edit.mixes for name in mix.strengths}
+    return EditTask(edit=edit, sliders=names, **options)
+
+
+async def result(batcher: Batcher, task, sliders) -> Result:
+    async for event in batcher.submit(task, {name: sliders[name] for name in task.sliders}):
         if isinstance(event, Result):
             return event
     raise AssertionError("no result")
@@ -123,11 +134,11 @@ def far(a: np.ndarray, b: np.ndarray) -> float:
 # --- the same as alone ------------------------------------------------------------------------
 CHANGES = [
     {},
-    {"steps": 7, "strength": 0.8},
+    {"steps": 7, "start": 0.8},
     {"method": "sdedit"},
     {"method": "ddim_inversion", "fixed_point": 1},
     {"method": "edit_friendly"},
-    {"soft_mask": 0.5, "steer": 1.5},
+    {"soft_mask": 0.5},
 ]
 
 
@@ -138,16 +149,15 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
         changes = CHANGES[i % len(CHANGES)]
         settings = EditorSettings.model_validate({**SETTINGS.model_dump(), **changes})
         size = [(64, 64), (48, 90), (90, 48)][i % 3]
-        mixes = [{f"{NAMES[i % 6]}@1": 1.0 - i / 4, f"{NAMES[(i + 1) % 6]}@1": 0.5}]
+        mixes = [mix_of(**{NAMES[i % 6]: 1.0 - i / 4, NAMES[(i + 1) % 6]: 0.5})]
         if i % 4 == 0:
-            mixes = [*mixes, {}, {f"{NAMES[i % 6]}@1": 2.0}]  # a sweep
+            mixes = [*mixes, mix_of(), mix_of(**{NAMES[i % 6]: 2.0})]  # a sweep
         edit = Edit(f"k{i}", photo(i, *size), mixes, seed=i, settings=settings)
-        names = list(dict.fromkeys(name for mix in mixes for name in mix))
-        tasks.append(EditTask(edit=edit, sliders=names, within_s=300))
-    draw = GenerateTask(
-        sliders=["s0@1"],
+        tasks.append(edit_task(edit, within_s=300))
+    generation = GenerateTask(
+        sliders={"s0@1": "s0@1"},
         prompt="a woman",
-        mixes=[{"s0@1": 1.0}, {}],
+        mixes=[mix_of(s0=1.0), mix_of()],
         seed=3,
         steps=5,
         guidance_scale=3.0,
@@ -156,15 +166,15 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
     watcher = Recorder()
 
     async def main() -> list[Result]:
-        engine = Batcher(editor, watcher, max_rows=6, max_waiting=50)
+        batcher = Batcher(editor, watcher, max_rows=6, max_waiting=50)
 
         async def later(i: int, one) -> Result:
             await asyncio.sleep(0.03 * i)
-            return await result(engine, one, sliders)
+            return await result(batcher, one, sliders)
 
-        return await asyncio.gather(*(later(i, one) for i, one in enumerate([*tasks, draw])))
+        return await asyncio.gather(*(later(i, one) for i, one in enumerate([*tasks, generation])))
 
-    *found, drawn = asyncio.run(main())
+    *found, generated = asyncio.run(main())
     assert max(watcher.rows) > 3 and watcher.outcomes == {"done": 13}
     assert max(one.batch_rows for one in found) > 1.5
 
@@ -186,7 +196,7 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
         steps=5,
         guidance_scale=3.0,
     )
-    for picture, output in zip(pictures, drawn.outputs, strict=True):
+    for picture, output in zip(pictures, generated.outputs, strict=True):
         expected_pixels = ((picture + 1) * 127.5).permute(1, 2, 0).numpy()
         assert far(expected_pixels, output.pixels) < TOLERANCE
     alone.close()
@@ -194,11 +204,11 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
 
 def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         held.go.clear()
-        first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        first = asyncio.create_task(result(batcher, task(0, s0=1.0), sliders))
         await until(lambda: len(held.passes) == 1)
-        second = asyncio.create_task(result(engine, task(1, s1=1.0), sliders))
+        second = asyncio.create_task(result(batcher, task(1, s1=1.0), sliders))
         await asyncio.sleep(0.05)
         held.go.set()
         done = await asyncio.gather(first, second)
@@ -211,9 +221,9 @@ def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> No
 
 def test_progress_and_partial_pictures(editor, sliders) -> None:
     async def main() -> list:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         one = task(0, s0=2.0, partials=2)
-        return [event async for event in engine.submit(one, {"s0@1": sliders["s0@1"]})]
+        return [event async for event in batcher.submit(one, {"s0@1": sliders["s0@1"]})]
 
     *events, last = asyncio.run(main())
     assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3]
@@ -230,10 +240,10 @@ def test_an_edit_called_off_leaves_at_the_next_step(editor, held, sliders) -> No
     watcher = Recorder()
 
     async def main() -> None:
-        engine = Batcher(editor, watcher, max_rows=8, max_waiting=8)
+        batcher = Batcher(editor, watcher, max_rows=8, max_waiting=8)
         held.go.clear()
         leaver, stayer = (
-            asyncio.create_task(result(engine, task(i, s0=1.0), sliders)) for i in range(2)
+            asyncio.create_task(result(batcher, task(i, s0=1.0), sliders)) for i in range(2)
         )
         await until(lambda: len(held.passes) == 1)
         leaver.cancel()
@@ -248,11 +258,11 @@ def test_an_edit_called_off_leaves_at_the_next_step(editor, held, sliders) -> No
 
 def test_one_that_waits_may_leave_too(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Batcher(editor, Recorder(), max_rows=1, max_waiting=8)
+        batcher = Batcher(editor, Recorder(), max_rows=1, max_waiting=8)
         held.go.clear()
-        first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        first = asyncio.create_task(result(batcher, task(0, s0=1.0), sliders))
         await until(lambda: len(held.passes) == 1)
-        waiting = asyncio.create_task(result(engine, task(1, s0=1.0), sliders))
+        waiting = asyncio.create_task(result(batcher, task(1, s0=1.0), sliders))
         await asyncio.sleep(0.02)
         waiting.cancel()
         held.go.set()
@@ -266,14 +276,14 @@ def test_a_full_queue_refuses(editor, held, sliders) -> None:
     watcher = Recorder()
 
     async def main() -> None:
-        engine = Batcher(editor, watcher, max_rows=1, max_waiting=1)
+        batcher = Batcher(editor, watcher, max_rows=1, max_waiting=1)
         held.go.clear()
-        kept = [asyncio.create_task(result(engine, task(0, s0=1.0), sliders))]
+        kept = [asyncio.create_task(result(batcher, task(0, s0=1.0), sliders))]
         await until(lambda: len(held.passes) == 1)
-        kept.append(asyncio.create_task(result(engine, task(1, s0=1.0), sliders)))
+        kept.append(asyncio.create_task(result(batcher, task(1, s0=1.0), sliders)))
         await asyncio.sleep(0.02)
         with pytest.raises(Busy, match="1 edits are waiting"):
-            await result(engine, task(2, s0=1.0), sliders)
+            await result(batcher, task(2, s0=1.0), sliders)
         held.go.set()
         await asyncio.gather(*kept)
 
@@ -283,17 +293,17 @@ def test_a_full_queue_refuses(editor, held, sliders) -> None:
 
 def test_what_would_be_late_or_make_others_late_is_refused_at_once(editor, sliders) -> None:
     async def main() -> None:
-        engine = Batcher(editor, Recorder(), max_rows=16, max_waiting=16)
-        engine._pace.learn(1, 1.0)  # four steps: four seconds alone, eight for two
-        engine._pace.learn = lambda rows, seconds: None
-        first = asyncio.create_task(result(engine, task(0, s0=1.0, within_s=6.0), sliders))
+        batcher = Batcher(editor, Recorder(), max_rows=16, max_waiting=16)
+        batcher._step_time.learn(1, 1.0)  # four steps: four seconds alone, eight for two
+        batcher._step_time.learn = lambda rows, seconds: None
+        first = asyncio.create_task(result(batcher, task(0, s0=1.0, within_s=6.0), sliders))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         with pytest.raises(Busy) as refused:  # it has time, but the first one would be late
-            await result(engine, task(1, s1=1.0, within_s=60.0), sliders)
+            await result(batcher, task(1, s1=1.0, within_s=60.0), sliders)
         assert 0 < refused.value.retry_after_s < 3
         await first
-        only = await result(engine, task(2, s0=1.0, within_s=1.0), sliders)  # an idle engine tries
+        only = await result(batcher, task(2, s0=1.0, within_s=1.0), sliders)  # idle: it tries
         assert only.batch_rows == 1
 
     asyncio.run(main())
@@ -301,38 +311,38 @@ def test_what_would_be_late_or_make_others_late_is_refused_at_once(editor, slide
 
 def test_one_that_is_late_anyway_keeps_nobody_out(editor, sliders) -> None:
     async def main() -> None:
-        engine = Batcher(editor, Recorder(), max_rows=16, max_waiting=16)
-        engine._pace.learn(1, 1.0)
-        engine._pace.learn = lambda rows, seconds: None
-        hopeless = asyncio.create_task(result(engine, task(0, s0=1.0, within_s=0.5), sliders))
+        batcher = Batcher(editor, Recorder(), max_rows=16, max_waiting=16)
+        batcher._step_time.learn(1, 1.0)
+        batcher._step_time.learn = lambda rows, seconds: None
+        hopeless = asyncio.create_task(result(batcher, task(0, s0=1.0, within_s=0.5), sliders))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        await result(engine, task(1, s1=1.0, within_s=60.0), sliders)
+        await result(batcher, task(1, s1=1.0, within_s=60.0), sliders)
         await hopeless
 
     asyncio.run(main())
 
 
 def test_finish_times() -> None:
-    pace = Pace()
-    assert finish_times([Load(10, 1)], [], 8, pace) == [0.0]  # nothing is known yet
-    pace.learn(1, 1.0)
-    assert finish_times([Load(4, 1)], [], 8, pace) == [4.0]
-    assert finish_times([Load(4, 1)], [Load(4, 1)], 8, pace) == [8.0, 8.0]
-    assert finish_times([Load(4, 1)], [Load(4, 1)], 1, pace) == [4.0, 8.0]
-    pace.learn(2, 1.5)  # two share a step well
-    assert finish_times([Load(2, 1)], [Load(4, 1)], 8, pace) == [3.0, 5.0]
-    pace.learn(1, 2.0)
-    assert pace.step_s(1) == pytest.approx(1.2)
+    step_time = StepTime()
+    assert finish_times([Load(10, 1)], [], 8, step_time) == [0.0]  # nothing is known yet
+    step_time.learn(1, 1.0)
+    assert finish_times([Load(4, 1)], [], 8, step_time) == [4.0]
+    assert finish_times([Load(4, 1)], [Load(4, 1)], 8, step_time) == [8.0, 8.0]
+    assert finish_times([Load(4, 1)], [Load(4, 1)], 1, step_time) == [4.0, 8.0]
+    step_time.learn(2, 1.5)  # two share a step well
+    assert finish_times([Load(2, 1)], [Load(4, 1)], 8, step_time) == [3.0, 5.0]
+    step_time.learn(1, 2.0)
+    assert step_time.expected_s(1) == pytest.approx(1.2)
 
 
 def test_a_queue_that_cannot_move_in_time_tells_those_who_wait(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Batcher(editor, Recorder(), max_rows=1, max_waiting=8)
+        batcher = Batcher(editor, Recorder(), max_rows=1, max_waiting=8)
         held.go.clear()
-        first = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        first = asyncio.create_task(result(batcher, task(0, s0=1.0), sliders))
         await until(lambda: len(held.passes) == 1)
-        late = asyncio.create_task(result(engine, task(1, s0=1.0, within_s=0.05), sliders))
+        late = asyncio.create_task(result(batcher, task(1, s0=1.0, within_s=0.05), sliders))
         await asyncio.sleep(0.1)
         held.go.set()
         with pytest.raises(Busy, match="waited for its whole time"):
@@ -345,17 +355,16 @@ def test_a_queue_that_cannot_move_in_time_tells_those_who_wait(editor, held, sli
 # --- what goes wrong ----------------------------------------------------------------------------
 def test_one_bad_edit_fails_alone(editor, sliders) -> None:
     async def main() -> list:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
-        wrong = EditTask(edit=Edit("k", photo(0)[..., :2], [{}]))
-        edit = Edit("k", photo(1), [{"high@1": 1.0}])
-        too_high = EditTask(edit=edit, sliders=["high@1"])
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        wrong = EditTask(edit=Edit("k", photo(0)[..., :2], [mix_of()]))
+        too_high = edit_task(Edit("k", photo(1), [mix_of(high=1.0)]))
         factors = sliders["s1@1"].factors.items()
         high = {k: (a.repeat(9, 1), b.repeat(1, 9)) for k, (a, b) in factors}
         return await asyncio.gather(
-            result(engine, task(0, s0=1.0), sliders),
-            result(engine, wrong, sliders),
-            result(engine, too_high, sliders | {"high@1": Slider(sliders["s1@1"].card, high)}),
-            result(engine, task(2, s1=1.0), sliders),
+            result(batcher, task(0, s0=1.0), sliders),
+            result(batcher, wrong, sliders),
+            result(batcher, too_high, sliders | {"high@1": Slider(sliders["s1@1"].card, high)}),
+            result(batcher, task(2, s1=1.0), sliders),
             return_exceptions=True,
         )
 
@@ -367,10 +376,10 @@ def test_one_bad_edit_fails_alone(editor, sliders) -> None:
 
 def test_a_forward_that_fails_together_is_tried_alone(editor, held, sliders) -> None:
     async def main() -> list:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         plain = held.predict
         held.predict = lambda x, t, c, s: plain(x, t, c, s) if len(x) == 2 else 1 / 0
-        return await asyncio.gather(*(result(engine, task(i, s0=1.0), sliders) for i in range(3)))
+        return await asyncio.gather(*(result(batcher, task(i, s0=1.0), sliders) for i in range(3)))
 
     assert len(asyncio.run(main())) == 3 and sorted(set(held.passes)) == [2, 6]
 
@@ -386,12 +395,12 @@ def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
 
     monkeypatch.setitem(METHODS, "sdedit", broken)
     settings = EditorSettings.model_validate({**SETTINGS.model_dump(), "method": "sdedit"})
-    bad = EditTask(edit=Edit("b", photo(1), [{"s1@1": 1.0}], settings=settings), sliders=["s1@1"])
+    bad = edit_task(Edit("b", photo(1), [mix_of(s1=1.0)], settings=settings))
 
     async def main() -> list:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
-        good = result(engine, task(0, s0=1.0), sliders)
-        return await asyncio.gather(good, result(engine, bad, sliders), return_exceptions=True)
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        good = result(batcher, task(0, s0=1.0), sliders)
+        return await asyncio.gather(good, result(batcher, bad, sliders), return_exceptions=True)
 
     good, failed = asyncio.run(main())
     assert isinstance(failed, ValueError) and isinstance(good, Result)
@@ -400,36 +409,36 @@ def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
     assert far(outputs_of(expected)[0].pixels, good.outputs[0].pixels) < TOLERANCE
 
 
-def test_an_engine_that_fails_or_hangs_says_so(editor, held, sliders) -> None:
+def test_a_batcher_that_fails_or_hangs_says_so(editor, held, sliders) -> None:
     async def main() -> None:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8, step_timeout_s=0.05)
-        engine.check()
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8, step_timeout_s=0.05)
+        batcher.check()
         held.fail = True
         for _ in range(3):
             with pytest.raises(RuntimeError, match="out of memory"):
-                await result(engine, task(0, s0=1.0), sliders)
+                await result(batcher, task(0, s0=1.0), sliders)
         with pytest.raises(RuntimeError, match="last 3 steps failed"):
-            engine.check()
+            batcher.check()
         held.fail = False
         held.go.clear()
         count = len(held.passes)
-        hanging = asyncio.create_task(result(engine, task(0, s0=1.0), sliders))
+        hanging = asyncio.create_task(result(batcher, task(0, s0=1.0), sliders))
         await until(lambda: len(held.passes) > count)
         await asyncio.sleep(0.1)
-        engine._failures = 0
+        batcher._failures = 0
         with pytest.raises(RuntimeError, match="not ended for 0"):
-            engine.check()
+            batcher.check()
         held.go.set()
         await hanging
-        engine.check()
+        batcher.check()
 
     asyncio.run(main())
 
 
 def test_a_photo_that_nothing_moves_comes_back_at_once(editor, held, sliders) -> None:
     async def main() -> Result:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
-        return await result(engine, task(0, s0=0.0), sliders)
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        return await result(batcher, task(0, s0=0.0), sliders)
 
     done = asyncio.run(main())
     assert np.array_equal(done.outputs[0].pixels, photo(0).astype(np.float32))
@@ -439,14 +448,14 @@ def test_a_photo_that_nothing_moves_comes_back_at_once(editor, held, sliders) ->
 def test_a_mask_keeps_the_rest_bit_for_bit(editor, sliders) -> None:
     mask = np.zeros((64, 64), np.float32)
     mask[:, :20] = 1
-    edit = Edit("k", photo(0), [{"s0@1": 2.0}], mask=mask)
+    edit = Edit("k", photo(0), [mix_of(s0=2.0)], mask=mask)
 
     async def main() -> Result:
-        engine = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
-        return await result(engine, EditTask(edit=edit, sliders=["s0@1"]), sliders)
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        return await result(batcher, edit_task(edit), sliders)
 
     changed = asyncio.run(main()).outputs[0].pixels != photo(0)
     assert changed[:, :20].any() and not changed[:, 20:].any()
     editor.sliders = dict(sliders)
     with pytest.raises(EditError, match=r"mask \[3, 3\]; expected the photo's size \[64, 64\]"):
-        outputs_of(editor.edit([Edit("k", photo(0), [{}], mask=mask[:3, :3])])[0])
+        outputs_of(editor.edit([Edit("k", photo(0), [mix_of()], mask=mask[:3, :3])])[0])

@@ -121,15 +121,18 @@ def test_settings_reach_the_editor() -> None:
     ask(client, photo(0), scales(age=1), seed=4, n=2)
     ask(client, photo(0), [], quality="medium", steps=5, method="sdedit", strength=0.5)
     ask(client, photo(0), [], quality="high")
+    assert_problem(ask(client, photo(0), [], quality="balanced"), 422, "quality: ")
     plain, again, changed, high = backend.tasks
     assert isinstance(plain, EditTask) and isinstance(again, EditTask)
     assert isinstance(changed, EditTask) and isinstance(high, EditTask)
-    assert plain.edit.settings is None and plain.edit.mixes == [{"age@2": 1}]
-    assert plain.sliders == ["age@2"] and [plain.edit.seed, again.edit.seed] == [4, 5]
+    assert plain.edit.settings is None
+    assert [mix.strengths for mix in plain.edit.mixes] == [{"age@2": 1}]
+    assert plain.sliders == {"age@2": "age@2"} and [plain.edit.seed, again.edit.seed] == [4, 5]
     assert 19 < plain.within_s <= 20
     assert changed.edit.settings is not None and high.edit.settings is not None
     found = changed.edit.settings
-    assert (found.method, found.steps, found.strength, found.prompt) == ("sdedit", 5, 0.5, "person")
+    assert (found.method, found.steps, found.start, found.prompt) == ("sdedit", 5, 0.5, "person")
+    assert found.soft_mask == 0.5  # what `medium` adds to `low`
     assert (high.edit.settings.steps, high.edit.settings.soft_mask) == (28, 0.5)
 
 

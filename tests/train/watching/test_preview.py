@@ -1,5 +1,6 @@
 """Previews on the plumbing base, the numbers by hand, and the plateau."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from bs_ray.train.watching.preview import (
     Plateau,
     Preview,
     Previewer,
-    bank_predict,
     missing_judges_message,
     reach,
     strip,
@@ -51,7 +51,7 @@ def same(one: Preview, other: Preview) -> bool:
 
 def test_a_preview_depends_on_weights_and_seeds_alone(model) -> None:
     bank = bank_of(model, ["smile"])
-    make, predict = previewer(model, {"smile": SMILE}), bank_predict(model, bank)
+    make, predict = previewer(model, {"smile": SMILE}), partial(bank.predict, model)
     before = torch.get_rng_state()
     first = make(10, predict)["smile"]
     assert torch.equal(torch.get_rng_state(), before)
@@ -64,17 +64,17 @@ def test_a_preview_depends_on_weights_and_seeds_alone(model) -> None:
 
 
 def test_strength_0_is_the_base_and_the_others_are_not(model) -> None:
-    predict = bank_predict(model, bank_of(model, ["smile"]))
+    predict = partial(bank_of(model, ["smile"]).predict, model)
     make = previewer(model, {"smile": SMILE})
-    drawn = make.draw(predict, [-1.0, 0.0, 1.0])
-    assert drawn.shape == (1, 2, 3, 3, 64, 64)
-    base = make.draw(lambda x_t, t, condition, _: model.predict(x_t, t, condition), [0.0])
-    assert torch.allclose(drawn[:, :, 1], base[:, :, 0], atol=1e-4)
-    assert not torch.allclose(drawn[:, :, 0], drawn[:, :, 2], atol=1e-3)
+    generated = make.pictures(predict, [-1.0, 0.0, 1.0])
+    assert generated.shape == (1, 2, 3, 3, 64, 64)
+    base = make.pictures(lambda x_t, t, condition, _: model.predict(x_t, t, condition), [0.0])
+    assert torch.allclose(generated[:, :, 1], base[:, :, 0], atol=1e-4)
+    assert not torch.allclose(generated[:, :, 0], generated[:, :, 2], atol=1e-3)
 
 
 def test_several_sliders_in_passes_of_a_few_rows(model) -> None:
-    predict = bank_predict(model, bank_of(model, ["smile", "age"]))
+    predict = partial(bank_of(model, ["smile", "age"]).predict, model)
     sizes = []
 
     def counting(x_t, t, condition, strengths):
@@ -89,16 +89,16 @@ def test_several_sliders_in_passes_of_a_few_rows(model) -> None:
         assert state[name].numbers == pytest.approx(whole[name].numbers, rel=1e-3, abs=1e-4)
 
 
-def test_a_slider_that_does_as_told_reaches_1(model) -> None:
+def test_a_slider_that_does_as_its_prompts_say_reaches_1(model) -> None:
     make = previewer(model, {"smile": SMILE})
     held = make.held_out
 
-    def obedient(x_t, t, condition, strengths):
-        said = model.predict(x_t, t, condition)
+    def obedient(x_t, t, condition, scales):
+        plain = model.predict(x_t, t, condition)
         copies = len(x_t) // len(held.x_t)
         if len(x_t) % len(held.x_t) or not torch.equal(x_t[: len(held.x_t)], held.x_t):
-            return said  # the pictures
-        return said + strengths[:, :, None, None] * held.direction.repeat(copies, 1, 1, 1)
+            return plain  # the pictures
+        return plain + scales[:, :, None, None] * held.direction.repeat(copies, 1, 1, 1)
 
     numbers = make(1, obedient)["smile"].numbers
     assert numbers == pytest.approx({"reach_up": 1, "reach_down": 1, "leak": 0}, abs=1e-3)
@@ -112,7 +112,7 @@ def test_reach_and_leak_by_hand() -> None:
 
 
 def test_pairs_have_no_teacher_and_tell_the_change(model) -> None:
-    predict = bank_predict(model, bank_of(model, ["smile"]))
+    predict = partial(bank_of(model, ["smile"]).predict, model)
     make = Previewer(model, ["smile"], ["a face"], seeds=(1,), steps=2)
     found = make(1, predict)["smile"]
     assert set(found.numbers) == {"change"} and found.effect > 0
@@ -127,7 +127,7 @@ def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
     )
     judges = find_judges(base_folder("tiny"))
     assert judges.absent == [] and missing_judges_message(judges, "b") is None
-    predict = bank_predict(model, bank_of(model, ["smile"]))
+    predict = partial(bank_of(model, ["smile"]).predict, model)
     numbers = previewer(model, {"smile": SMILE}, judges=judges)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers
 
@@ -136,11 +136,11 @@ def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:slider smile. got no effect")
 def test_a_slider_is_calibrated_with_and_without_judges(model, judged: bool) -> None:
     judges = find_judges(base_folder("tiny")) if judged else JudgeSet()
-    predict = bank_predict(model, bank_of(model, ["smile"]))
+    predict = partial(bank_of(model, ["smile"]).predict, model)
     found = calibrate(previewer(model, {"smile": SMILE}, judges=judges), predict)["smile"]
     assert found.strengths == [-4, -3, -2, -1, 0, 1, 2, 3, 4]
     assert found.effect[4] == 0 and found.drift[4] == pytest.approx(0, abs=1e-6)
-    assert found.judge.startswith("share of the change told")
+    assert found.judge.startswith("share of the target's change")
     assert bool(found.identity) == judged
     assert bool(found.identity) == judged and found.low <= 0 <= found.high
 

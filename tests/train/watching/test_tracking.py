@@ -79,10 +79,12 @@ def test_a_failing_tracker_warns_once_and_the_others_go_on(tmp_path, monkeypatch
     tracker = open_trackers(job_in(tmp_path), "r")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "previews").write_text("in the way")
-    with pytest.warns(UserWarning, match=r"tracking: previews failed \(.*training goes on") as said:
+    with pytest.warns(
+        UserWarning, match=r"tracking: previews failed \(.*training goes on"
+    ) as record:
         tracker.picture(1, "smile", STRIP)
         tracker.picture(2, "smile", STRIP)
-    assert len(said) == 1
+    assert len(record) == 1
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     assert scalars(Store(str(tmp_path / "r" / "tensorboard"))) == {"loss": {1: 1}}
