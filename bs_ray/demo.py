@@ -225,8 +225,8 @@ def summarise(figures: dict) -> dict[str, str]:
     base = figures["base"]
     accuracy = base["class_accuracy"].values()
     rows["base"] = (
-        f"VAE {base['vae_psnr_db']:.1f} dB; of {base['images']} captions, each attribute comes out "
-        f"true in {min(accuracy):.0%} to {max(accuracy):.0%}"
+        f"VAE {base['vae_psnr_db']:.1f} dB; {base['images']} captions come out true in "
+        f"{min(accuracy):.0%} to {max(accuracy):.0%}, by attribute"
     )
     rows["seconds"] = ", ".join(f"{name} {taken:.0f}" for name, taken in figures["seconds"].items())
     return rows

@@ -40,7 +40,7 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    with _filtered_stderr():
+    with filtered_stderr():
         try:
             with _interrupts_wait():
                 if address:
@@ -104,7 +104,7 @@ _OPTIONS = {"log_to_driver": False, "runtime_env": {"env_vars": WORKER_ENV}}
 
 
 @contextmanager
-def _filtered_stderr() -> Iterator[None]:
+def filtered_stderr() -> Iterator[None]:
     """Within, what is written to file descriptor 2 arrives there without the lines of `_NOISE`.
 
     Ray's C++ code writes them there itself, where no logger of Python can hold them back.

@@ -112,7 +112,7 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, slider: st
         "attribute": job.sliders[slider],
         "splits": [SPLITS[split] for split in splits],
         "figures": [
-            (label, [_cell(found[split], key, form) for split in splits])
+            (label, [_cell(found[split], split, key, form) for split in splits])
             for key, (label, form) in _FIGURES.items()
         ],
         "plots": [_curve(job, rows, splits, slider, names), _moves(job, rows, splits, names)],
@@ -126,11 +126,11 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, slider: st
     }
 
 
-def _cell(found: dict, key: str, form: str) -> tuple[str, str]:
+def _cell(found: dict, split: str, key: str, form: str) -> tuple[str, str]:
     """A figure and its interval, as text."""
     value, interval = found[key], found["intervals"].get(key)
-    if isinstance(value, bool):
-        return "yes" if value else "no", ""
+    if key == "zero_exact":
+        return "–" if split == "text" else "yes" if value else "no", ""
     between = " to ".join(map(form.format, interval)) if interval else ""
     return form.format(value), between
 
