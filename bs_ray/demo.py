@@ -76,8 +76,7 @@ def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> d
     # threads for each would mostly wait for each other.
     torch.set_num_threads(1)
     run = _Demo(out, size, console)
-    with _object_store(out, console) as root:
-        run.everything(root)
+    run.everything()
     return run.figures
 
 
@@ -114,9 +113,10 @@ class _Demo:
         yield
         self.figures["seconds"][name] = round(time.perf_counter() - start, 1)
 
-    def everything(self, root: str) -> None:
+    def everything(self) -> None:
         with ExitStack() as until_the_end:
             with self.stage("ingest"), concurrent.futures.ThreadPoolExecutor(1) as beside:
+                root = until_the_end.enter_context(_object_store(self.out, self.console))
                 ingested = beside.submit(self.ingest, root)
                 until_the_end.enter_context(ray_session(num_cpus=6))
                 self.console.print(str(ingested.result()), highlight=False)
