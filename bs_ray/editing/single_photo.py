@@ -134,7 +134,8 @@ def boxes_of(given: list[str]) -> list[Box] | None:
             left, top, right, bottom = map(float, text.split(","))
         except ValueError:
             raise JobError(
-                f"box: got {text!r}; expected left,top,right,bottom in pixels, such as 40,30,140,150"
+                f"box: got {text!r}; expected left,top,right,bottom in pixels, such as "
+                "40,30,140,150"
             ) from None
         boxes.append((left, top, right, bottom))
     return boxes or None
