@@ -1,11 +1,11 @@
 """Lets a CUDA build of torchvision be imported beside a CPU build of torch.
 
-Such a torchvision cannot load its compiled operators, and then `import torchvision` dies with
-"operator torchvision::nms does not exist", taking transformers, peft, diffusers and lpips with it.
-None of them calls the operators here: it is enough that their schemas exist. The schemas are
-defined when torchvision is first looked for, so that `import bs_ray` itself imports no torch, and
-only where the real operators do not load. Every Ray worker that unpickles something of ours
-imports `bs_ray` first, and so passes through here.
+Such a torchvision cannot load its compiled operators. `import torchvision` then fails with
+"operator torchvision::nms does not exist", and with it transformers, peft, diffusers and lpips.
+None of them calls the operators here, so it is enough that their schemas exist. The schemas are
+defined only where the real operators do not load, and only when torchvision is first imported, so
+that `import bs_ray` itself imports no torch. A Ray worker imports `bs_ray` before it unpickles
+anything of this package, and so gets the schemas as well.
 """
 
 import sys
@@ -20,11 +20,11 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_library: Any = None  # a torch.library.Library takes its schemas along when it is collected
+_library: Any = None  # kept, since a torch.library.Library that is freed removes its schemas
 
 
-class _Guard(MetaPathFinder):
-    """Runs `define_missing` just before torchvision is first imported, then steps aside."""
+class _SchemaFinder(MetaPathFinder):
+    """Runs `define_missing` before the first import of torchvision, and then removes itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -40,16 +40,16 @@ class _Guard(MetaPathFinder):
 
 
 def install() -> None:
-    """Set the guard up; cheap, and harmless when torchvision is absent or already imported."""
-    if "torchvision" in sys.modules or any(isinstance(f, _Guard) for f in sys.meta_path):
+    """Install the finder. Does nothing where torchvision is imported already."""
+    if "torchvision" in sys.modules or any(isinstance(f, _SchemaFinder) for f in sys.meta_path):
         return
-    sys.meta_path.insert(0, _Guard())
+    sys.meta_path.insert(0, _SchemaFinder())
 
 
 def define_missing(package: Path) -> list[str]:
-    """Define the schemas that torchvision's own import needs; returns the names defined.
+    """Define the schemas that the import of torchvision needs. Returns the names defined.
 
-    `package` is torchvision's folder. Returns [] where its compiled operators load.
+    package: torchvision's folder. Where its compiled operators load, nothing is defined.
     """
     global _library
     import torch
@@ -69,7 +69,7 @@ def _real_operators_load(package: Path) -> bool:
 
     for library in package.glob("_C*.so"):
         try:
-            torch.ops.load_library(str(library))  # loading it a second time is a no-op
+            torch.ops.load_library(str(library))  # loading it a second time does nothing
         except OSError:
             continue
         return True

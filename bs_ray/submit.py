@@ -1,7 +1,7 @@
-"""Send a job file to a running cluster through Ray's Jobs API, and follow it there.
+"""`bs-ray submit`: run a job file on a Ray cluster, through Ray's Jobs API, and follow its log.
 
-The cluster needs bs_ray installed (cluster/Dockerfile) and its own access to storage; only the job
-file travels. Where the cluster asks for a token (it should), Ray finds it in RAY_AUTH_TOKEN or
+The cluster needs bs_ray (cluster/Dockerfile) and its own access to storage; only the job file is
+sent. Where the cluster wants a token, as it should, Ray finds it in RAY_AUTH_TOKEN or
 RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-VERBS = ("train", "edit", "serve", "evaluate")
+from bs_ray.config.load import KINDS
 
 
 class SubmitError(RuntimeError):
-    """The cluster did not take the job, or the job did not succeed there."""
+    """The cluster did not accept the job, or the job failed there."""
 
 
 def submit(
@@ -34,18 +34,18 @@ def submit(
 ) -> str:
     """Run `bs-ray <verb> <job>` on the cluster at `address`, e.g. http://127.0.0.1:8265.
 
-    The verb is the file's own `kind:` unless given. With `follow`, prints the job's log until it
-    ends and returns "SUCCEEDED"; else returns its status right after submission. Raises ValueError
-    for a job file that cannot be sent and SubmitError for an unreachable cluster, a refused token
-    or a job that fails.
+    verb: by default the file's `kind`. follow: print the job's log until its end, and return
+    "SUCCEEDED"; otherwise the status right after submission is returned. Raises ValueError for a
+    job file that cannot be sent, and SubmitError for an unreachable cluster, a refused token or a
+    job that fails.
     """
     console = console or Console()
     verb = verb or job_kind(job_path)
-    if verb not in VERBS:
-        raise ValueError(f"{job_path}: got verb {verb!r}, expected one of {', '.join(VERBS)}.")
+    if verb not in KINDS:
+        raise ValueError(f"{job_path}: got verb {verb!r}, expected one of {', '.join(KINDS)}.")
     client = _connect(address)
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(job_path, folder)  # alone: the folder around it may hold anything
+        shutil.copy(job_path, folder)  # without its neighbours, which may be anything
         job_id = client.submit_job(
             entrypoint=shlex.join([*entrypoint_prefix, verb, job_path.name]),
             runtime_env={"working_dir": folder},
@@ -62,9 +62,9 @@ def job_kind(job_path: Path) -> str:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{job_path} cannot be read as YAML: {error}") from error
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in VERBS:
+    if kind not in KINDS:
         raise ValueError(
-            f"{job_path}: got kind {kind!r}, expected `kind:` with one of {', '.join(VERBS)}. "
+            f"{job_path}: got kind {kind!r}, expected `kind:` with one of {', '.join(KINDS)}. "
             "Add it at the top of the file, or name the verb."
         )
     return str(kind)
@@ -78,7 +78,7 @@ def _connect(address: str) -> Any:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise SubmitError(
-            f"{address} refused our token ({_first_line(error)}). Expected RAY_AUTH_MODE=token and "
+            f"{address} refused the token ({_first_line(error)}). Expected RAY_AUTH_MODE=token and "
             "the cluster's token in RAY_AUTH_TOKEN or in the file RAY_AUTH_TOKEN_PATH."
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -252,11 +252,16 @@ def test_examples_are_whole(page: str, tmp_path: Path) -> None:
 def test_these_checks_find_what_is_wrong(tmp_path: Path) -> None:
     commands = "\n".join(
         [
-            "```bash", "bs-ray edit", "bs-ray train jobs/tiny/train-smile.yaml stesp=4",
-            "bs-ray serve jobs/tiny/train-smile.yaml", "bs-ray bench", "make tea  # hot", "```",
+            "```bash",
+            "bs-ray edit",
+            "bs-ray train jobs/tiny/train-smile.yaml stesp=4",
+            "bs-ray serve jobs/tiny/train-smile.yaml",
+            "bs-ray bench",
+            "make tea  # hot",
+            "```",
             "`bs-ray edit --sampel 3`, `bs-ray brew`, `make demo TEA=1`, jobs/tiny/none.yaml",
         ]
-    )  # fmt: skip
+    )
     assert len(list(wrong_commands(commands))) == 10, "stesp is wrong as a name and in its job"
     settings = "`losses.etta`, `prest: fast`, `stesp=4`\n\n| Setting | |\n|---|---|\n| `wokers` | |"
     assert len(list(wrong_settings(settings))) == 4
@@ -319,8 +324,13 @@ def test_messages_of_the_on_call_table_are_the_programs_own() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     shown = [cells[0] for cells in rows(PAGES["docs/operations.md"], "You see")]
-    quotes = [part for cell in shown for quote in re.findall(r'"(.+?)"', cell)
-              for part in re.split(r"\s*\.\.\.\s*", quote) if len(part) > 2]  # fmt: skip
+    quotes = [
+        part
+        for cell in shown
+        for quote in re.findall(r'"(.+?)"', cell)
+        for part in re.split(r"\s*\.\.\.\s*", quote)
+        if len(part) > 2
+    ]
     assert len(quotes) > 8
     assert [quote for quote in quotes if not any(quote in text for text in said)] == []
 

@@ -1,5 +1,4 @@
-"""`bs-ray edit`, from end to end: a prefix of photos becomes a prefix of edited photos, by Ray
-Data.
+"""`bs-ray edit`: a prefix of photos becomes a prefix of edited photos, by Ray Data.
 
     listing -> input_list (pinned)
     pending shards -> fetch (tasks) -> edit (actors) -> write: encode, sink, ledger (tasks)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from bs_ray.batch.listing import Listing
 from bs_ray.batch.rows import INPUT_SCHEMA, LISTING_SCHEMA, ImageRow
-from bs_ray.config import flat_settings
+from bs_ray.config import JobError, editor_settings, flat_settings
 from bs_ray.storage import MissingKeyError, Store
 
 INPUT_KEY = "_bs_ray/input.parquet"
@@ -91,7 +91,7 @@ def open_input_list(
         with tempfile.TemporaryDirectory() as folder:
             file = _file(listed(Path(folder)), settings, shard_images)
         output.write_if_absent(INPUT_KEY, file)
-        found = read_input_list(output)  # ours, or that of another driver which was first
+        found = read_input_list(output)  # this driver's, or that of another one which was first
     assert found is not None
     check_settings(found.settings, settings, output)
     return found
@@ -99,7 +99,7 @@ def open_input_list(
 
 def check_settings(before: dict[str, Any], now: dict[str, Any], output: Store) -> None:
     """Raise JobChangedError unless both are equal."""
-    old, new = flat_settings(before), flat_settings(now)
+    old, new = (flat_settings(_as_stored_today(settings)) for settings in (before, now))
     changed = [
         f"{name}: got {new.get(name)!r}, expected {old.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -110,6 +110,15 @@ def check_settings(before: dict[str, Any], now: dict[str, Any], output: Store) -
             f"{output.uri} was begun with other settings ({'; '.join(changed)}). Go back to those "
             "to finish it, or choose another output"
         )
+
+
+def _as_stored_today(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version stored, as this one stores them."""
+    try:
+        editor = editor_settings(settings.get("editor", {}))
+    except JobError:
+        return settings  # no editor of this version: the comparison names what differs
+    return settings | {"editor": editor.model_dump(mode="json", by_alias=True)}
 
 
 def _group_rows(shard_images: int) -> int:

@@ -1,4 +1,4 @@
-"""One driver at a time: the process that runs a job says so at the job's output, again and again.
+"""One driver at a time: the process that runs a job leaves a sign at the job's output, repeatedly.
 
     _bs_ray/drivers/00001.json   which process took the job over, written once
     _bs_ray/drivers/00001.beat   rewritten while it lives, and once more when it has finished
@@ -41,7 +41,7 @@ class Lease:
     def __init__(self, output: Store, report: Callable[[str], None]):
         self.output, self._report = output, report
         self.superseded = False
-        """Whether another driver has taken over, because it saw no beat of ours for too long."""
+        """Whether another driver has taken over, because it saw no beat of this one in time."""
         self.record: dict[str, Any] = {}
         """What the last beat says of this run, for the report: JSON values."""
         self._stop = threading.Event()

@@ -37,7 +37,7 @@ def pipeline(prepared: PreparedJob, pending: Sequence[int], editors: type = Edit
     # One block for each shard: a task then takes one shard, and a crash costs no more than that.
     shards = ray.data.range(len(pending), override_num_blocks=len(pending), concurrency=at_once)
     shards.context.enable_progress_bars = False
-    shards.context.raise_original_map_exception = True  # our own exceptions say what to do
+    shards.context.raise_original_map_exception = True  # the original says what to do
     photos = shards.map(
         fetch_shard,
         fn_kwargs={

@@ -87,7 +87,7 @@ def _read(source: Store, row: ImageRow, cells: dict[str, _Cells]) -> bytes | Non
 
 
 class _Cells:
-    """Some images of a Parquet file, all read in one pass when the first is asked for."""
+    """Some images of a Parquet file, all read in one pass at the first access."""
 
     def __init__(self, source: Store, file: str, wanted: Sequence[int], column: str):
         self._read = lru_cache(lambda: self._cells(source.local_copy(file), set(wanted), column))

@@ -1,1 +1,4 @@
-"""Benches: ratios measured side by side in one run, medians with spread. A module each."""
+"""Benches: a module for each figure of docs/results.md, measured side by side in one run.
+
+May import every room.
+"""

@@ -22,22 +22,23 @@ ARMS: dict[str, tuple[str, list[str]]] = {
     "full + soft mask": ("full", ["losses.soft_mask=1.0"]),
     "full + contexts": ("full", ["prompts.disentangle=[male, female]", "losses.eta=1.5"]),
 }
-"""Name -> (job file, overrides). Two contexts double the target's difference, hence half the
-eta."""
+"""Arm -> (job file, overrides). Two contexts double the target's difference, hence they have half
+the eta."""
 ATTRIBUTE = "age"
 MEASURES = ("effect", "drift", "drift_per_effect", "identity", "perceptual")
 
 
 def ablation(seeds: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """`arms`: by arm, every measure's mean and standard deviation over the seeds.
+    """Each arm's measures, as mean and standard deviation over the seeds.
 
-    effect: mean move of the attribute at strengths -1 and +1, towards their sign; drift: mean
-    absolute move of the others; identity, perceptual: against the unedited face.
+    effect: mean move of the attribute at strengths -1 and +1, in the direction of their sign.
+    drift: mean absolute move of the other attributes. identity, perceptual: against the unedited
+    face.
     """
-    world = TrainBench.load()
+    bench = TrainBench.load()
     arms: dict[str, Any] = {}
     for name, (file, overrides) in ARMS.items():
-        runs = [_one(world, file, [*overrides, f"seed={seed}"]) for seed in range(seeds)]
+        runs = [_one(bench, file, [*overrides, f"seed={seed}"]) for seed in range(seeds)]
         arms[name] = {
             measure: {
                 "mean": statistics.mean(run[measure] for run in runs),
@@ -50,12 +51,12 @@ def ablation(seeds: int, report: Callable[[str], None]) -> dict[str, Any]:
     return {"attribute": ATTRIBUTE, "seeds": seeds, "arms": arms}
 
 
-def _one(world: TrainBench, file: str, overrides: list[str]) -> dict[str, float]:
+def _one(bench: TrainBench, file: str, overrides: list[str]) -> dict[str, float]:
     job = shipped_job(f"tiny/ablation/{file}.yaml", [*overrides, "workers=1"])
     assert isinstance(job, TrainJob)
-    with fresh_hooks(world.model):
-        state = world.train_state(job)
+    with fresh_hooks(bench.model):
+        state = bench.train_state(job)
         for step in range(job.steps):
             one_step(state, step)
-        found = world.effect(world.slider(state, job.name), ATTRIBUTE, (-1.0, 1.0))
+        found = bench.effect(bench.slider(state, job.name), ATTRIBUTE, (-1.0, 1.0))
     return found | {"drift_per_effect": found["drift"] / max(found["effect"], 1e-6)}

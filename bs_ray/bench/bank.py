@@ -2,11 +2,11 @@
 
 Contestants, each over the same rows, timed in turn within every repeat:
     bare           the network without sliders, all rows in one batch
-    uniform        the bank, all rows in one batch, every row one slider at strength 1
-    mixed          the bank, all rows in one batch, every row its own mix and strengths
-    peft_uniform   PEFT in all rows of one batch: one state for all, the least it can do
-    set_adapters   PEFT as diffusers offers it: for each row its mix by set_adapters, then a forward
-                   of that row alone
+    uniform        the bank, all rows in one batch, every row with one slider at strength 1
+    mixed          the bank, all rows in one batch, every row with a mix of its own
+    peft_uniform   PEFT, all rows in one batch, the same slider in every row: the least it can do
+    set_adapters   PEFT as diffusers offers it: set_adapters for each row's mix, then a forward of
+                   that row alone
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bs_ray.testing import random_slider
 
 RESIDENT = (1, 4, 16, 64)
 HEADLINE = 16
-"""Resident sliders of the figures that stand for all: the fewest that give every row another mix of
-up to `_MOST_MIXED` without favouring the bank by what a long list costs set_adapters."""
+"""Resident sliders of the headline figures: the fewest that give every row another mix of up to
+`_MAX_MIXED`. With more of them a long list would slow set_adapters down."""
 _MAX_MIXED = 3
 """Rows take 1, 2 and 3 sliders in turn."""
 _RANK = 4
@@ -46,14 +46,15 @@ def bank(
     report: Callable[[str], None],
     resident: Sequence[int] = RESIDENT,
 ) -> dict[str, Any]:
-    """Figures of the bank and of PEFT over `rows` rows, by number of resident sliders (ascending).
+    """Figures of the bank and of PEFT over `rows` rows.
 
-    bank_max_error: largest difference of a mixed row's prediction from PEFT's one by one, absolute
-    (noise has standard deviation 1); bank_moves: largest move by the sliders, to hold it against.
+    resident: numbers of resident sliders to measure with, ascending. bank_max_error: the largest
+    absolute difference of a mixed row's prediction from PEFT's one by one (noise has standard
+    deviation 1). bank_moves: the largest move by the sliders, to compare it with.
     mixed_over_uniform, mixed_over_set_adapters: ratios of rows/s at HEADLINE resident sliders (or
-    the nearest number measured), median over repeats; `_spread`: their min and max;
-    `_by_resident`: medians by number of resident sliders.
-    row_seconds: median seconds a row, by contestant and number of resident sliders.
+    the nearest number measured), medians over the repeats. `_spread`: their min and max.
+    `_by_resident`: medians by number of resident sliders. row_seconds: median seconds a row, by
+    contestant and number of resident sliders.
     """
     race = Race.load(base, rows, max(resident))
     taken: dict[int, dict[str, list[float]]] = {}
@@ -68,8 +69,8 @@ def bank(
             for _ in range(repeats):
                 for name, work in contestants.items():
                     taken[count][name].append(_seconds(work))
-        cond = (f"{n} {statistics.median(s) / rows * 1e3:.1f}" for n, s in taken[count].items())
-        report(f"{count} resident sliders, ms a row: {', '.join(cond)}")
+        shown = (f"{n} {statistics.median(s) / rows * 1e3:.1f}" for n, s in taken[count].items())
+        report(f"{count} resident sliders, ms a row: {', '.join(shown)}")
     figures: dict[str, Any] = {
         "rows": rows,
         "repeats": repeats,
@@ -90,7 +91,10 @@ def bank(
 
 
 def _ratios(taken: dict[int, dict[str, list[float]]], other: str) -> dict[str, Any]:
-    """mixed_over_`other` and its company; `taken`: seconds by resident sliders and contestant."""
+    """mixed_over_`other`, with its spread and by number of resident sliders.
+
+    taken: resident sliders -> contestant -> seconds.
+    """
     ratios = {
         count: [b / a for a, b in zip(seconds["mixed"], seconds[other], strict=True)]
         for count, seconds in taken.items()
@@ -117,27 +121,29 @@ def _gap(one: Tensor, other: Tensor) -> float:
 
 @dataclass
 class Race:
-    """Two copies of a base, one for the bank and one for PEFT, and rows to put through them."""
+    """Two copies of a base, one for the bank and one for PEFT, and the rows that both compute."""
 
     model: DiffusionModel
     peft: DiffusionModel
     sliders: list[Slider]
-    x: Tensor  # latents [B, C, h, w], noise
-    t: Tensor  # int64 [B], all different
-    cond: Condition
+    x: Tensor
+    """Noisy latents [B, C, h, w]."""
+    t: Tensor
+    """int64 [B], all different."""
+    condition: Condition
 
     @classmethod
     def load(cls, base: str, rows: int, sliders: int) -> Race:
         model = load_base(base)
         x = batch_noise(model.latent_shape, [0] * rows, [str(i) for i in range(rows)], 0)
         t = torch.linspace(0, model.prediction.num_train_timesteps - 1, rows).long()
-        cond = model.embed(["a photo of a person"]).repeat(rows)
+        condition = model.embed(["a photo of a person"]).repeat(rows)
         made = [random_slider(model, f"slider{i}", seed=i) for i in range(sliders)]
-        return cls(model, load_base(base), made, x, t, cond)
+        return cls(model, load_base(base), made, x, t, condition)
 
     @contextmanager
     def contestants(self, resident: int) -> Iterator[dict[str, Callable[[], Tensor]]]:
-        """Each one's way through all rows, with the first `resident` sliders in bank and PEFT."""
+        """Contestant -> its computation of all rows, with the first `resident` sliders loaded."""
         sliders, rows = self.sliders[:resident], len(self.x)
         loaded = getattr(self.peft.denoiser, "peft_config", {})
         for slider in sliders:
@@ -149,7 +155,7 @@ class Race:
         bank.attach(self.model.denoiser)
         try:
             yield {
-                "bare": lambda: self.model.predict(self.x, self.t, self.cond),
+                "bare": lambda: self.model.predict(self.x, self.t, self.condition),
                 "uniform": lambda: self._by_bank(bank, uniform),
                 "mixed": lambda: self._by_bank(bank, mixes),
                 "peft_uniform": lambda: self._by_peft({sliders[0].card.name: 1.0}, slice(None)),
@@ -158,9 +164,8 @@ class Race:
         finally:
             bank.detach()
 
-    def _by_bank(self, bank: SliderBank, strengths: Tensor) -> Tensor:
-        with bank.scaled(strengths):
-            return self.model.predict(self.x, self.t, self.cond)
+    def _by_bank(self, bank: SliderBank, scales: Tensor) -> Tensor:
+        return bank.predict(self.model, self.x, self.t, self.condition, scales)
 
     def _by_set_adapters(self, mixes: Tensor) -> Tensor:
         """mixes: float32 [B, resident sliders]."""
@@ -174,11 +179,11 @@ class Race:
     def _by_peft(self, mix: dict[str, float], rows: slice) -> Tensor:
         denoiser: Any = self.peft.denoiser
         denoiser.set_adapters(list(mix), list(mix.values()))
-        return self.peft.predict(self.x[rows], self.t[rows], self.cond.rows(rows))
+        return self.peft.predict(self.x[rows], self.t[rows], self.condition.rows(rows))
 
 
 def random_mixes(rows: int, sliders: int) -> Tensor:
-    """Strengths [rows, sliders]: 1, 2, 3 sliders a row in turn, drawn anew, signed, about 1."""
+    """Random LoRA scales [rows, sliders], signed, about 1: rows have 1, 2 and 3 sliders in turn."""
     generator = torch.Generator().manual_seed(0)
     mixes = torch.zeros(rows, sliders)
     for row in range(rows):
@@ -188,7 +193,7 @@ def random_mixes(rows: int, sliders: int) -> Tensor:
 
 
 def load_adapter(model: DiffusionModel, slider: Slider) -> None:
-    """Put a slider into the denoiser as diffusers does; there it is one of PEFT's adapters."""
+    """Load a slider into the denoiser as diffusers does, as an adapter of PEFT's."""
     weights = {}
     for layer, (a, b) in slider.factors.items():
         weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"] = a, b

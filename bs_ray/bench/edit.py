@@ -1,4 +1,4 @@
-"""The batch pipeline against the bare editor, a slow model, a plain loop, and its own growth."""
+"""The batch pipeline against the bare editor, a slow model and a plain loop; and how it grows."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from bs_ray.tiny.photos import write_wild
 
 Report = Callable[[str], None]
 SLOW_S = 0.25
-"""Seconds a photo of the stand-in for SDXL: ten steps at 1024 px on a fast GPU take more."""
+"""Seconds that the slow model takes for a photo; SDXL on a fast GPU takes longer."""
 _BUCKET = "bs-ray-bench"
 
 
 def bench_edit(photos: int, repeats: int, large: Sequence[int], report: Report) -> dict[str, Any]:
     """Everything that `bs-ray bench edit` measures, each ratio side by side in one run.
 
-    photos: a run of the pipeline; large: sizes between which memory and time a photo should not
-    grow. Rates count from when the first photo is edited to when the last shard is committed.
+    photos: of a run of the pipeline. large: numbers of photos between which memory, and time a
+    photo, should not grow. Rates count from the first photo's edit to the last shard's commit.
     """
     with tempfile.TemporaryDirectory() as scratch, LocalObjectStore() as store:
         os.environ.update(store.env)
@@ -80,7 +80,7 @@ def _job(root: Store, registry: str, source: str, output: str, **settings: Any) 
 def _against_bare(
     job: EditJob, slider: Slider, root: Store, repeats: int, report: Report
 ) -> dict[str, Any]:
-    """The whole pipeline over the editor's loop in one process on decoded arrays, in turns."""
+    """The whole pipeline, in turns with the editor alone in one process on decoded photos."""
     import torch
 
     threads = torch.get_num_threads()
@@ -110,7 +110,7 @@ def _against_bare(
 
 
 def _decoded(job: EditJob, root: Store) -> list[PlannedRow]:
-    """Every photo of the input as pixels, in memory."""
+    """All photos of the input, decoded."""
     prepared = prepare(
         job.model_copy(update={"output": root.join("listed").uri}), Console(quiet=True)
     )
@@ -122,7 +122,7 @@ def _decoded(job: EditJob, root: Store) -> list[PlannedRow]:
 
 
 def _store_seconds(rows: Sequence[PlannedRow], root: Store) -> float:
-    """Reading and writing every photo, one after another: what the object store costs."""
+    """Seconds to read and write every photo, one after another: what the object store costs."""
     source, output = root.join("in"), root.join("store")
     started = time.perf_counter()
     for row in rows:
@@ -131,8 +131,8 @@ def _store_seconds(rows: Sequence[PlannedRow], root: Store) -> float:
 
 
 class SleepShard:
-    """In place of EditShard: hands photos on after SLOW_S each, as a slow model on its own device
-    would, which leaves the CPU to others.
+    """In place of EditShard: waits SLOW_S for each photo, as for a slow model on another device,
+    and leaves the CPU to others.
     """
 
     def __init__(self, job: EditJob, settings: dict[str, Any]):
@@ -147,7 +147,7 @@ class SleepShard:
 
 
 def _against_slow(job: EditJob, root: Store, report: Report) -> dict[str, Any]:
-    """The same with a model that takes SLOW_S a photo: what the pipeline leaves of its time."""
+    """The pipeline with a model that takes SLOW_S a photo, and how much of the time it works."""
     prepared = prepare(
         job.model_copy(update={"output": root.join("slow").uri}), Console(quiet=True)
     )
@@ -162,7 +162,7 @@ def _against_slow(job: EditJob, root: Store, report: Report) -> dict[str, Any]:
 def _against_plain(
     job: EditJob, slider: Slider, root: Store, rate: float, report: Report
 ) -> dict[str, Any]:
-    """Over a loop of diffusers' img2img with as many evaluations a photo, on a share of them."""
+    """The pipeline against a loop of diffusers' img2img with as many evaluations a photo."""
     import torch
 
     torch.set_num_threads(1)
@@ -178,7 +178,7 @@ def _against_plain(
 
 
 def _growth(job: EditJob, root: Store, large: Sequence[int], report: Report) -> dict[str, Any]:
-    """Peak memory and time a photo of whole commands over few and many tiny photos."""
+    """Peak memory, and time a photo, of whole commands over few and over many small photos."""
     peaks, costs = {}, {}
     written = 0
     for photos in sorted(large):
@@ -205,7 +205,7 @@ def _growth(job: EditJob, root: Store, large: Sequence[int], report: Report) -> 
 
 
 def _write_tiny(store: Store, first: int, last: int) -> int:
-    """JPEGs of 32 px, numbered; returns `last`."""
+    """Write JPEGs of 32 px, numbered from `first`. Returns `last`."""
     from concurrent.futures import ThreadPoolExecutor
     from io import BytesIO
 
@@ -223,8 +223,8 @@ def _write_tiny(store: Store, first: int, last: int) -> int:
 
 
 def _command(job: EditJob) -> tuple[float, float]:
-    """`bs-ray edit` in a process of its own: peak bytes of all of its processes, and the steady
-    seconds a photo.
+    """Run `bs-ray edit` in a process of its own. Returns the peak bytes of all its processes, and
+    the steady seconds a photo.
     """
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "job.json").write_text(job.model_dump_json())  # JSON is YAML
@@ -274,7 +274,7 @@ class _Peak:
                 for process in [root, *root.children(recursive=True)]:
                     try:
                         total += process.memory_full_info().pss
-                    except psutil.Error:  # gone meanwhile
+                    except psutil.Error:  # it has ended meanwhile
                         continue
             except psutil.Error:
                 return

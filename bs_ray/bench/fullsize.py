@@ -1,7 +1,7 @@
-"""The full-size base with random weights: real steps of every mode through the product's own code.
+"""A full-size base with random weights: real training steps of every mode, and their memory.
 
-Nothing here has quality. What is real: text encoders, denoiser and VAE of the published sizes in
-bfloat16, the slider in fp32, the losses on decoded pictures; and the memory and time they take.
+The pictures mean nothing. Text encoders, denoiser and VAE have the published sizes in bfloat16, the
+slider is fp32, losses look at decoded pictures: memory and time are real.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from bs_ray.train.targets.samples import Row, SampleMaker
 from bs_ray.train.targets.teacher import Teacher
 
 DENOISED = 25
-"""Steps of the reference's partial denoising: the mean of what it draws."""
+"""Steps of the reference's partial denoising: the mean of its random number."""
 _ROWS = 2
 _PROMPTS = {"target": "person", "positive": "person, old", "negative": "person, young"}
 _GUIDED = {"perceptual": 0, "adversarial": 0}
@@ -50,8 +50,8 @@ MODES: dict[str, dict[str, Any]] = {
     "live": {"losses": _GUIDED},
     "concept_sliders": {"losses": _GUIDED, "algorithm": "concept_sliders", "batch_size": 1},
 }
-"""`whole_method`: live, with the losses on pictures. The reference has one loss, and the modes that
-are compared with it have the same one; its guided pairs too are forwards of two rows."""
+"""`whole_method` is live, with the losses on pictures. The reference has one loss, so the modes
+that are compared with it have that one alone; its guided pairs are forwards of two rows as well."""
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165}
 """Part of a GPU's name -> dense bfloat16 TFLOP/s of its data sheet."""
 _REPEATS = {"whole_method": 2, "cached": 3, "live": 2, "concept_sliders": 1}
@@ -65,19 +65,19 @@ def fullsize(
     zero_stage: int | None = None,
     modes: tuple[str, ...] = tuple(MODES),
 ) -> dict[str, Any]:
-    """Steps of every mode on one base of random weights, bfloat16; by plain torch, or DeepSpeed's
-    engines at a ZeRO stage, one worker.
+    """Steps of every mode on a base of random bfloat16 weights, in one worker: by plain torch, or
+    by DeepSpeed's engines at a ZeRO stage.
 
-    seconds_per_sample: by mode, a step's over its rows, median (its lists are in step_seconds).
-    ratio_cached, ratio_live: concept_sliders' over theirs (goal of the first: 15).
-    tflop_per_second: the denoiser's share of that; mfu: over the peak of a GPU of PEAK_TFLOPS.
-    cache_seconds_per_sample: building the cache, once for all runs on it.
-    peak_bytes: by mode, the most memory over what this process held before the base was there.
-    plan_bytes, plan_over_measured: the plan of `whole_method`, and its ratio to that mode's peak.
+    seconds_per_sample: by mode, the median of a step's seconds (all are in step_seconds) over its
+    rows. ratio_cached, ratio_live: seconds_per_sample of concept_sliders over theirs.
+    tflop_per_second: of the denoiser. mfu: that over the peak of a GPU of PEAK_TFLOPS.
+    cache_seconds_per_sample: to build the cache, once for all runs with it. peak_bytes: by mode,
+    the most memory beyond what the process held before it loaded the base. plan_bytes,
+    plan_over_measured: the plan of `whole_method`, and its ratio to that mode's peak.
     """
     whole = fullsize_job(base, px, "whole_method")
     planned = plan(whole, dtype=torch.bfloat16)
-    # The plan counts the photos of a whole run; here are two.
+    # The plan counts the photos of a whole run; there are two here.
     expected = planned.total - planned.memory[0]["photo latents"]
     report(f"plan: {expected / 1e9:.2f} GB, {planned.forward_tflop:.2f} TFLOP a forward")
     reset_peak(device)
@@ -149,7 +149,7 @@ def _timed(
     figures: dict[str, Any],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Real optimizer steps of one mode; the figures with its own in them."""
+    """Take optimizer steps of one mode. Returns the figures, with this mode's among them."""
     start = time.perf_counter()
     samples = cache_samples(job, model, photos)
     if samples:
@@ -193,7 +193,7 @@ def cache_samples(job: TrainJob, model: DiffusionModel, photos: PhotoPool) -> li
 
 
 def engine_maker(model: DiffusionModel, zero_stage: int | None) -> MakeEngine:
-    """What makes the engines; at stage 3 the frozen denoiser is sharded as well."""
+    """A function that makes the engines. At stage 3 the frozen denoiser is sharded as well."""
     if zero_stage is None:
         return PlainEngine
     if not dist.is_initialized():
@@ -207,7 +207,7 @@ def engine_maker(model: DiffusionModel, zero_stage: int | None) -> MakeEngine:
 
 
 def device_name(device: str) -> str:
-    """The GPU's own name; "cpu"."""
+    """The GPU's own name, or "cpu"."""
     return device if device == "cpu" else torch.cuda.get_device_name(device)
 
 
@@ -223,9 +223,9 @@ def _shown(numbers: dict[str, float]) -> str:
 
 # --- random weights ---------------------------------------------------------------------------
 def random_base(base: str, device: str = "cpu") -> tuple[DiffusionModel, Features]:
-    """A base's architecture with random bfloat16 weights, and features of random weights.
+    """A base's architecture with random bfloat16 weights, and features with random weights.
 
-    Made in place, so that memory never holds more than the weights.
+    The weights are made in place, so that nothing beyond them needs memory.
     """
     with architecture_folder(base) as folder:
         model = load_base(str(folder), dtype=torch.bfloat16, device="meta")
@@ -256,19 +256,19 @@ def _rng(seed: int, device: str = "cpu") -> torch.Generator:
 
 
 def reset_peak(device: str) -> None:
-    """Let `peak_bytes` start from what is held now."""
+    """Let `peak_bytes` start from the memory that is held now."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return
     gc.collect()
     # Where one of these is missing, the peak is that of the whole process so far.
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise glibc keeps freed memory
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: str) -> int:
-    """Most bytes since: of the GPU's allocator, or of this process (Linux)."""
+    """The most bytes since `reset_peak`: of the GPU's allocator, or of this process (Linux)."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()

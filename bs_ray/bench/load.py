@@ -1,4 +1,4 @@
-"""Load on an HTTP endpoint: clients that wait for their answer, or arrivals that do not."""
+"""Load on an HTTP endpoint: clients that wait for each answer, or arrivals at an even rate."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Request = dict[str, Any]
 
 @dataclass
 class Answers:
-    """What came back."""
+    """The replies to a load."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of requests answered 200."""
+    """Seconds of each request that was answered 200."""
     refused_seconds: list[float] = field(default_factory=list)
-    """Of those answered 429 or 503."""
+    """Seconds of each request that was answered 429 or 503."""
     statuses: Counter[int] = field(default_factory=Counter)
-    """The last one of each request; 0 for a broken connection."""
+    """The last status of each request; 0 for a broken connection."""
     wall_s: float = 0.0
 
     @property
     def per_s(self) -> float:
-        """Requests answered 200 a second."""
+        """Requests a second that were answered 200."""
         return len(self.seconds) / self.wall_s
 
     def percentile(self, share: float) -> float:
@@ -47,7 +47,7 @@ class Answers:
 
 
 def percentile(seconds: Sequence[float], share: float) -> float:
-    """Linear interpolation; NaN of nothing."""
+    """The percentile of a share in [0, 1], by linear interpolation; NaN without values."""
     if len(seconds) < 2:
         return seconds[0] if seconds else float("nan")
     return statistics.quantiles(seconds, n=1000, method="inclusive")[round(share * 1000) - 1]
@@ -56,9 +56,9 @@ def percentile(seconds: Sequence[float], share: float) -> float:
 async def clients(
     url: str, count: int, seconds: float, requests: Callable[[int], Request], retries: int = 0
 ) -> Answers:
-    """`count` clients, each with its next request as soon as the last one was answered.
+    """`count` clients, each of which sends its next request once the last one was answered.
 
-    retries: how often one that was refused, or whose connection broke, asks again, after
+    retries: how often a request that was refused, or whose connection broke, is sent again, after
     Retry-After.
     """
     answers, started = Answers(), time.perf_counter()
@@ -66,7 +66,7 @@ async def clients(
 
     async def one(client: httpx.AsyncClient) -> None:
         while time.perf_counter() - started < seconds:
-            await _ask(client, url, requests(next(numbers)), answers, retries)
+            await _send(client, url, requests(next(numbers)), answers, retries)
 
     async with _client() as client:
         await asyncio.gather(*(one(client) for _ in range(count)))
@@ -79,13 +79,13 @@ async def arrivals(
 ) -> Answers:
     """Requests at an even rate, whether or not earlier ones were answered."""
     answers, started = Answers(), time.perf_counter()
-    asked: list[asyncio.Task[None]] = []
+    sent: list[asyncio.Task[None]] = []
     async with _client() as client:
         for number in range(round(per_s * seconds)):
             await asyncio.sleep(max(0.0, number / per_s - (time.perf_counter() - started)))
-            asking = _ask(client, url, requests(number), answers, 0)
-            asked.append(asyncio.ensure_future(asking))
-        await asyncio.gather(*asked)
+            sending = _send(client, url, requests(number), answers, 0)
+            sent.append(asyncio.ensure_future(sending))
+        await asyncio.gather(*sent)
     answers.wall_s = time.perf_counter() - started
     return answers
 
@@ -95,7 +95,7 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=120, limits=limits, trust_env=False)
 
 
-async def _ask(
+async def _send(
     client: httpx.AsyncClient, url: str, request: Request, answers: Answers, retries: int
 ) -> None:
     for attempt in range(retries + 1):

@@ -1,4 +1,4 @@
-"""The server a user would write without us: FastAPI, diffusers, set_adapters under a lock."""
+"""The server that a user would write without bs_ray: FastAPI, diffusers, a lock."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form
 
-_STRENGTH = 0.6
+_START = 0.6
 
 
 def app(base: str, sliders: Path, steps: int) -> Any:
-    """POST /v1/images/edits with a form of `image` and `sliders`, as bs_ray's own API.
+    """A server of POST /v1/images/edits, whose form has `image` and `sliders` as in bs_ray's API.
 
-    sliders: a folder of .safetensors files, all loaded as adapters at the start. An edit is SDEdit
-    by img2img with `steps` guided steps, 2 x steps evaluations: as many as a fast edit of ours.
+    sliders: a folder of .safetensors files, all of which are loaded as adapters at the start. An
+    edit is SDEdit by img2img with `steps` guided steps, which are 2 x steps evaluations: as many as
+    a fast edit of bs_ray has.
     """
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline
@@ -48,8 +49,8 @@ def app(base: str, sliders: Path, steps: int) -> Any:
             edited = pipe(
                 prompt="a photo of a person",
                 image=photo.resize((side, side)),
-                strength=_STRENGTH,
-                num_inference_steps=round(steps / _STRENGTH),
+                strength=_START,
+                num_inference_steps=round(steps / _START),
                 guidance_scale=7.5,
             ).images[0]
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What of a training step is not the networks' own forward and backward."""
+"""The share of a training step that is not the networks' own forward and backward pass."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from bs_ray.train.step import TrainState
 
 
 def overhead(report: Callable[[str], None]) -> dict[str, float]:
-    """By teacher mode, 1 - (networks alone) / (whole step), medians of interleaved repeats."""
-    world, found = TrainBench.load(), {}
+    """Teacher mode -> 1 - (networks alone) / (whole step), the median of interleaved repeats."""
+    bench, found = TrainBench.load(), {}
     for mode, teacher in (
         ("live", {"mode": "live"}),
         ("cached", {"mode": "cached", "samples": 64}),
     ):
         job = bench_job("smile", 0, batch_size=16, teacher=teacher)
-        with fresh_hooks(world.model):
-            state = world.train_state(job, world.samples(job))
+        with fresh_hooks(bench.model):
+            state = bench.train_state(job, bench.samples(job))
             share = _overhead(state)
         found[mode] = share
         report(f"{mode}: {share:.1%} of a step is not the networks' forward and backward")
@@ -33,19 +33,21 @@ def overhead(report: Callable[[str], None]) -> dict[str, float]:
 
 
 def _overhead(state: TrainState, repeats: int = 7) -> float:
-    """One job's share; the networks are timed inside the real step, call by call."""
+    """The share of one job; the networks are timed within real steps, call by call."""
     shares = []
     with _network_clock(state) as clock:
         for step in range(repeats):
             clock.seconds, begun = 0.0, time.perf_counter()
-            one_step(state, state.job.steps - 1 - step)  # late, so that every loss takes part
+            one_step(
+                state, state.job.steps - 1 - step
+            )  # a late step, in which every loss takes part
             whole = time.perf_counter() - begun
             shares.append(1 - clock.seconds / whole)
     return statistics.median(shares)
 
 
 class _Clock:
-    """Adds up the time within timed calls; a call inside another counts once."""
+    """Adds up the time within timed calls; a call within another one counts once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -67,7 +69,7 @@ class _Clock:
 
 @contextmanager
 def _network_clock(state: TrainState) -> Iterator[_Clock]:
-    """Within, the clock runs in the base's networks, the judges' and autograd's backward."""
+    """A clock that runs, in the `with` block, during passes of the base's networks and judges."""
     clock = _Clock()
     places: list[tuple[Any, str]] = [
         *((state.model, name) for name in ("predict", "decode", "encode", "embed")),

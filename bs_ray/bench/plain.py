@@ -1,4 +1,4 @@
-"""The loop a user would write without us: diffusers, Pillow and the store's client, one by one."""
+"""The loop that a user would write without bs_ray: diffusers and Pillow, photo by photo."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bs_ray.storage import Store
 
 
 def plain_loop(base: Path, slider: Slider, source: Store, output: Store, steps: int) -> None:
-    """SDEdit by diffusers' img2img, `steps` guided steps a photo: 2 x steps evaluations.
+    """Edit photos by diffusers' img2img, with `steps` guided steps each: 2 x steps evaluations.
 
-    Photos are squeezed to the base's size, and lose their EXIF, as such loops have it.
+    Photos are resized to the base's size, and lose their EXIF, as in such loops.
     """
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline
@@ -26,14 +26,14 @@ def plain_loop(base: Path, slider: Slider, source: Store, output: Store, steps: 
         pipe.load_lora_weights(folder, weight_name="slider.safetensors", adapter_name="slider")
     pipe.set_adapters("slider", adapter_weights=1.0)
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    strength = 0.6
+    start = 0.6
     for entry in source.list():
         photo = Image.open(io.BytesIO(source.read(entry.key))).convert("RGB")
         edited = pipe(
             prompt=slider.card.target,
             image=photo.resize((side, side)),
-            strength=strength,
-            num_inference_steps=round(steps / strength),
+            strength=start,
+            num_inference_steps=round(steps / start),
             guidance_scale=7.5,
         ).images[0]
         file = io.BytesIO()

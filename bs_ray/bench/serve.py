@@ -1,4 +1,4 @@
-"""The endpoint under rising load, overload and faults, against a server under a lock."""
+"""The endpoint under rising load, overload and faults, against a server with a lock."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from bs_ray.testing import edit_of, random_slider
 Report = Callable[[str], None]
 _SLIDERS, _PROMPT = 32, "a photo of a person"
 _PATIENCE = 1.7
-"""Under overload, callers wait this many times the unloaded median."""
+"""Under overload, callers wait for this many times the unloaded median."""
 _DEADLINE_S = 60.0
 _FAULT_S = 40.0
-"""How long callers ask around each fault."""
+"""Seconds of load around each fault."""
 
 
 def bench_serve(
@@ -91,12 +91,12 @@ _PHOTOS = [_photo(seed) for seed in range(32)]
 
 
 def _uniform(number: int) -> Request:
-    """One slider for all, at one strength."""
+    """A request with the same slider and strength for all."""
     return _request(number, {"s00": 1.0})
 
 
 def _mixed(number: int) -> Request:
-    """32 different mixes of two sliders."""
+    """A request with one of 32 mixes of two sliders."""
     i = number % _SLIDERS
     return _request(number, {f"s{i:02}": 0.5 + i / 32, f"s{(i + 7) % _SLIDERS:02}": -0.7})
 
@@ -111,7 +111,7 @@ def _request(number: int, mix: dict[str, float]) -> Request:
 
 # --- arms -------------------------------------------------------------------------------------
 def _rising(url: str, loads: Sequence[int], seconds: float, report: Report) -> dict[str, Any]:
-    """(a) one slider for all and (b) 32 mixes, in turns at each load."""
+    """One slider for all requests, and 32 mixes, in turns at each load."""
     found: dict[str, dict[str, Any]] = {"uniform": {}, "mixed": {}}
     asyncio.run(clients(f"{url}/v1/images/edits", 2, 5, _mixed))  # every slider is loaded once
     for load in loads:
@@ -137,7 +137,7 @@ def _locked(
     scratch: str,
     report: Report,
 ) -> dict[str, Any]:
-    """(c), and how many times its throughput (b) has at a p99 that is no longer."""
+    """The server with a lock, and how many times its throughput bs_ray has at no longer a p99."""
     folder = Path(scratch, "adapters")
     folder.mkdir()
     for slider in sliders:
@@ -168,13 +168,13 @@ def _locked(
 
 
 def _at_the_same_p99(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """Best throughput of ours whose p99 is no longer than that of theirs, over theirs."""
+    """The best throughput of ours with a p99 no longer than theirs, over their throughput."""
     within = [f["per_s"] for f in ours.values() if f["p99_ms"] <= theirs["p99_ms"]]
     return max(within, default=0.0) / theirs["per_s"]
 
 
 def _overhead(url: str, editor: Editor, report: Report) -> dict[str, Any]:
-    """What HTTP, Serve, decoding, queueing and encoding add to one edit, in turns with the bare."""
+    """What HTTP, Serve, decoding, queueing and encoding add to one edit of the bare editor."""
     import torch
 
     threads = torch.get_num_threads()
@@ -198,7 +198,7 @@ def _overhead(url: str, editor: Editor, report: Report) -> dict[str, Any]:
 
 
 def _overload(url: str, figures: dict[str, Any], seconds: float, report: Report) -> dict[str, Any]:
-    """Twice what it can do, by callers of little patience."""
+    """Twice the requests that the server can answer, by callers who do not wait long."""
     path = f"{url}/v1/images/edits"
     unloaded = asyncio.run(clients(path, 1, max(20.0, seconds / 4), _mixed))
     saturation = max(load["per_s"] for load in figures["mixed"].values())
@@ -229,9 +229,10 @@ def _overload(url: str, figures: dict[str, Any], seconds: float, report: Report)
 
 # --- faults -----------------------------------------------------------------------------------
 def faults(job: ServeJob, store: LocalObjectStore, report: Report) -> dict[str, Any]:
-    """Two replicas under load: one is killed, then all are rolled, then the registry's store ends.
+    """Two replicas under load: one is killed, then both are replaced, then the registry's store is
+    closed.
 
-    Callers ask twice at most. Closes the store.
+    Callers send a request at most twice.
     """
     two = {"min_replicas": 2, "max_replicas": 2}
     changed = {"port": _free_port(), "autoscaling": job.autoscaling.model_copy(update=two)}
@@ -247,27 +248,27 @@ def faults(job: ServeJob, store: LocalObjectStore, report: Report) -> dict[str, 
         ):
             load = clients(f"{url}/v1/images/edits", 3, _FAULT_S, _mixed, retries=1)
             with ThreadPoolExecutor(1) as thread:
-                asking = thread.submit(asyncio.run, load)
+                calls = thread.submit(asyncio.run, load)
                 time.sleep(5)
                 began = time.monotonic()
                 fault()
                 _until_replicas(job, 2)
                 found[f"{name}_back_s"] = time.monotonic() - began
-                statuses = asking.result().statuses
+                statuses = calls.result().statuses
             failed += sum(n for status, n in statuses.items() if status != 200)
             report(f"{name}: back in {found[f'{name}_back_s']:.1f} s, {dict(statuses)}")
     return {**found, "failed_after_one_retry": failed}
 
 
 def _kill_one() -> None:
-    """SIGKILL, and wait until it is gone."""
+    """Kill a replica, and wait until it has ended."""
     victim = _replicas()[0]
     victim.send_signal(signal.SIGKILL)
     victim.wait(10)
 
 
 def _roll(job: ServeJob) -> None:
-    """A new version of the application in place of the old one: every replica is replaced."""
+    """Deploy a new version of the application, so that every replica is replaced."""
     old = {process.pid for process in _replicas()}
     changed = job.model_copy(update={"max_batch_rows": job.max_batch_rows - 1})
     serve.run(build(changed), name=job.name, route_prefix="/")
@@ -276,7 +277,7 @@ def _roll(job: ServeJob) -> None:
 
 
 def _replicas() -> list[psutil.Process]:
-    """Processes of the editor deployment."""
+    """The processes of the editor deployment."""
     return [
         process
         for process in psutil.Process().children(recursive=True)
@@ -301,7 +302,7 @@ def _until_replicas(job: ServeJob, count: int) -> None:
 
 # --- small parts ------------------------------------------------------------------------------
 def _memory() -> float:
-    """PSS of everything started here, bytes."""
+    """Bytes (PSS) of all processes that were started here."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         try:

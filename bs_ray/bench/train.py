@@ -1,8 +1,8 @@
 """Training against the reference procedure, on the tiny base, in one process and one run.
 
 Every contestant trains the same slider (same prompts, rank, learning rate, eta) until its attribute
-moves by the same amount at strength 1, as the base's reader judges edits of held-out faces. Only
-training counts (for `cached` the building of the cache too), not the looking.
+moves by the same amount at strength 1, as the base's reader judges edits of held-out faces. Time
+counts for training, and for `cached` also for building the cache, but not for judging.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HELD_OUT_SEED = 3_000_000
 _FACES, _PHOTOS = 48, 96
 _TARGET = "a photo of a person"
 GUIDED_ONLY = {"perceptual": 0, "adversarial": 0}
-"""The reference has one loss, so the race is run with one."""
+"""The reference has one loss, so every contestant has that one alone."""
 
 MODES: dict[str, dict[str, Any]] = {
     "concept_sliders": {"algorithm": "concept_sliders", "batch_size": 1, "losses": GUIDED_ONLY},
@@ -64,7 +64,7 @@ def prompts_of(attribute: str) -> dict[str, str]:
 
 
 def bench_job(attribute: str, seed: int, **settings: Any) -> TrainJob:
-    """A job of the race; `settings` are those of the contestant."""
+    """A job of the race. settings: those of the contestant."""
     shared = {
         "kind": "train",
         "name": attribute,
@@ -83,12 +83,13 @@ def bench_job(attribute: str, seed: int, **settings: Any) -> TrainJob:
 
 @dataclass
 class TrainBench:
-    """The base, its judges and pictures to train on and to look at."""
+    """The tiny base, its judges, photos to train on, and held-out faces to edit."""
 
     model: DiffusionModel
     judges: WorldJudges
     photos: PhotoPool
-    held_out: Tensor  # float32 [F, 3, 64, 64] in [-1, 1]
+    held_out: Tensor
+    """float32 [F, 3, 64, 64] in [-1, 1]."""
     counter: ForwardCounter
 
     @classmethod
@@ -107,14 +108,14 @@ class TrainBench:
         return assemble(job, self.model, self.photos, features, PlainEngine, samples=samples)
 
     def samples(self, job: TrainJob) -> list[dict[str, Any]]:
-        """The rows of the job's teacher cache, made here."""
+        """The rows of the job's teacher cache; none for a live teacher."""
         if job.teacher.mode != "cached":
             return []
         maker = SampleMaker(job, self.model, self.photos, Teacher(self.model, job.concepts))
         return list(maker.make(range(job.teacher.samples)))
 
     def slider(self, state: TrainState, name: str) -> Slider:
-        """The slider as it stands."""
+        """A slider of a run, with its weights of this moment."""
         job, model = state.job, self.model
         card = Card(
             name=name,
@@ -131,10 +132,10 @@ class TrainBench:
     def effect(
         self, slider: Slider, attribute: str, strengths: tuple[float, ...] = (1.0,)
     ) -> dict[str, float]:
-        """What the slider does to the held-out faces at `strengths`, against the faces themselves.
+        """What the slider does to the held-out faces at `strengths`.
 
-        `effect`: mean move of the attribute, times the strength's sign; `drift`: mean absolute
-        move of the others; `identity` and `perceptual`: similarity and distance.
+        effect: mean move of the attribute, times the strength's sign. drift: mean absolute move of
+        the others. identity, perceptual: similarity with, and distance from, the face.
         """
         editor = Editor(self.model, [slider], EditorSettings())
         pixels = pixels_of(self.held_out)
@@ -162,7 +163,7 @@ class TrainBench:
 
 
 class ForwardCounter:
-    """Rows that went through the denoiser; a row that is trained counts three times (METHOD 3)."""
+    """Counts rows that go through the denoiser; a row with a backward pass counts three times."""
 
     def __init__(self, denoiser: nn.Module):
         self.rows = 0
@@ -175,7 +176,7 @@ class ForwardCounter:
 
 @dataclass
 class Race:
-    """One contestant's way to the goal."""
+    """How one contestant got to the goal."""
 
     seconds: float
     forward_equivalents: int
@@ -188,7 +189,7 @@ class Race:
 
 @contextmanager
 def fresh_hooks(model: DiffusionModel) -> Iterator[None]:
-    """Within, a training bank may attach; afterwards its hooks are gone."""
+    """Removes, after the `with` block, the hooks that were added to the denoiser in it."""
     before = {m: dict(m._forward_hooks) for m in model.denoiser.modules()}
     try:
         yield
@@ -199,7 +200,7 @@ def fresh_hooks(model: DiffusionModel) -> Iterator[None]:
 
 
 def race(
-    world: TrainBench,
+    bench: TrainBench,
     mode: str,
     attribute: str,
     seed: int,
@@ -207,21 +208,21 @@ def race(
     look_every: int,
     report: Callable[[str], None],
 ) -> Race:
-    """Train until the attribute moves by `goal` at strength 1, looking every `look_every` steps."""
+    """Train until the attribute moves by `goal` at strength 1, judged every `look_every` steps."""
     job = bench_job(attribute, seed, **MODES[mode])
-    with fresh_hooks(world.model):
-        world.counter.rows = 0
+    with fresh_hooks(bench.model):
+        bench.counter.rows = 0
         begun = time.perf_counter()
-        state = world.train_state(job, world.samples(job))
+        state = bench.train_state(job, bench.samples(job))
         spent, trail, found = time.perf_counter() - begun, [], {"effect": 0.0, "drift": 0.0}
-        rows = world.counter.rows
+        rows = bench.counter.rows
         for step in range(job.steps):
-            world.counter.rows, begun = 0, time.perf_counter()
+            bench.counter.rows, begun = 0, time.perf_counter()
             one_step(state, step)
             spent += time.perf_counter() - begun
-            rows += world.counter.rows
+            rows += bench.counter.rows
             if (step + 1) % look_every == 0:
-                found = world.effect(world.slider(state, attribute), attribute)
+                found = bench.effect(bench.slider(state, attribute), attribute)
                 trail.append({"step": step + 1, "seconds": spent, **found})
                 if found["effect"] >= goal:
                     break
@@ -240,17 +241,18 @@ LOOK_EVERY = {"concept_sliders": 10, "live": 5, "cached": 5}
 
 
 def train(attributes: list[str], seeds: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """Races over attributes and seeds; ratios of wall-clock within one (attribute, seed).
+    """Races over attributes and seeds.
 
-    wall_ratio_cached, wall_ratio_live: medians, with min and max beside them.
-    forward_equivalents: medians by mode. drift_per_effect: medians by mode, at the goal.
+    wall_ratio_cached, wall_ratio_live: medians of the reference's seconds over theirs, within an
+    attribute and a seed; `_spread`: min and max. forward_equivalents: medians by mode.
+    drift_per_effect: medians by mode, at the goal.
     """
-    world = TrainBench.load()
+    bench = TrainBench.load()
     races: dict[str, list[Race]] = {mode: [] for mode in MODES}
     for attribute in attributes:
         for seed in range(seeds):
             for mode in MODES:
-                one = race(world, mode, attribute, seed, GOALS[attribute], LOOK_EVERY[mode], report)
+                one = race(bench, mode, attribute, seed, GOALS[attribute], LOOK_EVERY[mode], report)
                 races[mode].append(one)
     figures: dict[str, Any] = {"attributes": attributes, "seeds": seeds}
     reference = races["concept_sliders"]

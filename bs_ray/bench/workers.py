@@ -1,4 +1,4 @@
-"""Training whole runs on Ray: two workers against one, and sliders together against one by one."""
+"""Whole training runs on Ray: two workers against one, and sliders together against one by one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _STEPS, _BATCH = 60, 4
 
 
 def workers(repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """throughput_ratio: steps/s of two workers over one's at the same global batch, median.
+    """Two workers against one at the same global batch.
 
-    overhead_share: see `overhead`.
+    throughput_ratio: the median of steps/s of two over steps/s of one. overhead_share: see
+    `overhead`.
     """
     figures: dict[str, Any] = {"overhead_share": overhead(report)}
     rates: dict[int, list[float]] = {1: [], 2: []}
@@ -45,13 +46,12 @@ def workers(repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
 
 
 def together(report: Callable[[str], None]) -> dict[str, Any]:
-    """Four sliders in one run against four runs of one, same steps and rows for each slider.
+    """Four sliders in one run against four runs of one, with equal steps and rows for each slider.
 
-    wall_ratio: wall-clock per slider one by one over together, whole commands in one Ray session;
-    training_ratio: the same of the training loop and the cache alone; effect: at strength 1, both
-    ways.
+    wall_ratio: seconds one by one over seconds together, of whole commands in one Ray session.
+    steps_ratio: the same ratio of the training loops alone. effect: at strength 1, both ways.
     """
-    world = TrainBench.load()
+    bench = TrainBench.load()
     effects: dict[str, dict[str, float]] = {"alone": {}, "together": {}}
     seconds = {"alone": 0.0, "together": 0.0}
     loops = {"alone": 0.0, "together": 0.0}
@@ -74,7 +74,7 @@ def together(report: Callable[[str], None]) -> dict[str, Any]:
         for way, found in effects.items():
             registry = Registry(str(place / way))
             for name in TOGETHER:
-                found[name] = world.effect(registry.resolve(name), name)["effect"]
+                found[name] = bench.effect(registry.resolve(name), name)["effect"]
     return {
         "wall_ratio": seconds["alone"] / seconds["together"],
         "steps_ratio": loops["alone"] / loops["together"],
@@ -84,7 +84,7 @@ def together(report: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _run_job(place: Path, run_name: str, **settings: Any) -> TrainJob:
-    """A cached-teacher job of this bench."""
+    """A job of this bench, with a cached teacher."""
     losses = {"perceptual": 0, "adversarial": 0}
     job = bench_job("smile", 0, batch_size=_BATCH, lr=2e-3, losses=losses)
     values = job.model_dump() | {

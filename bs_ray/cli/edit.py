@@ -81,7 +81,7 @@ def edit_one(
     ] = False,
     registry: Annotated[str, typer.Option(help="Where sliders are looked up.")] = "sliders",
     base: Annotated[str, typer.Option(help="`tiny`, or a diffusers folder.")] = "tiny",
-    preset: Annotated[str, typer.Option(help="fast, balanced or high.")] = "fast",
+    preset: Annotated[str, typer.Option(help="fast or high.")] = "fast",
     method: Annotated[str, typer.Option(help="How to edit, as editor.method.")] = "displacement",
     region: Annotated[
         str | None,

@@ -10,17 +10,19 @@ from bs_ray.config.base import Settings, with_new_name
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"steps": 10, "start": 0.6},
-    "balanced": {"steps": 16, "start": 0.7},
     "high": {"steps": 28, "start": 0.7, "soft_mask": 0.5},
 }
 """Quality against time, by `editor.preset`; what a job sets itself takes precedence."""
+
+_ALWAYS = {"weights": "flowedit", "steer": 1.0}
+"""Settings of earlier versions, and the value that they now always have."""
 
 
 class EditorSettings(Settings):
     """How a photo is edited (docs/method.md, "Editing")."""
 
-    preset: Literal["fast", "balanced", "high"] = "fast"
-    """Sets what is left out below: 20, 32 or 58 evaluations a photo."""
+    preset: Literal["fast", "high"] = "fast"
+    """Sets what is left out below: 20 or 58 evaluations a photo."""
     method: Literal["displacement", "sdedit", "ddim_inversion", "edit_friendly", "null_text"] = (
         "displacement"
     )
@@ -30,11 +32,6 @@ class EditorSettings(Settings):
     start: float = Field(0.6, gt=0, le=1, serialization_alias="strength")
     """Noise level at which an edit begins, as a share of the timesteps. Job files of earlier
     versions call it `strength`, and what is stored still does."""
-    weights: Literal["flowedit", "infedit", "dds"] = "flowedit"
-    """`displacement`: how much a step counts."""
-    steer: float = Field(1.0, ge=0)
-    """`displacement`: scales the part of a step that moves the photo, not the part that holds it; a
-    value other than 1 costs a third evaluation a step."""
     soft_mask: float = Field(0.0, ge=0, le=1)
     """`displacement`: keep the edit, to this degree, where the sliders act most."""
     fixed_point: int = Field(0, ge=0, le=10)
@@ -67,11 +64,26 @@ class EditorSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _preset_fills_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        given = cls._of_earlier_versions(given)
+        named = given.get("preset", "fast")
+        return next((PRESETS[name] for name in PRESETS if name == named), {}) | given
+
+    @classmethod
+    def _of_earlier_versions(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What a job file of an earlier version sets, in today's settings. Raises ValueError."""
         given = with_new_name(given, "strength", "start")
-        if isinstance(given, dict):
-            named = given.get("preset", "fast")
-            return next((PRESETS[name] for name in PRESETS if name == named), {}) | given
-        return given
+        if given.get("preset") == "balanced":
+            given = {"steps": 16, "start": 0.7} | given | {"preset": "fast"}
+        gone = {name: _ALWAYS[name] for name in _ALWAYS if name not in cls.model_fields}
+        for name, always in gone.items():
+            if given.get(name, always) != always:
+                raise ValueError(
+                    f"got {name} {given[name]!r}, a setting of earlier versions; expected none: "
+                    "leave it out. Comparisons (`methods` of an evaluate job) may still set it"
+                )
+        return {name: value for name, value in given.items() if name not in gone}
 
 
 class QualityGate(Settings):

@@ -10,6 +10,16 @@ from bs_ray.config.base import Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings
 
 
+class ComparedSettings(EditorSettings):
+    """An editor that is compared, with what is no setting elsewhere, since it does not pay."""
+
+    weights: Literal["flowedit", "infedit", "dds"] = "flowedit"
+    """`displacement`: how much a step counts."""
+    steer: float = Field(1.0, ge=0)
+    """`displacement`: scales what moves the photo, not what holds it; a value other than 1 costs a
+    third evaluation a step."""
+
+
 class EvalJob(Settings):
     """Measure sliders: `bs-ray evaluate JOB.yaml`."""
 
@@ -35,7 +45,7 @@ class EvalJob(Settings):
     """Faces per forward pass (each with all strengths)."""
     workers: int = Field(1, ge=1)
     """Ray Data actors."""
-    methods: dict[str, EditorSettings] = {}
+    methods: dict[str, ComparedSettings] = {}
     """Compare these editors, by name, at matched effect instead of sweeping `strengths`."""
     effects: dict[str, Annotated[float, Field(gt=0)]] = {}
     """With `methods`: slider -> how far its attribute moves from minus to plus the strength that

@@ -1,6 +1,6 @@
 """Labeled Faces in the Wild, from its archive or folder, as shards for training.
 
-Other photos of people will do too, if they are laid out like LFW: Name_Name/Name_Name_0001.jpg.
+Other photos of people will do, too, where they have LFW's layout: Name_Name/Name_Name_0001.jpg.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Photo = tuple[str, Callable[[], bytes]]
 
 
 class DamagedArchiveError(ValueError):
-    """The archive ends early, or is no archive."""
+    """The file ends early, or is no archive."""
 
 
 class ShardsChangedError(ValueError):
@@ -41,7 +41,7 @@ class IngestSummary:
     identities: int
     shards: int
     skipped: list[QuarantinedRow]
-    """Broken files, which are in no shard, with reasons."""
+    """Broken files, which are in no shard, with their reasons."""
 
     def __str__(self) -> str:
         text = f"{self.photos} photos of {self.identities} people in {self.shards} shards"

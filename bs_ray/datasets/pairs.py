@@ -43,7 +43,7 @@ def pair_keys(store: Store) -> list[str]:
 
 
 def pair_sets(keys: list[str]) -> list[dict[float, int]]:
-    """`<strength>/<name>` keys -> strength -> number, for every name with two strengths or more.
+    """Keys `<strength>/<name>` -> for every name with two strengths or more: strength -> index.
 
     Raises ValueError for a folder whose name is no number, and where no two pictures belong
     together.
@@ -55,8 +55,8 @@ def pair_sets(keys: list[str]) -> list[dict[float, int]]:
             strength = float(folder)
         except ValueError:
             raise ValueError(
-                f"pairs: got picture {key}, whose folder is no number; expected one folder per "
-                'strength, such as "-1/face.png" and "1/face.png"'
+                f"pairs: got picture {key}, whose folder is no number; expected one folder for "
+                'each strength, such as "-1/face.png" and "1/face.png"'
             ) from None
         sets.setdefault(name.rpartition(".")[0] or name, {})[strength] = number
     found = [dict(sorted(one.items())) for _, one in sorted(sets.items()) if len(one) > 1]

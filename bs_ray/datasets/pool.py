@@ -1,7 +1,7 @@
-"""The real photos of a training run: decoded once, encoded at first use, addressed by number.
+"""The photos of a training run: decoded once, encoded at first use, addressed by number.
 
 The same photos give the same pool on every worker and after every restart, in whatever order they
-arrive: which photos are kept and how they are numbered depends on their keys alone.
+arrive: which photos are kept, and their numbers, depend on their keys alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PhotoPool:
     ) -> PhotoPool:
         """Rows with `key` and `bytes` (an encoded image) -> a pool of px x px photos.
 
-        Photos that do not decode are left out and listed in `broken`. Raises PhotosError where
+        Photos that cannot be decoded are left out and listed in `broken`. Raises PhotosError where
         there is no photo, or where more than `max_broken_share` of them are broken.
         """
         px = px or model.native_px
@@ -69,8 +69,8 @@ class PhotoPool:
             raise PhotosError(
                 f"photos: got {len(kept)}, of which {len(broken)} do not decode"
                 f"{f' ({listed})' if broken else ''}; expected JPEG or PNG images, at most "
-                f"{max_broken_share:.0%} of them broken. Mend these and ingest them again (bs-ray "
-                "ingest), or raise max_broken_share"
+                f"{max_broken_share:.0%} of them broken. Repair these and ingest them again "
+                "(bs-ray ingest), or raise max_broken_share"
             )
         return cls(list(good), torch.stack(list(good.values())), model, broken)
 
@@ -99,7 +99,7 @@ class PhotoPool:
 
     @property
     def px(self) -> int:
-        """Side of the photos."""
+        """Side of the photos in pixels."""
         return int(self.pixels.shape[-1])
 
     @property
@@ -113,7 +113,7 @@ class PhotoPool:
 
     @torch.no_grad()
     def latents(self, numbers: list[int]) -> Tensor:
-        """Their latents [B, C, h, w]."""
+        """The latents of photos, [B, C, h, w]."""
         for number in numbers:
             if number not in self._latents:
                 # One at a time, since a photo's latents must not depend on what is encoded with it.
@@ -122,7 +122,7 @@ class PhotoPool:
 
 
 def _sample(rows: Iterable[Mapping[str, Any]], limit: int) -> list[tuple[str, bytes]]:
-    """(key, bytes) of at most `limit` rows, by key. A hash of the key decides which ones stay."""
+    """(key, bytes) of at most `limit` rows, sorted by key. A hash of the key decides which."""
     kept: list[tuple[str, str, bytes]] = []
     for row in rows:
         digest = hashlib.sha256(row["key"].encode()).hexdigest()

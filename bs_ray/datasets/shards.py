@@ -1,6 +1,6 @@
 """Shards of training photos in two formats: Parquet files, or tars by WebDataset's conventions.
 
-A shard is one object, `shard-00000.parquet` or `shard-00000.tar`, whose own metadata says how many
+A shard is one object, `shard-00000.parquet` or `shard-00000.tar`, whose metadata says how many
 photos a shard has. Equal photos give equal bytes.
 """
 
@@ -26,11 +26,11 @@ PHOTO_SCHEMA = pa.schema(
         pa.field("bytes", pa.binary(), nullable=False),  # the image file
     ]
 )
-"""Shards of training photos (`bs-ray ingest`)."""
+"""A row of a shard."""
 
 _SHARD = re.compile(r"shard-\d{5}\.(parquet|tar)")
 _META = b"bs_ray"
-_META_MEMBER = "__bs_ray__"  # WebDataset's readers skip names that begin and end so
+_META_MEMBER = "__bs_ray__"  # readers of WebDataset skip names with such underscores
 _BATCH_ROWS = 256
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """How a shard is written, and read again."""
+    """How a shard is written and read."""
 
     suffix: str
     write: Callable[[Sequence[Row], Row], bytes]
@@ -47,7 +47,7 @@ class ShardFormat:
     meta: Callable[[bytes], Row]
     """The file -> its meta."""
     batches: Callable[[bytes], Iterator[pa.RecordBatch]]
-    """The file -> its rows, some hundreds at a time."""
+    """The file -> its rows, a few hundred at a time."""
 
     def key(self, shard: int) -> str:
         """The name of a shard below its prefix."""
@@ -70,7 +70,7 @@ def format_of(key: str) -> ShardFormat:
 def _write_parquet(rows: Sequence[Row], meta: Row) -> bytes:
     schema = PHOTO_SCHEMA.with_metadata({_META: json.dumps(meta).encode()})
     file = BytesIO()
-    # Small groups, for readers stream them.
+    # Small groups, since readers stream them.
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file, row_group_size=100)
     return file.getvalue()
 
@@ -98,7 +98,7 @@ def _write_tar(rows: Sequence[Row], meta: Row) -> bytes:
 
 
 def add_sample(tar: tarfile.TarFile, name: str, data: bytes, about: bytes) -> str:
-    """Add a photo and its .json to a tar as one WebDataset sample; the name of the photo's member.
+    """Add a photo and its .json to a tar as one WebDataset sample. Returns the photo's member name.
 
     A sample's name ends at its first dot, so other dots in the photo's name are written as %2E.
     """

@@ -31,7 +31,7 @@ def read_photos(uri: str) -> ray.data.Dataset:
 def read_shards(store: Store, keys: list[str]) -> ray.data.Dataset:
     """Stream the rows of Parquet files, or of tars of photos.
 
-    ray.data.read_parquet would not do: its listing task takes a CPU, whatever reading tasks take.
+    (The listing task of ray.data.read_parquet takes a CPU, whatever its reading tasks take.)
     """
     import ray.data
 
@@ -55,7 +55,7 @@ def iter_photos(uri: str) -> Iterator[dict[str, Any]]:
 def photos_digest(uri: str) -> str:
     """16 hex digits that name the shards below a prefix by content.
 
-    A bucket's own content tags serve for this; the files of a folder are read.
+    In a bucket its own tags tell the content; the files of a folder are read.
     """
     store, keys = _shards(uri)
     tags = {entry.key: entry.etag for entry in store.list()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.context import EditContext
-from bs_ray.editing.methods import METHODS
+from bs_ray.editing.methods import METHODS, Method
 from bs_ray.editing.run import EditGenerator, EditRun, run_alone
 from bs_ray.editing.views import (
     Edit,
@@ -111,16 +111,18 @@ class Editor:
         *,
         slots: int | None = None,
         rank: int = 1,
+        methods: Mapping[str, Method] = METHODS,
         detector: FaceDetector | None = None,
     ):
         """slots, rank: room in the bank for sliders that will be put into `sliders` later.
+        methods: what the names in `EditorSettings.method` stand for. detector: what finds faces,
+        where settings ask for them; CenterFace where left out.
 
-        detector: what finds faces, where settings ask for them; CenterFace where left out. Raises
-        SliderError where a slider was trained on another base, and FacesUnavailable.
+        Raises SliderError where a slider was trained on another base, and FacesUnavailable.
         """
         for slider in sliders:
             slider.check_base(model.base_id)
-        self.model, self.settings = model, settings
+        self.model, self.settings, self._methods = model, settings, methods
         self.sliders = {slider.reference: slider for slider in sliders}
         """The sliders that mixes may name, by name@version."""
         slots = slots or min(len(sliders), settings.resident_sliders)
@@ -271,7 +273,8 @@ class Editor:
             moving = torch.ones_like(moving)
         rows = moving.nonzero()[:, 0]
         context = self._context(views, lora_scales[rows], source_of[rows])
-        steps = METHODS[settings.method](context, settings) if len(rows) else _nothing(context)
+        method = self._methods[settings.method]
+        steps = method(context, settings) if len(rows) else _nothing(context)
         sliders = list(self.moving(mixes).values())
         return PhotoEditRun(self.model, edits, views, sliders, rows.tolist(), context, steps)
 

@@ -88,9 +88,9 @@ class GatedEditor:
         if trial.backed_off:
             share = self.gate.backoff**trial.backed_off
             notes.append(f"strengths x{share:.2g} to keep the identity")
-        for name, least in (("identity", self.gate.identity), ("effect", self.gate.effect)):
-            if least and seen[name] < least:
-                notes.append(f"{name} {seen[name]:.2f} is below {least:g}")
+        for name, limit in (("identity", self.gate.identity), ("effect", self.gate.effect)):
+            if limit and seen[name] < limit:
+                notes.append(f"{name} {seen[name]:.2f} is below {limit:g}")
         return replace(output, notes=tuple(notes), measured=seen)
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from bs_ray.config import EvalJob
 from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.evaluate.sweep import STRIPS
+from bs_ray.evaluate.variants import methods_of
 from bs_ray.evaluate.worlds import open_world
 from bs_ray.images.pixels import images_of, pixels_of
 from bs_ray.models import load_base
@@ -125,8 +126,10 @@ class Comparer:
 
     def editor(self, method: str) -> Editor:
         """Its strengths are LoRA scales, since methods are matched by what they do."""
-        settings = self.job.methods[method].model_copy(update={"calibrated": False})
-        return Editor(self.model, list(self.sliders.values()), settings)
+        compared = self.job.methods[method]
+        settings = compared.model_copy(update={"calibrated": False})
+        sliders = list(self.sliders.values())
+        return Editor(self.model, sliders, settings, methods=methods_of(compared))
 
     def photos(self, split: str, first: int, count: int, matching: bool) -> np.ndarray:
         """uint8 [F, H, W, 3]."""

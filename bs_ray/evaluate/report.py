@@ -134,13 +134,13 @@ def _interference(job: EvalJob, moves: dict[str, dict[str, float]]) -> str:
     grid = np.array([[row[name] for name in attributes] for row in moves.values()])
     figure = Figure(figsize=(10, 1.6 + 0.4 * len(moves)), layout="constrained")
     axes = figure.subplots()
-    most = max(float(np.abs(grid).max()), 1e-6)
-    axes.imshow(grid, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    largest = max(float(np.abs(grid).max()), 1e-6)
+    axes.imshow(grid, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
     axes.set_xticks(range(len(attributes)), attributes, rotation=45, ha="right")
     axes.set_yticks(range(len(moves)), list(moves))
     for (row, column), value in np.ndenumerate(grid):
         own = attributes[column] == list(job.sliders.values())[row]
-        dark = abs(value) > 0.6 * most
+        dark = abs(value) > 0.6 * largest
         axes.text(
             column,
             row,

@@ -27,7 +27,7 @@ TOO_LARGE = 77
 """Exit code of a decoder that ran out of memory."""
 
 # Rows of small photos are sent together, those of large photos at once: a process that keeps pixels
-# instead of handing them on asks for new memory all the time, and that costs more.
+# needs new memory for each photo, which costs more than sending them.
 _BUFFER_BYTES = 128 << 10
 
 
@@ -81,8 +81,8 @@ def _limit(memory_mb: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     Image.init()  # loads the decoders, whose memory would count as the first photo's
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + (memory_mb << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit = pages * resource.getpagesize() + (memory_mb << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # libtiff prints damage without naming the photo; the rows name it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

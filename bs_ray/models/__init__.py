@@ -1,6 +1,7 @@
-"""Diffusion bases, one family a file, behind one protocol: tensors, a device, weights.
+"""Diffusion bases, a file for each family, behind one class: `base.DiffusionModel`.
 
-No sliders, no rows, no Ray. May import config and storage. `load_base` is the way in.
+`load_base` is the way in; `diffusion` holds noise, steps and guidance. Knows nothing of sliders.
+May import config and storage.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FAMILIES = {
 
 
 def base_folder(base: str) -> Path:
-    """Where a base's files are: the shipped folder of an embedded one, else the path itself."""
+    """Where the files of a base are: in the package for an embedded one, otherwise at its path."""
     return EMBEDDED.get(base, Path(base))
 
 

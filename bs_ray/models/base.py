@@ -1,7 +1,7 @@
-"""What every diffusion family offers the rest of bs_ray.
+"""What every family of bases offers: `DiffusionModel`, and the `Condition` that it embeds.
 
 Legend: images float32 RGB [B, 3, H, W] in [-1, 1]; latents [B, C, h, w], scaled to about unit
-variance; t int64 [B]; a Condition holds one row per prompt.
+variance; t int64 [B]; a Condition holds one row for each prompt.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ class BaseNotFound(ValueError):
 class Condition:
     """What the denoiser gets beside x_t and t: encoded prompts, one row for each."""
 
-    tokens: Tensor  # [B, L, D] text states
-    pooled: Tensor | None = None  # [B, P] pooled text embedding, in families that have one
-    mask: Tensor | None = None  # bool [B, L], False for padding, at the end; None: no padding
+    tokens: Tensor
+    """[B, L, D]: the text's states."""
+    pooled: Tensor | None = None
+    """[B, P]: the pooled text embedding, in families that have one."""
+    mask: Tensor | None = None
+    """bool [B, L]: False for padding, which is at the end. None: there is no padding."""
 
     def rows(self, index: Tensor | slice) -> Condition:
-        """Some rows, in the given order (repeats allowed)."""
+        """Some rows, in the given order; a row may be repeated."""
         parts: Any = (part if part is None else part[index] for part in self._parts())
         return Condition(*parts)
 
     def repeat(self, count: int) -> Condition:
-        """Each row `count` times in succession: row i becomes rows i * count .. (i + 1) * count -
-        1."""
+        """Each row `count` times in succession: 0, 0, .., 1, 1, .. ."""
         return self.rows(torch.arange(len(self.tokens)).repeat_interleave(count))
 
     def tile(self, count: int) -> Condition:
@@ -81,8 +83,8 @@ def latent_shape_at(model: DiffusionModel, px: int) -> tuple[int, int, int]:
 def ragged(states: Tensor, own: Tensor, dropped: int = 0) -> Condition:
     """States [B, L, D] without padding and without each row's first `dropped` tokens.
 
-    own: [B, L], not 0 where a token is no padding, on whichever side that is. Rows that become
-    shorter than others are masked.
+    own: [B, L], 0 where a token is padding, on whichever side. Rows that become shorter than
+    others are masked.
     """
     places = [mask.nonzero()[dropped:, 0].to(states.device) for mask in own]
     rows = [Condition(row[place][None]) for row, place in zip(states, places, strict=True)]
@@ -100,8 +102,8 @@ class DiffusionModel(Protocol):
     family: str
     """Name of the family in `models.FAMILIES`, such as "sdxl"."""
     part: str
-    """The denoiser's folder in the diffusers layout, which prefixes a slider file's keys: "unet"
-    or "transformer"."""
+    """The denoiser's folder in the diffusers layout, "unet" or "transformer". It begins the keys of
+    a slider's file."""
     base_id: str
     """Content hash of the weights that a slider depends on."""
     prediction: Prediction
@@ -123,16 +125,16 @@ class DiffusionModel(Protocol):
         """Where its weights are."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> latents (the posterior's mean, scaled)."""
+        """Images -> latents: the posterior's mean, scaled."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> images, float32, not clipped. Differentiable."""
 
     def embed(self, prompts: list[str]) -> Condition:
-        """Prompts -> one Condition row each."""
+        """Prompts -> a Condition with one row for each."""
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The network's prediction at x_t, float32, same shape. Differentiable."""
+        """The network's prediction at x_t: float32, of the same shape. Differentiable."""
 
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance as the family defines it; scale 1 is none."""

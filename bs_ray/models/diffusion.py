@@ -1,6 +1,6 @@
-"""How a noisy latent, its noise and its clean estimate are related, and samplers as functions.
+"""How noisy latents, their noise and clean latents are related; keyed noise, guidance, sampling.
 
-Legend: x0 clean latents, x_t noisy latents, both [B, C, h, w]; t int64 timesteps [B] in
+Legend: x0 clean latents, x_t noisy latents, both [B, C, h, w]; n noise; t int64 timesteps [B] in
 [0, num_train_timesteps), high for noise; x_t = a x0 + b n.
 """
 
@@ -44,7 +44,7 @@ class Prediction(ABC):
         """What a perfect network outputs at x_t = a x0 + b n: the target of plain training."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Eq 1 of the paper, for a whole path at once: x_t = a x0 + b n."""
+        """x_t = a x0 + b n: Eq 1 of the paper, for the whole way from x0 to x_t."""
         a, b = self.coefficients(t)
         return a * x0 + b * noise
 
@@ -56,14 +56,14 @@ class Prediction(ABC):
     def timesteps(self, steps: int, start: float = 1.0) -> list[int]:
         """`steps` timesteps from `start` (0, 1] of the noise range down to near 0, descending.
 
-        Evenly spaced and "trailing": the last step ends at clean data; (4, 0.6) of 1000 -> 599,
-        449, 299, 149.
+        They are evenly spaced and "trailing", so that the last step ends at clean data: (4, 0.6) of
+        1000 -> 599, 449, 299, 149.
         """
         top = start * self.num_train_timesteps
         return [max(0, round(top * (steps - i) / steps) - 1) for i in range(steps)]
 
     def step(self, x_t: Tensor, prediction: Tensor, t: Tensor, then: Tensor | None) -> Tensor:
-        """DDIM with eta 0, which is Euler's method on the flow: x at `then`, x0 where None."""
+        """x at `then`, by DDIM with eta 0 (Euler's method on the flow); x0 where `then` is None."""
         x0 = self.to_x0(x_t, prediction, t)
         if then is None:
             return x0
@@ -122,12 +122,12 @@ class FlowMatching(Prediction):
     """
 
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
-        """shift: how far samplers' timesteps lean towards noise (Esser et al. 2024, Eq 23)."""
+        """shift: how far timesteps are moved towards noise (Esser et al. 2024, Eq 23)."""
         self.num_train_timesteps = num_train_timesteps
         self.shift = shift
 
     def timesteps(self, steps: int, start: float = 1.0) -> list[int]:
-        """Leaning towards noise by `shift`: sigma' = shift sigma / (1 + (shift - 1) sigma)."""
+        """As for every kind, moved by `shift`: sigma' = shift sigma / (1 + (shift - 1) sigma)."""
         count, found = self.num_train_timesteps, []
         for i in range(steps):
             sigma = start * (steps - i) / steps
@@ -136,7 +136,7 @@ class FlowMatching(Prediction):
         return found
 
     def sigma(self, t: Tensor) -> Tensor:
-        """float32 [B] in (0, 1]."""
+        """The sigma of each timestep: float32 [B] in (0, 1]."""
         return (t.float() + 1) / self.num_train_timesteps
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ class FlowMatching(Prediction):
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:
-    """A random generator that depends on `key` alone, not on the batch, the worker or a resume."""
+    """A random generator that depends on `key` alone: not on the batch, the worker or a resume."""
     digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -201,8 +201,8 @@ def guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Classifier-free guidance as a `forward` of `euler_path`.
 
-    condition, without: B rows each, conditional and not; both halves share one forward pass.
-    guide: the family's own form of it, `DiffusionModel.guide`.
+    condition, without: B rows with the prompt, and B rows without; they share a forward pass.
+    guide: the family's own guidance, `DiffusionModel.guide`.
     """
     both = condition.cat([condition, without])
 
@@ -226,7 +226,7 @@ def sample_euler(
 ) -> Tensor:
     """Prompts -> latents [B, C, h, w] at the base's native size, guided against the empty prompt.
 
-    `rows_forward` replaces `model.predict` where a caller adds sliders; it sees 2 B rows.
+    rows_forward: replaces `model.predict`, such as by one with sliders; it gets 2 B rows.
     """
     condition = model.embed([*prompts, *([""] * len(prompts))])
     count = len(prompts)

@@ -1,4 +1,4 @@
-"""What the flow-matching families share: a transformer over image tokens and a KL autoencoder."""
+"""What the flow-matching families share: a transformer over image tokens, and an autoencoder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FlowModel:
         factor: int,
         multiple_px: int,
     ):
-        """factor: pixels a side of one latent."""
+        """factor: how many pixels a latent's side stands for."""
         self.transformer, self.vae = transformer, vae
         self.prediction, self.base_id = prediction, base_id
         side = native_px // factor
@@ -52,7 +52,7 @@ class FlowModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
+        """The device of the transformer."""
         device: torch.device = next(self.transformer.parameters()).device
         return device
 
@@ -75,9 +75,9 @@ class FlowModel:
         return [n for n, _ in self.transformer.named_modules() if self.targets.fullmatch(n)]
 
     def sigma_input(self, t: Tensor) -> Tensor:
-        """sigma [B] in the network's dtype, as pipelines that count in thousandths compute it.
+        """sigma [B] in the network's dtype, computed as the pipelines do.
 
-        They round 1000 sigma to that dtype and then divide, which in bfloat16 is another number.
+        They round 1000 sigma to that dtype and then divide, which in bfloat16 gives another number.
         """
         count = self.prediction.num_train_timesteps
         rounded: Tensor = (self.prediction.sigma(t) * count).to(self.transformer.dtype)
@@ -85,12 +85,12 @@ class FlowModel:
 
 
 class OneTower(FlowModel):
-    """A family with one language model for its text: three networks, a tokenizer, a scheduler."""
+    """A family with one text encoder: three networks, a tokenizer and a scheduler."""
 
     networks: tuple[Any, Any, Any]
     """Classes of `transformer`, `vae` and `text_encoder`."""
     source: tuple[str, str]
-    """What its folder is called, and where one can be downloaded."""
+    """What messages call its folder, and a repository to download one from."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class OneTower(FlowModel):
         text: tuple[Any, Any],
         **sizes: int,
     ):
-        """text: (tokenizer, encoder); sizes: those of FlowModel."""
+        """text: (tokenizer, encoder). sizes: the sizes that FlowModel takes."""
         super().__init__(transformer, vae, prediction, base_id, **sizes)
         self.text = text
 
@@ -146,16 +146,16 @@ def picture_of(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def linear_mu(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """mu of a picture with that many image tokens (Flux, Z-Image, Qwen-Image)."""
+    """mu of a picture with so many image tokens (Flux, Z-Image, Qwen-Image)."""
     low, high = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     base, top = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     return float(base + (top - base) * (tokens - low) / (high - low))
 
 
 def flow_shift(scheduler: Mapping[str, Any], mu: float) -> float:
-    """The shift that samplers of a folder use (Esser et al. 2024, Eq 23).
+    """The shift that the scheduler of a folder uses (Esser et al. 2024, Eq 23).
 
-    scheduler: its settings. mu counts where they shift dynamically, by the picture's size.
+    scheduler: its settings. mu: matters where the scheduler shifts by the picture's size.
     """
     if not scheduler.get("use_dynamic_shifting", False):
         return float(scheduler.get("shift", 1.0))

@@ -1,4 +1,4 @@
-"""The Flux.1 family (dev, schnell): the diffusers doorway."""
+"""The Flux.1 family (dev, schnell)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Flux(FlowModel):
     """
 
     family = "flux"
-    # Image-stream layers; a single block's layers carry both streams.
+    # The layers of the image stream; the layers of a single block carry both streams.
     targets = re.compile(
         r"transformer_blocks\.\d+\.(attn\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
         r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
@@ -74,8 +74,8 @@ class Flux(FlowModel):
     ) -> Flux:
         """Load a diffusers folder. Raises BaseNotFound where a part is missing.
 
-        guidance: the guidance that Flux.1-dev gets as an input, by default diffusers' own. A slider
-        is good for the guidance that it was trained at. Flux.1-schnell takes none.
+        guidance: the guidance that Flux.1-dev gets as an input, by default diffusers' own; a slider
+        fits the guidance that it was trained at. Flux.1-schnell takes none.
         """
         folder = Path(folder)
         need_parts(folder, _PARTS, "a diffusers Flux.1 folder", "black-forest-labs/FLUX.1-dev")
@@ -101,7 +101,7 @@ class Flux(FlowModel):
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
-        """Prompts -> T5's states, all 512 of them (padding is attended to), and CLIP's pooled."""
+        """Prompts -> T5's 512 states, of which padding is attended to, and CLIP's pooled state."""
         tokenizer, encoder = self.clip
         ids = token_ids(tokenizer, prompts, tokenizer.model_max_length)
         pooled = encoder(ids.to(self.device)).pooler_output

@@ -1,4 +1,4 @@
-"""The Flux.2 Klein family: the diffusers doorway."""
+"""The Flux.2 Klein family."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bs_ray.models.diffusion import FlowMatching
 from bs_ray.models.flow import OneTower, flow_shift, picture_of, tokens_of
 
 _TOKENS = 512  # diffusers' default max_sequence_length
-_LAYERS = (9, 18, 27)  # of the text encoder, whose states are concatenated
-_STEPS = 50  # diffusers' default, which decides the shift
+_LAYERS = (9, 18, 27)  # layers of the text encoder whose states are concatenated
+_STEPS = 50  # diffusers' default number of steps, on which the shift depends
 
 
 class Flux2Klein(OneTower):
     """A Flux.2 Klein base from a diffusers folder (Black Forest Labs 2026). Frozen.
 
-    Latents are 2 x 2 patches of the autoencoder's, normalised channel by channel as its batch norm
-    has it: [B, 128, H / 16, W / 16].
+    Latents are 2 x 2 patches of the autoencoder's latents, normalised by its batch norm: [B, 128,
+    H / 16, W / 16].
     """
 
     family = "flux2-klein"
     networks = (Flux2Transformer2DModel, AutoencoderKLFlux2, Qwen3ForCausalLM)
     source = ("a diffusers Flux.2 Klein folder", "black-forest-labs/FLUX.2-klein-4B")
-    # Image-stream layers; a single block's two layers carry both streams, attention and MLP fused.
+    # The layers of the image stream; the two layers of a single block carry both streams.
     targets = re.compile(
         r"transformer_blocks\.\d+\.(attn\.to_(q|k|v|out\.0)|ff\.linear_(in|out))"
         r"|single_transformer_blocks\.\d+\.attn\.to_(qkv_mlp_proj|out)"
@@ -79,7 +79,7 @@ class Flux2Klein(OneTower):
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
-        """Prompts -> three layers' states of all 512 tokens; padding is attended to."""
+        """Prompts -> the states of 512 tokens in three layers; padding is attended to."""
         tokenizer, encoder = self.text
         chats = [
             tokenizer.apply_chat_template(

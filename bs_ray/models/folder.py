@@ -1,4 +1,4 @@
-"""A base's diffusers folder: which parts it has, reading them, and a hash of what is in them.
+"""A base's diffusers folder: which parts it has, reading them, and a hash of their content.
 
 Nothing is ever downloaded.
 """
@@ -18,32 +18,31 @@ from transformers.utils import logging as transformers_logging
 
 from bs_ray.models.base import BaseNotFound
 
-# The libraries' own loading bars would garble ours.
+# The libraries' own progress bars would garble those of this package.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 
 def pipeline_class(folder: Path) -> str:
-    """Name of the diffusers pipeline that the folder's model_index.json is of.
+    """The name of the diffusers pipeline in the folder's model_index.json.
 
-    Raises BaseNotFound where there is none.
+    Raises BaseNotFound where there is no such file.
     """
     try:
         return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
     except (OSError, ValueError, KeyError) as error:
         raise BaseNotFound(
-            f"base: got {folder}, which has no model_index.json that says its pipeline "
+            f"base: got {folder}, which has no model_index.json that names its pipeline "
             f"({type(error).__name__}); expected `tiny`, `tiny-flow`, `tiny-photo` or a "
-            "diffusers folder. "
-            "Download one first: "
-            "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
+            "diffusers folder. Download one first: hf download "
+            "stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
         ) from None
 
 
 def need_parts(folder: Path, parts: Sequence[str], what: str, repo: str) -> None:
-    """Raise BaseNotFound unless every part is there.
+    """Raise BaseNotFound unless the folder has every part.
 
-    what: what the folder should have been; repo: where one like it can be had.
+    what: what the folder should have been. repo: the repository of such a folder.
     """
     if missing := [part for part in parts if not (folder / part).is_dir()]:
         raise BaseNotFound(
@@ -58,7 +57,9 @@ def read_part(part_class: Any, folder: Path, dtype: torch.dtype, device: str | t
     On the meta device the network has shapes and no numbers, and needs no weight files.
     """
     if torch.device(device).type == "meta":
-        shapes = nn.Module.to(_shapes(part_class, folder), dtype)  # diffusers' own `to` warns
+        shapes = nn.Module.to(
+            _shapes(part_class, folder), dtype
+        )  # the `to` of diffusers would warn
         return shapes.eval().requires_grad_(False)
     network = part_class.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return network.to(device).eval().requires_grad_(False)
@@ -72,7 +73,7 @@ def _shapes(part_class: Any, folder: Path) -> Any:
 
 
 def token_ids(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
-    """Token ids int64 [B, length], padded and cut to it."""
+    """Token ids int64 [B, length], padded or cut to that length."""
     ids: Tensor = tokenizer(
         prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -91,7 +92,7 @@ _HASHED = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "u
 
 
 def base_hash(folder: Path, sample_bytes: int = 1 << 16, samples: int = 64) -> str:
-    """16 hex digits that name a base by content: the weight files of its denoiser and encoders.
+    """16 hex digits that name a base by the weight files of its denoiser and its text encoders.
 
     Large files are sampled at `samples` places, so that 5 GB take milliseconds.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 def magnitude_mask(difference: Tensor) -> Tensor:
     """[B, 1, h, w] in [0, 1]: the magnitude of `difference` [B, C, h, w] over its channels.
 
-    Smoothed, and divided by its 90th percentile in each row.
+    It is smoothed, and divided by its 90th percentile in each row.
     """
     magnitude = difference.square().mean(1, keepdim=True).sqrt()
     magnitude = F.avg_pool2d(magnitude, 3, 1, 1, count_include_pad=False)
@@ -18,5 +18,6 @@ def magnitude_mask(difference: Tensor) -> Tensor:
 
 
 def soft_mask(difference: Tensor, mask: Tensor, degree: float) -> Tensor:
-    """`difference`, kept where `mask` is 1 and faded elsewhere; degree 0 fades nothing, 1 fully."""
+    """`difference`, kept where `mask` is 1 and faded elsewhere. Degree 0 fades nothing; with degree
+    1 nothing is left where the mask is 0."""
     return difference * (1 - degree + degree * mask)

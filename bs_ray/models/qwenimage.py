@@ -1,4 +1,4 @@
-"""The Qwen-Image family: the diffusers doorway."""
+"""The Qwen-Image family."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bs_ray.models.base import Condition, ragged
 from bs_ray.models.diffusion import FlowMatching, classifier_free
 from bs_ray.models.flow import OneTower, flow_shift, linear_mu, picture_of, tokens_of
 
-_NATIVE_PX = 1024  # diffusers' default; nothing in the folder says it
-_TOKENS = 1024  # the longest prompt, template aside
+_NATIVE_PX = 1024  # diffusers' default; nothing in the folder tells it
+_TOKENS = 1024  # of the longest prompt, without the template
 # The instruction that the text encoder was trained with, and how many of its tokens are dropped.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity,"
@@ -29,7 +29,7 @@ _DROPPED = 34
 class QwenImage(OneTower):
     """A Qwen-Image base from a diffusers folder (Wu et al. 2025). Frozen.
 
-    Its autoencoder is made for video: a picture is a film of one frame.
+    Its autoencoder is made for video, in which a picture is a film of one frame.
     """
 
     family = "qwen-image"
@@ -87,14 +87,14 @@ class QwenImage(OneTower):
 
     @staticmethod
     def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance that leaves every 2 x 2 patch as long as it is in `cond`."""
+        """Classifier-free guidance that keeps the norm that every 2 x 2 patch has in `cond`."""
         mixed = F.pixel_unshuffle(classifier_free(cond, uncond, scale), 2)
         length = F.pixel_unshuffle(cond, 2).norm(dim=1, keepdim=True)
         return F.pixel_shuffle(mixed * (length / mixed.norm(dim=1, keepdim=True)), 2)
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
-        """Prompts -> the last layer's states of their own tokens, the instruction's dropped."""
+        """Prompts -> the last layer's states of their own tokens, without the instruction's."""
         tokenizer, encoder = self.text
         inputs = tokenizer(
             [_TEMPLATE.format(prompt) for prompt in prompts],

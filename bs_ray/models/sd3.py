@@ -1,4 +1,4 @@
-"""The Stable Diffusion 3 family (SD3, SD3.5): the diffusers doorway. `tiny-flow` is a member."""
+"""The Stable Diffusion 3 family (SD3, SD3.5), of which `tiny-flow` is a member."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _T5_TOKENS = 256  # diffusers' default max_sequence_length
 class SD3(FlowModel):
     """A Stable Diffusion 3 base from a diffusers folder (Esser et al. 2024). Frozen.
 
-    A folder without `text_encoder_3` (T5) is used with the two CLIP towers alone; diffusers does
-    the same when called with `max_sequence_length=0`.
+    A folder without `text_encoder_3` (T5) is used with its two CLIP towers alone, as by diffusers
+    with `max_sequence_length=0`.
     """
 
     family = "sd3"
-    # Layers of the image stream only: attention is joint, so a slider that moved text rows would
-    # move the picture's layout with them.
+    # Layers of the image stream only: since attention is joint, a slider that moved text rows would
+    # also move the picture's layout.
     targets = re.compile(
         r"transformer_blocks\.\d+\.(attn2?\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
     )
@@ -70,7 +70,7 @@ class SD3(FlowModel):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> SD3:
-        """Load a diffusers folder; `transformer` stands in for its own where given (to train one).
+        """Load a diffusers folder. A given `transformer`, such as one in training, replaces it.
 
         Raises BaseNotFound where a part is missing. Nothing is downloaded.
         """
@@ -103,7 +103,7 @@ class SD3(FlowModel):
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
-        """Prompts -> both CLIP towers' states, T5's after them, and the towers' projections."""
+        """Prompts -> the states of both CLIP towers, then T5's, and the towers' projections."""
         states, pooled = [], []
         for tokenizer, encoder in zip(self.tokenizers, self.clips, strict=True):
             ids = token_ids(tokenizer, prompts, tokenizer.model_max_length)

@@ -1,4 +1,4 @@
-"""The SDXL family: the diffusers doorway. The tiny base is a member of it."""
+"""The SDXL family, of which `tiny` and `tiny-photo` are members."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SDXL:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> SDXL:
-        """Load a diffusers folder; `unet` stands in for its UNet where given (to train one).
+        """Load a diffusers folder. A given `unet`, such as one in training, replaces its own.
 
         Raises BaseNotFound where a part is missing. Nothing is downloaded.
         """
@@ -106,7 +106,7 @@ class SDXL:
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
             ids = token_ids(tokenizer, prompts, tokenizer.model_max_length)
             output = encoder(ids.to(self.device), output_hidden_states=True)
-            # SDXL reads the last but one layer of both towers, and the second one's projection.
+            # SDXL reads the last but one layer of both towers, and the second tower's projection.
             states.append(output.hidden_states[-2])
         return Condition(torch.cat(states, dim=-1), output.text_embeds)
 
@@ -133,7 +133,7 @@ class SDXL:
 
 
 def _prediction(folder: Path) -> Prediction:
-    """SDXL's scaled-linear schedule, from the folder's own scheduler file where there is one."""
+    """The prediction by the folder's scheduler file, or by SDXL's scaled-linear schedule."""
     found = scheduler_config(folder)
     kind = found.get("prediction_type", "epsilon")
     schedule = found.get("beta_schedule", "scaled_linear")

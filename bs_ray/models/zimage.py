@@ -1,4 +1,4 @@
-"""The Z-Image family: the diffusers doorway."""
+"""The Z-Image family."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TOKENS = 512  # diffusers' default max_sequence_length
 class ZImage(OneTower):
     """A Z-Image base from a diffusers folder (Tongyi-MAI 2025). Frozen.
 
-    Its pipeline writes guidance as cond + g (cond - uncond): diffusers' `guidance_scale` g is 1 + g
-    here, as in every other family.
+    diffusers writes its guidance as cond + g (cond - uncond): a `guidance_scale` of g there is
+    1 + g here, as in every other family.
     """
 
     family = "z-image"
     networks = (ZImageTransformer2DModel, AutoencoderKL, Qwen3ForCausalLM)
     source = ("a diffusers Z-Image folder", "Tongyi-MAI/Z-Image-Turbo")
-    # Not `context_refiner`, which sees text alone; the layers carry both streams.
+    # `context_refiner` is left out, since it sees text alone; `layers` carry both streams.
     targets = re.compile(
         r"(noise_refiner|layers)\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
     )
@@ -57,7 +57,7 @@ class ZImage(OneTower):
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
-        """Prompts -> the last but one layer's states of their own tokens."""
+        """Prompts -> the states of their own tokens in the last but one layer."""
         tokenizer, encoder = self.text
         chats = [
             tokenizer.apply_chat_template(

@@ -1,1 +1,5 @@
-"""Sliders: low-rank weights with a card. Not how they were trained or asked for."""
+"""Sliders: low-rank weights with a card, their registry, and the bank that applies many at once.
+
+What a strength means is decided in `card`, `calibration` and `mix`; other tools' files are read and
+written in `formats`. May import config, storage and models.
+"""

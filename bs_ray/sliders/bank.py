@@ -45,10 +45,10 @@ gathered 4.2. So a gathered rank costs 1 to 2.5 stacked ones.
 
 
 class SliderBank(nn.Module):
-    """Stacked low-rank factors that act on `denoiser` through forward hooks while attached."""
+    """Stacked low-rank factors that act on a denoiser, through forward hooks, while attached."""
 
     def __init__(self, names: Sequence[str], ranks: Sequence[int], alpha_over_rank: float = 1.0):
-        """names, ranks: each slider's, in the order of the LoRA scales' columns.
+        """names, ranks: of each slider, in the order of the LoRA scales' columns.
 
         alpha_over_rank: alpha / r, which multiplies every LoRA scale.
         """
@@ -72,8 +72,8 @@ class SliderBank(nn.Module):
 
     @classmethod
     def of(cls, sliders: Sequence[Slider]) -> SliderBank:
-        """A frozen bank of trained sliders, in this order; layers that a slider does not have stay
-        0."""
+        """A frozen bank of trained sliders, in this order. In layers that a slider does not have,
+        its factors are 0."""
         if not sliders:
             raise SliderError("slider bank: got no sliders; expected at least one")
         bank = cls([""] * len(sliders), [s.card.rank for s in sliders])
@@ -87,7 +87,7 @@ class SliderBank(nn.Module):
 
     @classmethod
     def empty(cls, denoiser: nn.Module, layers: Sequence[str], slots: int, rank: int) -> SliderBank:
-        """A frozen float32 bank with free slots for sliders of up to `rank`; `load` fills them."""
+        """A frozen float32 bank whose free slots, for sliders of up to `rank`, `load` fills."""
         with next(denoiser.parameters()).device:
             bank = cls([""] * slots, [rank] * slots)
             for layer in layers:
@@ -106,9 +106,9 @@ class SliderBank(nn.Module):
         alpha: float,
         seed: int,
     ) -> SliderBank:
-        """Fresh float32 sliders, which do nothing yet: A is uniform as in nn.Linear, B is zero.
+        """New float32 sliders, which do nothing yet: A is uniform as in nn.Linear, B is zero.
 
-        A slider's A does not depend on the sliders that are trained beside it.
+        A slider's A does not depend on the sliders that are trained with it.
         """
         bank = cls(names, [rank] * len(names), alpha_over_rank=alpha / rank)
         generators = [torch.Generator().manual_seed(seed) for _ in names]
@@ -127,10 +127,10 @@ class SliderBank(nn.Module):
 
     @torch.no_grad()
     def load(self, slot: int, slider: Slider) -> None:
-        """Put a slider into a slot, whose tensors stay the same, so compiled graphs stay valid.
+        """Put a slider into a slot. The tensors stay the same objects: compiled graphs stay valid.
 
         Ranks and layers of the slot that the slider does not have become 0. Raises SliderError,
-        and changes nothing, for a slider with more ranks than the slot or with a layer that this
+        and changes nothing, for a slider with more ranks than the slot, or with a layer that this
         bank does not have.
         """
         own = self.ranks_of[slot]
@@ -166,7 +166,7 @@ class SliderBank(nn.Module):
             )
 
     def to_slider(self, card: Card) -> Slider:
-        """The slider of a trainable bank that the card names, with alpha / r folded into B."""
+        """The slider that the card names, out of a trainable bank, with alpha / r folded into B."""
         own = self.owner == self.names.index(card.name)
         factors = {
             _layer(key): (
@@ -194,20 +194,22 @@ class SliderBank(nn.Module):
             _check_layer(_layer(key), layers.get(_layer(key)), (len(self.up[key]), *a.shape[1:]))
         for key in self.down:
             self._hooks.append(layers[_layer(key)].register_forward_hook(self._hook(key)))
-        # A compiled graph keeps the hooks that were there when it was made and looks for no others:
-        # it would silently ignore this bank (torch._dynamo.config.skip_nnmodule_hook_guards).
+        # A compiled graph keeps the hooks of its making and looks for no others: it would silently
+        # ignore this bank (torch._dynamo.config.skip_nnmodule_hook_guards).
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
 
     def detach(self) -> None:
-        """Take the hooks out: the denoiser is bit for bit the base again."""
+        """Remove the hooks: the denoiser is bit for bit the base again."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
     @contextmanager
     def scaled(self, lora_scales: Tensor) -> Iterator[None]:
-        """Within, row i of a forward pass has slider j at lora_scales[i, j] ([B, sliders]).
+        """In the `with` block, row i of a forward pass has slider j at lora_scales[i, j].
+
+        lora_scales: [B, sliders].
 
         Raises SliderError unless there is a column for each slider.
         """
@@ -225,8 +227,8 @@ class SliderBank(nn.Module):
     def predict(
         self, model: DiffusionModel, x_t: Tensor, t: Tensor, condition: Condition, scales: Tensor
     ) -> Tensor:
-        """The prediction of `model`, to which this bank is attached, with `scales` as in
-        `scaled`."""
+        """What `model`, to which this bank is attached, predicts at these LoRA scales [B,
+        sliders]."""
         with self.scaled(scales):
             return model.predict(x_t, t, condition)
 
@@ -242,19 +244,19 @@ class SliderBank(nn.Module):
         return Gates(values.flatten(1), ranks.clamp(min=0).flatten(1))
 
     def _gathered_sliders(self, lora_scales: Tensor) -> int:
-        """How many sliders of each row to gather; 0 where the stacked form is cheaper, or is
-        trained."""
+        """How many sliders of each row to gather; 0 in training, and where the stacked form costs
+        less."""
         rank, stacked = self.ranks_of.shape[1], len(self.owner)
         worth = [count for count in _GATHERED if _GATHER_COST * count * rank < stacked]
         if not worth or any(p.requires_grad for p in self.parameters()):
             return 0
-        most = int((lora_scales != 0).sum(1).max())  # last, since this waits for a GPU
-        return next((count for count in worth if most <= count), 0)
+        used = int((lora_scales != 0).sum(1).max())  # last, since this waits for a GPU
+        return next((count for count in worth if used <= count), 0)
 
     def checkpointed(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Gradient checkpointing of `function` (a module of the denoiser) under this bank.
 
-        The backward pass recomputes it, when the context of `scaled` has ended.
+        The backward pass recomputes it after the context of `scaled` has ended.
         """
         active = self._active
 
@@ -271,7 +273,7 @@ class SliderBank(nn.Module):
         def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self._active is None:
                 return output
-            # Low-rank maths in the factors' own precision: bf16 loses small strengths.
+            # Computed in the factors' own precision, since bf16 loses small updates.
             a, b = self.down[key], self.up[key]
             update = low_rank_update(layer, inputs[0].to(a.dtype), a, b, self._active)
             return output + update.to(output.dtype)
@@ -280,10 +282,10 @@ class SliderBank(nn.Module):
 
 
 def banded(lora_scales: Tensor, t: Tensor, bands: Tensor) -> Tensor:
-    """LoRA scales [B, sliders] where t [B] lies in the slider's band [low, high], elsewhere 0.
+    """LoRA scales [B, sliders] where t [B] lies in the slider's band [low, high], and 0 elsewhere.
 
     bands: int64 [sliders, 2], both ends included. Concept Sliders' `start_noise` s, which leaves
-    the layout to the base, is the band [0, s]. Rows may sit at different timesteps.
+    the layout to the base, is the band [0, s]. Rows may have different timesteps.
     """
     inside = (t[:, None] >= bands[:, 0]) & (t[:, None] <= bands[:, 1])
     return torch.where(inside, lora_scales, 0)

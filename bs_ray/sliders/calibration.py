@@ -1,4 +1,4 @@
-"""What a slider's strengths do, as measured, and the LoRA scale that a strength stands for."""
+"""What a slider does at which LoRA scale, as measured, and the LoRA scale of a strength."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import BaseModel
 class Calibration(BaseModel):
     """Measurements of a finished slider (docs/method.md, "Measuring"), as its card stores them.
 
-    The lists go together: entry k of each belongs to `strengths[k]`. They are LoRA scales, for
-    this is what the measurement turns; a user's strength counts units of the effect found here.
+    Entry k of each list belongs to `strengths[k]`. These are LoRA scales, despite their name, since
+    a user's strength counts the units of effect that are found here.
     """
 
     judge: str
@@ -18,17 +18,18 @@ class Calibration(BaseModel):
     strengths: list[float]
     """The LoRA scales that were measured, ascending, 0 among them."""
     effect: list[float]
-    """Mean change of the attribute against scale 0; away from 0 it never falls back."""
+    """Mean change of the attribute against scale 0; on either side it never falls back."""
     drift: list[float]
     """Mean perceptual distance from scale 0."""
     identity: list[float] = []
-    """Mean identity similarity with scale 0; empty where no identity judge was at hand."""
+    """Mean identity similarity with scale 0; empty where the base has no identity judge."""
     unit: float
-    """LoRA scale whose effect is one unit: half of the effect at the ends of the trained range,
-    mean of both sides; 0 for a slider without effect."""
+    """LoRA scale whose effect is one unit, which is half of the effect at the ends of the trained
+    range, averaged over both sides; 0 for a slider without effect."""
     low: float
     high: float
-    """Usable range of LoRA scales: beyond it the picture breaks or the effect no longer grows."""
+    """The usable range of LoRA scales; beyond it the picture breaks or the effect no longer
+    grows."""
 
     def lora_scale(self, strength: float) -> float:
         """The LoRA scale whose effect is `strength` units; negative for the other direction.
@@ -59,12 +60,13 @@ class Calibration(BaseModel):
 
     @property
     def _one(self) -> float:
-        """The effect of one unit, mean of both sides."""
+        """The effect of one unit, averaged over both sides."""
         ends = np.interp([-self.unit, self.unit], self.strengths, self.effect)
         return float(ends[1] - ends[0]) / 2
 
     def _usable(self, sign: float) -> tuple[np.ndarray, np.ndarray]:
-        """(scales, effects) of one side from 0 to the end of the usable range, all positive."""
+        """LoRA scales of one side, from 0 to the end of the usable range, and their effects; all
+        positive."""
         end = self.high if sign > 0 else -self.low
         both = np.array([self.strengths, self.effect])[:, :: int(sign)] * sign
         return tuple(both[:, (both[0] >= 0) & (both[0] <= end)])

@@ -1,4 +1,4 @@
-"""A slider's card: what made it, what it is good for, and which strengths it takes. No torch."""
+"""A slider's card: how it was made and which strengths it takes. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SliderError(ValueError):
 
 
 class Card(BaseModel):
-    """What made a slider and what it is good for; `to_json` is what a slider's file holds."""
+    """How a slider was made, and what was measured of it. A slider's file holds its `to_json`."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
@@ -37,7 +37,7 @@ class Card(BaseModel):
     prompts: Prompts | None = None
     """None for a slider made from pictures, or imported without its prompts."""
     subject: str = Field("", alias="pictured")
-    """What a slider without prompts acts on, in words; files call it `pictured`."""
+    """What a slider without prompts acts on, in words. Files call it `pictured`."""
     rank: int
     calibration: Calibration | None = None
     training: dict[str, Any] = Field(default_factory=dict)
@@ -61,7 +61,7 @@ class Card(BaseModel):
         """The LoRA scale of a strength, which counts units of effect where the card has them.
 
         calibrated=False: the strength is the LoRA scale. Raises SliderError for a strength that is
-        not a finite number, or whose LoRA scale is larger than all that was measured.
+        not a finite number, or whose LoRA scale is larger than any that was measured.
         """
         if not math.isfinite(strength):
             raise SliderError(f"slider {self.name}: got strength {strength}; expected a number")
@@ -77,7 +77,7 @@ class Card(BaseModel):
         return scale
 
     def note(self, strength: float, calibrated: bool = True) -> str:
-        """What a user should know of a strength beyond the usable range; "" within it."""
+        """What to tell a user about a strength beyond the usable range; "" within it."""
         measured = self.calibration
         if not measured or not measured.unit:
             return ""

@@ -1,13 +1,13 @@
 """Sliders to and from other tools' LoRA files: diffusers, PEFT, kohya / ComfyUI, Concept Sliders.
 
-What differs is the name of a layer and where alpha / r stands:
+They differ in the names of layers and in where alpha / r is:
 
-    diffusers   <part>.<layer>.lora_A.weight                     one file, alpha folded (our own)
-    PEFT        base_model.model.<layer>.lora_A.weight           a folder, alpha in its config
-    kohya       lora_unet_<layer, dots as _>.lora_down.weight    one file, .alpha beside each layer
+    diffusers   <part>.<layer>.lora_A.weight                    one file; alpha / r is folded into B
+    PEFT        base_model.model.<layer>.lora_A.weight          a folder; alpha is in its config
+    kohya       lora_unet_<layer, dots as _>.lora_down.weight   one file; each layer has its .alpha
 
-Concept Sliders' `.pt` files have kohya's names. They are pickles, and are read by torch's
-restricted loader, which builds tensors and runs nothing.
+Our own files are diffusers'. Concept Sliders' `.pt` files have kohya's names. They are pickles, and
+are read by torch's restricted loader, which builds tensors and runs nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KEY = re.compile(r"(?P<layer>.+)\.(?P<what>lora_(?:A|B|down|up)(?:\.default)?\.
 _PREFIXES = ("base_model.model.", "unet.", "transformer.", "diffusion_model.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
 _SGM = re.compile(r"(input_blocks|middle_block|output_blocks)_")
-_CARD = "bs_ray_exported_card"  # not our own files' key, by which they are told apart
+_CARD = "bs_ray_exported_card"  # another key than in our own files, which must be told apart
 _TEXT = re.compile(r"^(lora_te|text_encoder)")
 
 
@@ -43,7 +43,7 @@ _TEXT = re.compile(r"^(lora_te|text_encoder)")
 def export(slider: Slider, form: str) -> dict[str, bytes]:
     """The slider's files by name in one of FORMATS; scale 1.0 there is strength 1.0 here.
 
-    kohya's names are those of UNets; for a transformer ComfyUI reads diffusers' file.
+    kohya names the layers of UNets alone; of a transformer ComfyUI reads diffusers' file.
     """
     name = slider.card.name
     if form == "diffusers" or (form == "kohya" and slider.card.part != "unet"):
@@ -136,7 +136,7 @@ def import_slider(path: Path, name: str, base: str, model: DiffusionModel) -> Sl
 
 @dataclass(frozen=True)
 class _File:
-    """What a file holds: tensors by key, settings that scale them, our card if it has one."""
+    """What a file holds: tensors by key, settings that scale them, and perhaps our card."""
 
     tensors: dict[str, Tensor]
     config: Mapping[str, Any]
@@ -155,7 +155,7 @@ class _File:
 
 
 def _read(path: Path) -> _File:
-    """The file or folder. Raises SliderError for what is no LoRA that we can hold exactly."""
+    """Read a file or folder. Raises SliderError where it holds no plain LoRA."""
     if not path.exists():
         raise SliderError(f"slider: got {path}, which does not exist; expected a LoRA file")
     try:
@@ -190,7 +190,7 @@ def _card_of(file: Path) -> Card | None:
 
 
 def _diffusers_config(file: Path) -> dict[str, Any]:
-    """diffusers keeps PEFT's settings in the header, each key behind its part's name."""
+    """PEFT's settings, which diffusers keeps in the header, each behind the part's name."""
     text = _header(file).get("lora_adapter_metadata")
     flat = json.loads(text) if text else {}
     return {key.partition(".")[2]: value for key, value in flat.items()}
@@ -205,7 +205,7 @@ def _number(path: Path, layer: str, alpha: Tensor) -> float:
 
 
 def _unpickled(data: bytes) -> dict[str, Tensor]:
-    """Tensors of a .pt file. torch refuses anything that is not plain data, and runs none of it."""
+    """The tensors of a .pt file. torch refuses all but plain data, and executes nothing."""
     found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(f"holds a {type(found).__name__}, not tensors by name")
@@ -253,7 +253,7 @@ def _bare(layer: str) -> str:
 
 
 def _layer_names(model: DiffusionModel) -> dict[str, str]:
-    """Names with underscores -> the denoiser's own. Two layers of one name cannot be told apart."""
+    """A layer's name with underscores for dots -> its own name."""
     names: dict[str, str] = {}
     for layer, module in model.denoiser.named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
@@ -280,7 +280,8 @@ def _check(path: Path, key: str, weight: Tensor | None, down: Tensor, up: Tensor
 
 
 def _from_sgm(tensors: dict[str, Tensor], model: DiffusionModel, path: Path) -> dict[str, Tensor]:
-    """kohya's SDXL names (input_blocks_4_1...) by diffusers' own table."""
+    """Tensors with kohya's names for SDXL (input_blocks_4_1...) under diffusers' names, by
+    diffusers' own table."""
     from diffusers import StableDiffusionXLPipeline
 
     config: Any = model.denoiser.config
@@ -296,7 +297,7 @@ def _from_sgm(tensors: dict[str, Tensor], model: DiffusionModel, path: Path) -> 
 
 
 def _to_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors filled up with zeros to `rank`: some tools give layers ranks of their own."""
+    """Factors filled up with zeros to `rank`, since some tools give layers different ranks."""
     missing = rank - a.shape[0]
     if not missing:
         return a, b

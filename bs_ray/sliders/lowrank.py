@@ -11,8 +11,10 @@ from torch import Tensor, nn
 class Gates(NamedTuple):
     """What every row multiplies its inner activations A x by."""
 
-    values: Tensor  # float32 [B, R]; gathered [B, K]
-    ranks: Tensor | None  # int64 [B, K]: which stacked ranks they stand for; None: all, in order
+    values: Tensor
+    """float32 [B, R]; gathered [B, K]."""
+    ranks: Tensor | None
+    """int64 [B, K]: the stacked ranks that the values are for; None: all, in order."""
 
 
 def low_rank_update(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, gates: Gates) -> Tensor:
@@ -28,13 +30,13 @@ def low_rank_update(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, gates: Ga
 def _gathered(
     layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, values: Tensor, ranks: Tensor
 ) -> Tensor:
-    """The same with factors of each row's own: values, ranks [B, K]."""
+    """The update where each row has ranks of its own: values, ranks [B, K]."""
     rows, count = ranks.shape
     a = a.index_select(0, ranks.flatten())  # [B K, in, ...]
     b = b.flatten(1).index_select(1, ranks.flatten())  # [out, B K]
     b = b.view(-1, rows, count).transpose(0, 1)  # [B, out, K]
     if isinstance(layer, nn.Conv2d):
-        # Rows become groups of one picture's channels: one convolution for all of them.
+        # Rows become groups of channels of one picture, so that one convolution does them all.
         inner = _convolved(layer, x.flatten(0, 1)[None], a, groups=rows)  # [1, B K, h, w]
         inner = inner.view(rows, count, *inner.shape[2:])
         updates = b @ (inner * values[:, :, None, None]).flatten(2)

@@ -1,6 +1,6 @@
 """Sliders by name and version on storage: `<root>/<name>/<version>.safetensors`.
 
-A version is never overwritten: publishing is a conditional put of the next number.
+A version is never overwritten: publishing creates the next number, which only one writer can.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Registry:
     def publish(self, slider: Slider) -> Slider:
         """Store the slider under the next free version and return it with that version.
 
-        A slider whose bytes already stand as the newest version is not published twice.
+        A slider whose bytes are those of the newest version is not published again.
         """
         name = slider.card.name
         newest = max(self.versions(name), default=0)
@@ -58,10 +58,10 @@ class Registry:
             version += 1
 
     def resolve(self, reference: str) -> Slider:
-        """`name`, `name@version`, or the path or URI of a .safetensors file.
+        """The slider of `name`, `name@version`, or the path or URI of a .safetensors file.
 
-        A version that is named is read at once, however many sliders there are. Raises
-        SliderError for a slider that is not there, naming those that are.
+        A named version is read without listing the registry. Raises SliderError for a slider that
+        does not exist; the message lists those that do.
         """
         if reference.endswith(".safetensors"):
             return _read_file(reference)

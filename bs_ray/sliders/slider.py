@@ -1,8 +1,8 @@
 """A slider: low-rank factors and the card that explains them, in one safetensors file.
 
-Keys are diffusers' own (`<part>.<layer>.lora_A.weight` [r, in], `.lora_B.weight` [out, r], part
-being "unet" or "transformer"), with alpha / r folded into B, so that scale 1.0 of
-any other loader is our LoRA scale 1.0.
+Keys are diffusers' own: `<part>.<layer>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], where
+the part is "unet" or "transformer". alpha / r is folded into B, so that scale 1.0 of any other
+loader is our LoRA scale 1.0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CARD = "bs_ray_card"
 
 @dataclass(frozen=True)
 class Slider:
-    """Factors per layer of the denoiser, float32: (A [r, in, ...], B [out, r, ...])."""
+    """A card, and the float32 factors of each layer: (A [r, in, ...], B [out, r, ...])."""
 
     card: Card
     factors: dict[str, tuple[Tensor, Tensor]]
@@ -39,12 +39,13 @@ class Slider:
         for layer, (a, b) in sorted(self.factors.items()):
             tensors[f"{self.card.part}.{layer}.lora_A.weight"] = a.detach().float().contiguous()
             tensors[f"{self.card.part}.{layer}.lora_B.weight"] = b.detach().float().contiguous()
-        # One header entry only: safetensors writes several in no fixed order.
+        # A single header entry, since safetensors writes several in no fixed order.
         return save(tensors, metadata={_CARD: self.card.to_json()})
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str) -> Slider:
-        """Read what `to_bytes` wrote. Raises SliderError, naming `source`, for anything else."""
+        """Read what `to_bytes` wrote. Raises SliderError, which names `source`, for anything
+        else."""
         try:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             tensors = load(data)
@@ -67,7 +68,7 @@ class Slider:
     def check_base(self, base_id: str) -> None:
         """Raise SliderError unless the slider was trained on the base with this hash.
 
-        An imported slider that names no base passes here: its layers' shapes decide (`attach`).
+        An imported slider that names no base passes: the shapes of its layers decide (`attach`).
         """
         if self.card.base_id and self.card.base_id != base_id:
             raise SliderError(

@@ -30,11 +30,11 @@ def build(
     share: float = 1.0,
     console: Console | None = None,
 ) -> None:
-    """Train the stages (a comma list; all of them by default) into the diffusers folder `out`.
+    """Train the stages into the diffusers folder `out`. The same command goes on where it stopped.
 
-    `work` keeps the rendered pictures, a checkpoint and sample sheets per stage; running the same
-    command again goes on where it stopped. `share` shortens every stage, for a quick try.
-    Raises ValueError for an unknown stage.
+    stages: a comma list; all of them by default. work: keeps the rendered pictures, and checkpoints
+    and sample sheets of each stage. share: of every stage's steps, for a quick try. Raises
+    ValueError for an unknown stage.
     """
     console = console or Console()
     names = stages.split(",") if stages else list(STAGES)
@@ -58,7 +58,7 @@ def build(
                 num_workers=workers, resources_per_worker={"CPU": threads}
             ),
             run_config=RunConfig(
-                name=f"tiny-{os.getpid()}",  # resuming is ours: per stage, from `work`
+                name=f"tiny-{os.getpid()}",  # no name to resume under: stages resume from `work`
                 storage_path=str((work / "ray").resolve()),
                 failure_config=FailureConfig(max_failures=2),
             ),

@@ -1,8 +1,8 @@
-"""The procedural world of the tiny base: a renderer of 64 x 64 faces from continuous attributes.
+"""The tiny world: a renderer of 64 x 64 faces from continuous attributes.
 
-Every attribute is a number in [0, 1] and, but for beards on women, drawn independently of the
-others, so a slider that moves one attribute has no excuse to move another. Shapes are
-signed-distance coverages, drawn at twice the size and averaged down (anti-aliasing).
+Every attribute is a number in [0, 1], and independent of the others except for beards on women, so
+that a slider may move one attribute and no other. Shapes are signed-distance coverages, painted at
+twice the size and averaged down (anti-aliasing).
 
 Legend: B faces; images are float32 RGB in [-1, 1], shape [B, 3, 64, 64]; coordinates run from -1
 to 1, x to the right and y down; a column of attributes is a float32 tensor of shape [B].
@@ -20,7 +20,7 @@ from torch import Tensor
 SIZE = 64
 _SUPERSAMPLE = 2
 
-#: What the attribute reader reads and evaluations report, in this order.
+#: The attributes that the reader reads and evaluations report, in this order.
 ATTRIBUTES = (
     "smile",
     "age",
@@ -35,7 +35,7 @@ ATTRIBUTES = (
     "pose",
     "light",
 )
-#: What makes a face the same person; everything else is expression, styling or the photo.
+#: The parameters that make a face the same person; the others are expression, styling or the photo.
 IDENTITY = (
     "man",
     "skin",
@@ -68,7 +68,7 @@ Value = Tensor | float
 
 
 def sample_scenes(count: int, seed: int) -> Scene:
-    """Draw `count` random scenes: float32 columns [count] in [0, 1], one per SCENE name."""
+    """`count` random scenes: float32 columns [count] in [0, 1], one for each name of SCENE."""
     generator = torch.Generator().manual_seed(seed)
     scene = {name: torch.rand(count, generator=generator) for name in SCENE}
     worn = torch.rand(count, generator=generator) < 0.4
@@ -82,7 +82,7 @@ def sample_scenes(count: int, seed: int) -> Scene:
 
 
 def same_person(scene: Scene, seed: int) -> Scene:
-    """The same people in other pictures: IDENTITY kept, everything else drawn anew."""
+    """The same people in other pictures: IDENTITY is kept, everything else is random."""
     other = sample_scenes(len(scene["man"]), seed)
     other |= {name: scene[name] for name in IDENTITY}
     other["beard"] = torch.where(
@@ -97,7 +97,7 @@ def attribute_matrix(scene: Scene, names: tuple[str, ...] = ATTRIBUTES) -> Tenso
 
 
 def render(scene: Scene, chunk: int = 256) -> Tensor:
-    """Draw the scenes: float32 [B, 3, 64, 64] in [-1, 1]."""
+    """Pictures of the scenes: float32 [B, 3, 64, 64] in [-1, 1]."""
     count = len(scene["age"])
     parts = [
         _Canvas({name: column[i : i + chunk] for name, column in scene.items()}).draw()
@@ -128,7 +128,7 @@ def render_on_clutter(scene: Scene, seed: int, chunk: int = 256) -> Tensor:
 
 
 def _take_photo(image: Tensor, generator: torch.Generator) -> Tensor:
-    """One camera's faults on one image [3, 64, 64]: occluder, cast, gamma, blur, noise."""
+    """An image [3, 64, 64] with a camera's faults: occluder, cast, gamma, blur, noise."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
@@ -169,7 +169,7 @@ def _blend(column: Tensor, colours: tuple[tuple[float, float, float], ...]) -> T
 
 
 def palette_index(column: Tensor) -> Tensor:
-    """Which PALETTE colour a column in [0, 1] names: int64 [B]."""
+    """The index in PALETTE of a column in [0, 1]: int64 [B]."""
     return (column * len(PALETTE)).long().clamp(max=len(PALETTE) - 1)
 
 
@@ -207,7 +207,7 @@ class _Canvas:
         return _from_palette(self.columns["background"]) * shade[:, None]
 
     def _measure(self) -> None:
-        """Where things are; pose slides the features across the head."""
+        """Measure where things are; the pose slides features across the head."""
         turn = 2 * self.pose - 1
         self.cx = 0.05 * turn
         self.fx = self.cx + 0.11 * turn
@@ -237,7 +237,7 @@ class _Canvas:
         self.image = self.image * (1 - amount[:, None])
 
     def ellipse(self, cx: Value, cy: Value, rx: Value, ry: Value) -> Tensor:
-        """Signed distance (about) to an ellipse."""
+        """An approximate signed distance to an ellipse."""
         radius = (((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2).sqrt()
         return (radius - 1) * torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry))
 
@@ -277,7 +277,7 @@ class _Canvas:
             self.paint(shape, colour, 0.85)
 
     def draw(self) -> Tensor:
-        """Paint everything; float32 [B, 3, 64, 64] in [-1, 1]."""
+        """Paint everything. Returns float32 [B, 3, 64, 64] in [-1, 1]."""
         self._shoulders()
         self._hair_behind()
         self._head()
@@ -326,7 +326,7 @@ class _Canvas:
             self.image = torch.lerp(self.image, blush, (0.30 * self.chubby * cheek)[:, None])
 
     def _wrinkles(self) -> None:
-        """Age: lines and hollows of the skin only, so hair colour and shape stay free."""
+        """Age is lines and hollows of the skin alone; hair colour and shape are independent."""
         age, fx = self.age, self.fx
         lines = torch.zeros_like(self.inside)
         for row, width in ((-0.36, 0.24), (-0.27, 0.27)):

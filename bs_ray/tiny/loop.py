@@ -1,4 +1,4 @@
-"""Fit one stage of the recipe: when to step, average, save and show. Resumable at any point."""
+"""Training one stage of a recipe: when to step, average, save and show. It resumes anywhere."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 def fit(
     stage: Stage, work: Path, report: Report, steps: int | None = None, seconds: float | None = None
 ) -> None:
-    """Train `stage` to its end and export it; continues from `work` if it was stopped.
+    """Train `stage` to its end and export it. Resumes from `work` where it was stopped.
 
-    Under torch.distributed every rank takes its own part of the randomness and gradients are
-    averaged.
+    Under torch.distributed every rank has randomness of its own, and gradients are averaged.
 
-    seconds: stands in for `steps` where a machine is lent for a while: the first steps are timed,
-    and as many are made as fit. The number is kept, so that a resumed run keeps its schedule.
+    seconds: how long to train, in place of `steps`. The first steps are timed, and as many are
+    taken as fit. The number is kept, so that a resumed run keeps its schedule.
     """
     rank, world = _rank()
     parameters = [p for p in stage.net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=stage.lr, weight_decay=1e-2, betas=(0.9, 0.99),
+        parameters,
+        lr=stage.lr,
+        weight_decay=1e-2,
+        betas=(0.9, 0.99),
         fused=stage.device.type == "cuda",
-    )  # fmt: skip
+    )
     average = {n: p.detach().clone() for n, p in stage.net.state_dict().items()}
     state = work / f"{stage.name}.safetensors"
     done, planned = _restore(state, stage, optimizer, average)
@@ -99,7 +101,7 @@ def finished(name: str, work: Path) -> bool:
 
 
 def mark_finished(name: str, work: Path) -> None:
-    """Remember that stage `name` needs no further run."""
+    """Mark stage `name` as exported."""
     (work / f"{name}.done").touch()
 
 
@@ -108,7 +110,7 @@ def _rank() -> tuple[int, int]:
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then cosine to a fiftieth."""
+    """The learning rate's factor: a linear warm-up, then a cosine down to a fiftieth."""
     if step < _WARMUP_STEPS:
         return (step + 1) / _WARMUP_STEPS
     share = (step - _WARMUP_STEPS) / max(1, steps - _WARMUP_STEPS)
@@ -161,7 +163,7 @@ def _save(
 def _restore(
     path: Path, stage: Stage, optimizer: Optimizer, average: dict[str, Tensor]
 ) -> tuple[int, int]:
-    """Load what `_save` wrote: the steps done and planned, 0 and 0 where nothing was saved."""
+    """Load what `_save` wrote. Returns the steps done and planned; 0 and 0 where there is none."""
     if not path.exists():
         return 0, 0
     with safe_open(str(path), "pt", device=str(stage.device)) as file:

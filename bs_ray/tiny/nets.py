@@ -1,4 +1,4 @@
-"""The tiny bases' networks: SDXL's and SD3.5's architectures to the letter, small."""
+"""The networks of `tiny` and `tiny-flow`: SDXL's and SD3.5's architectures, small."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LATENT_CHANNELS = 4
 
 
 def build_tokenizer(words: list[str], pad_token: str) -> CLIPTokenizer:
-    """CLIP's byte-level BPE whose merges spell `words` whole; other text falls back to bytes.
+    """CLIP's byte-level BPE, whose merges make each of `words` one token; other text is bytes.
 
     SDXL pads its first tokenizer with the end token and its second with "!".
     """
@@ -74,7 +74,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The judge: the second text tower's shape beside a vision transformer."""
+    """The CLIP judge: a text tower as the second one, and a vision transformer."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=384,
@@ -150,7 +150,7 @@ def build_transformer() -> SD3Transformer2DModel:
 
 
 def build_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """SD3's own scheduler; no shift, for 64 pixels have as many bits as they show."""
+    """SD3's own scheduler, without a shift, which is meant for larger pictures."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 

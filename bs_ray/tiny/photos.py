@@ -1,7 +1,7 @@
-"""The tiny world as a user would have it: a messy folder of photos, and LFW-like shards.
+"""Photos of the tiny world as a user would have them: a messy folder, and shards like LFW's.
 
-`wild/` holds in-the-wild photos, some of them broken in the ways files break; `lfw/` holds
-pictures of named people for training. Everything is a function of the seed.
+`wild/` holds in-the-wild photos, some of them broken as files may break; `lfw/` holds pictures of
+named people for training. Everything is a function of the seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SYLLABLES = ("ba", "den", "ko", "lin", "mar", "no", "ris", "sol", "ta", "vi", "
 
 @dataclass(frozen=True)
 class TinyWorld:
-    """What was drawn."""
+    """What was written."""
 
     wild: int
     """Files below wild/, the broken ones included."""
@@ -49,8 +49,8 @@ def ingest_tiny_world(
     seed: int = 0,
     shard_images: int = 1000,
 ) -> TinyWorld:
-    """Draw `photos` files below `<destination>/wild`, `broken` of them bad, and 1-3 pictures of
-    each of `people` below `<destination>/lfw`.
+    """Write `photos` files below `<destination>/wild`, `broken` of them broken, and 1 to 3 pictures
+    of each of `people` below `<destination>/lfw`.
 
     Raises ValueError for more broken files than photos, and StorageError.
     """
@@ -79,13 +79,13 @@ def write_wild(store: Store, photos: int, broken: int, seed: int) -> None:
 
 
 def wild_key(index: int) -> str:
-    """Where photo `index` lies: year/month/img-00012.jpg, twenty to a month."""
+    """The key of photo `index`: year/month/img-00012.jpg, with twenty photos a month."""
     month = index // 20
     return f"{2022 + month // 12}/{month % 12 + 1:02d}/img-{index:05d}.jpg"
 
 
 def wild_jpeg(image: np.ndarray, index: int) -> bytes:
-    """One camera file: uint8 [64, 64, 3] -> JPEG of quality 92, some lying on their side."""
+    """A camera's file: uint8 [64, 64, 3] -> JPEG of quality 92. Some photos lie on their side."""
     side = _SIDES_PX[index % len(_SIDES_PX)]
     orientation = _LYING if index % 8 == 5 else _UPRIGHT
     photo = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
@@ -101,7 +101,7 @@ def wild_jpeg(image: np.ndarray, index: int) -> bytes:
 
 
 def _huge_png(_: bytes) -> bytes:
-    """Thirty bytes of header that promise 10 gigapixels."""
+    """A small file whose header promises 10 gigapixels."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -112,14 +112,13 @@ def _huge_png(_: bytes) -> bytes:
 
 
 def _gif(data: bytes) -> bytes:
-    """A format that is not edited, behind a suffix that promises one that is."""
+    """A GIF, which is not edited, under the suffix of a JPEG."""
     file = BytesIO()
     with Image.open(BytesIO(data)) as image:
         image.quantize(64).save(file, "GIF")
     return file.getvalue()
 
 
-#: The ways photos break: a JPEG's bytes -> what lies under its name instead.
 BREAKAGES = (
     lambda data: data[: len(data) * 6 // 10],  # an upload that stopped
     lambda data: b"<html><body>404 Not Found</body></html>\n",  # a download that failed
@@ -127,10 +126,11 @@ BREAKAGES = (
     _huge_png,
     _gif,
 )
+"""The ways in which photos break: a JPEG's bytes -> the bytes of the file instead."""
 
 
 def _portraits(people: int, seed: int) -> Iterator[Photo]:
-    """Pictures of people, in the order of their names' numbers: person i has 1 + i % 3."""
+    """Pictures of people, in the order of their numbers: person i has 1 + i % 3 of them."""
     faces = sample_scenes(people, seed + 1)
     for start in range(0, people, 64):
         chunk = {name: column[start : start + 64] for name, column in faces.items()}
@@ -149,7 +149,7 @@ def _chunk_portraits(faces: Scene, start: int, seed: int) -> Iterator[Photo]:
 
 
 def person_name(index: int) -> str:
-    """First_Last, another for each of the first 19,008 people."""
+    """First_Last; the first 19,008 people have different names."""
     rest, first = divmod(index, len(_FIRST))
     last = ""
     for _ in range(3):

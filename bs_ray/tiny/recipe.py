@@ -41,7 +41,7 @@ STAGES = ("reader", "text", "vae", "unet", "clip", "perceptual", "identity", "fl
 # --- the pictures ------------------------------------------------------------------------------
 @dataclass
 class World:
-    """Rendered once and kept: images uint8 [N, 3, 64, 64] and their scenes, of three kinds."""
+    """The rendered pictures: uint8 [N, 3, 64, 64] and their scenes, of three kinds."""
 
     clean: Tensor
     cluttered: Tensor
@@ -50,7 +50,7 @@ class World:
 
     @classmethod
     def load(cls, path: Path, clean: int, cluttered: int, wild: int, seed: int) -> World:
-        """Render the world into `path` unless it lies there already."""
+        """The pictures in `path`; they are rendered into it where it does not exist."""
         if not path.exists():
             cls._render(path, {"clean": clean, "cluttered": cluttered, "wild": wild}, seed)
         flat = load_file(path)
@@ -108,7 +108,7 @@ class _Regression(Stage):
 
 
 def _degrade(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Slight blur and noise on some rows, so that a judge does not live on single pixels."""
+    """Slight blur and noise on some rows, so that a judge does not rely on single pixels."""
     count = len(x)
     blurred = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     share = torch.rand(count, 1, 1, 1, generator=rng) * (
@@ -131,7 +131,7 @@ class PerceptualStage(_Regression):
 
 
 class IdentityStage(Stage):
-    """Embeds faces: two pictures of one person close, others apart (InfoNCE)."""
+    """Embeds faces: two pictures of one person lie close, others apart (InfoNCE)."""
 
     name, steps = "identity", 500
     people, dimension = 3000, 32
@@ -156,10 +156,10 @@ class IdentityStage(Stage):
 
 
 class TextStage(Stage):
-    """Both text towers: every caption must be readable from what SDXL takes of it.
+    """Both text towers: every caption must be readable from the states that SDXL takes.
 
-    That is the second tower's projection and both towers' last but one hidden states. On captions
-    as short as ours this is learned in a minute, where a contrastive loss alone needs an hour.
+    That is the second tower's projection and both towers' last but one hidden states. With
+    captions as short as these it is learned in a minute; a contrastive loss alone needs an hour.
     """
 
     name, steps = "text", 700
@@ -199,7 +199,7 @@ class TextStage(Stage):
 
 
 class ClipStage(Stage):
-    """The judge: a vision tower learns to agree with the second text tower, which stands still.
+    """The CLIP judge: a vision tower learns to agree with the second text tower, which is frozen.
 
     Contrastive (Radford et al. 2021) with a locked tower (Zhai et al. 2022).
     """
@@ -230,7 +230,7 @@ class ClipStage(Stage):
 
 
 class VaeStage(Stage):
-    """L1, edges and what the attribute reader sees; a trace of KL."""
+    """The autoencoder: L1, edges, the attribute reader's features, and a little KL."""
 
     name, steps = "vae", 2200
 
@@ -240,7 +240,7 @@ class VaeStage(Stage):
         self.reader = JudgeNet.load(base / "judges" / "reader.safetensors")
         y = torch.linspace(-1, 1, faces.SIZE)[:, None]
         x = torch.linspace(-1, 1, faces.SIZE)[None, :]
-        # The face's small features weigh more than its surroundings.
+        # The small features of the face weigh more than its surroundings.
         self.weight = 1 + 1.5 * torch.exp(-((x / 0.35) ** 2 + ((y - 0.12) / 0.38) ** 2) / 2)
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
@@ -289,11 +289,11 @@ class _DenoiserStage(Stage):
         self.first_cluttered = len(world.clean)
 
     def load_model(self, base: Path) -> Any:
-        """The base around a fresh denoiser."""
+        """The base around a new denoiser."""
         raise NotImplementedError
 
     def timesteps(self, rng: torch.Generator) -> Tensor:
-        """int64 [batch]."""
+        """Random timesteps, int64 [batch]."""
         raise NotImplementedError
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
@@ -340,7 +340,7 @@ class UnetStage(_DenoiserStage):
 
     def timesteps(self, rng: torch.Generator) -> Tensor:
         # High noise more often: at 64 px a face stays readable until t is about 800 of SDXL's
-        # schedule, and a caption has nothing to tell before it no longer is.
+        # schedule, and only beyond that does a caption tell anything new.
         return (1000 * torch.rand(self.batch, generator=rng) ** 0.6).long().clamp(max=999)
 
     def export(self) -> None:
@@ -372,12 +372,12 @@ class FlowStage(_DenoiserStage):
 
 
 def flow_folder(base: Path) -> Path:
-    """Where the flow-matching base of the same recipe lies: beside the first, `<base>-flow`."""
+    """The folder of the flow-matching base of the same recipe: `<base>-flow`, beside the first."""
     return base.with_name(base.name + "-flow")
 
 
 def write_flow_parts(base: Path, folder: Path) -> None:
-    """What the second base takes over from the first: autoencoder, text towers, judges."""
+    """Copy what the flow-matching base shares with the first: autoencoder, text towers, judges."""
     for part in ("text_encoder_2", "tokenizer", "tokenizer_2", "vae", "judges"):
         shutil.copytree(base / part, folder / part, dirs_exist_ok=True)
     # SD3's autoencoders also shift their latents; the first tower has a projection there, for
@@ -390,7 +390,7 @@ def write_flow_parts(base: Path, folder: Path) -> None:
 
 
 def write_flow_index(folder: Path) -> None:
-    """What lets `StableDiffusion3Pipeline.from_pretrained(folder)` find the parts."""
+    """Write the index by which `StableDiffusion3Pipeline.from_pretrained` finds the parts."""
     index = {
         "_class_name": "StableDiffusion3Pipeline",
         "_diffusers_version": "0.42.1",
@@ -410,7 +410,7 @@ def write_flow_index(folder: Path) -> None:
 
 
 def write_untrained_base(base: Path, seed: int = 0) -> None:
-    """A base of random weights with every part in place: for tests of plumbing, not of quality."""
+    """Write a base of random weights with all its parts, for tests that need no quality."""
     torch.manual_seed(seed)
     scene = faces.sample_scenes(IdentityStage.people, seed)
     blank = to_uint8(torch.rand(8, 3, 64, 64) * 2 - 1)
@@ -438,7 +438,7 @@ _STAGES = (
 
 
 def build_stage(name: str, world: World, base: Path) -> Stage:
-    """The stage by name; ValueError for an unknown one."""
+    """The stage of that name. Raises ValueError for an unknown one."""
     for stage in _STAGES:
         if stage.name == name:
             return stage(world, base)

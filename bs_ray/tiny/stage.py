@@ -27,7 +27,7 @@ class Stage:
         self.base = base  # where the exported networks of earlier stages lie
 
     def loss(self, rng: torch.Generator) -> dict[str, Tensor]:
-        """The loss of a random batch under "loss"; other entries are shown beside it."""
+        """The loss of a random batch, as "loss"; other entries are shown beside it."""
         raise NotImplementedError
 
     def export(self) -> None:
@@ -35,7 +35,7 @@ class Stage:
         raise NotImplementedError
 
     def sheet(self) -> Tensor | None:
-        """A picture of how far it has come [3, H, W] in [-1, 1], if there is one to see."""
+        """A picture [3, H, W] in [-1, 1] of what the network does by now, where it makes one."""
         return None
 
 
@@ -56,7 +56,7 @@ def grid(x: Tensor, columns: int) -> Tensor:
 
 
 def save_text_towers(base: Path, first: Any, second: Any, tokenizers: list[CLIPTokenizer]) -> None:
-    """Both text towers and their tokenizers into a base's folder, as SDXL has them."""
+    """Write both text towers and their tokenizers into a base's folder, as SDXL has them."""
     plain = CLIPTextModel(first.config)
     own = first.state_dict()
     # The class without a projection leaves out the prefix of the one with it.
@@ -68,7 +68,7 @@ def save_text_towers(base: Path, first: Any, second: Any, tokenizers: list[CLIPT
 
 
 def write_model_index(base: Path) -> None:
-    """What lets `StableDiffusionXLPipeline.from_pretrained(base)` find the parts."""
+    """Write the index by which `StableDiffusionXLPipeline.from_pretrained` finds the parts."""
     index = {
         "_class_name": "StableDiffusionXLPipeline",
         "_diffusers_version": "0.42.1",

@@ -78,7 +78,7 @@ def draw(
     Even rows are near (t <= image_timestep_max), odd rows are not.
     """
     split = min(job.losses.image_timestep_max + 1, timesteps)
-    drawn = []
+    draws = []
     for row in rows:
         rng = keyed_generator(job.seed, step, row)
         low, high = (0, split) if row % 2 == 0 else (split % timesteps, timesteps)
@@ -90,8 +90,8 @@ def draw(
         others = 2 * torch.rand(len(job.slider_names) - 1, generator=rng) - 1
         strength = torch.cat([first[None], others]) * job.losses.max_strength
         turn = torch.tensor(step * job.batch_size + row)
-        drawn.append((photo, t, strength, noise, turn))
-    numbers, times, strengths, noises, turns = zip(*drawn, strict=True)
+        draws.append((photo, t, strength, noise, turn))
+    numbers, times, strengths, noises, turns = zip(*draws, strict=True)
     return RowDraws(
         list(numbers),
         torch.stack(times),
@@ -105,14 +105,14 @@ def text_batch(
     job: TrainJob,
     teacher: Teacher,
     rows: range,
-    drawn: RowDraws,
+    draws: RowDraws,
     x_t: Tensor,
     t: Tensor,
     predicted: TeacherOutput,
 ) -> TrainBatch:
-    """A lesson for every slider on the same x_t: Eq 5, 6, 11."""
+    """The rows of every slider on the same x_t, with their targets: Eq 5, 6, 11."""
     count, sliders = len(rows), len(job.slider_names)
-    strength = drawn.strength.to(x_t.device)
+    strength = draws.strength.to(x_t.device)
     neutral, direction = predicted.neutral.flatten(0, 1), predicted.direction.flatten(0, 1)
     if job.losses.soft_mask:
         direction = soft_mask(direction, magnitude_mask(direction), job.losses.soft_mask)
@@ -124,11 +124,11 @@ def text_batch(
         x_t=x_t.repeat(sliders, 1, 1, 1),
         t=t.repeat(sliders),
         lora_scales=lora_scales,
-        condition=teacher.targets(of, drawn.turn.repeat(sliders)),
+        condition=teacher.targets(of, draws.turn.repeat(sliders)),
         target=guidance_target(neutral, direction, strength.flatten(), job.losses.eta),
         neutral=neutral,
         near=[m * count + index for m in range(sliders) for index in near],
-        photos=[drawn.photo[index] for _ in range(sliders) for index in near],
+        photos=[draws.photo[index] for _ in range(sliders) for index in near],
         rows_total=sliders * job.batch_size,
         near_total=sliders * ((job.batch_size + 1) // 2),
     )
@@ -144,9 +144,9 @@ class LiveBatches:
     teacher: Teacher
 
     def at(self, step: int, rows: range) -> TrainBatch:
-        drawn, x_t, t = self.noised(step, rows)
-        predicted = self.teacher(x_t, t, drawn.turn)
-        return text_batch(self.job, self.teacher, rows, drawn, x_t, t, predicted)
+        draws, x_t, t = self.noised(step, rows)
+        predicted = self.teacher(x_t, t, draws.turn)
+        return text_batch(self.job, self.teacher, rows, draws, x_t, t, predicted)
 
     def refresh(self, step: int, rows: range) -> None:
         """Nothing here depends on the slider's weights."""
@@ -154,7 +154,7 @@ class LiveBatches:
     def noised(self, step: int, rows: range) -> tuple[RowDraws, Tensor, Tensor]:
         """(what was drawn, x_t, t): Eq 1, x_t = a x0 + b n, where x0 is a photo's latents."""
         kind, device = self.model.prediction, self.model.device
-        drawn = draw(
+        draws = draw(
             self.job,
             rows,
             step,
@@ -162,9 +162,9 @@ class LiveBatches:
             kind.num_train_timesteps,
             self.photos.latent_shape,
         )
-        t = drawn.t.to(device)
-        x0 = self.photos.latents(drawn.photo)
-        return drawn, kind.add_noise(x0, drawn.noise.to(device), t), t
+        t = draws.t.to(device)
+        x0 = self.photos.latents(draws.photo)
+        return draws, kind.add_noise(x0, draws.noise.to(device), t), t
 
 
 @dataclass
@@ -187,11 +187,11 @@ class PairBatches:
         kind, device, job = self.model.prediction, self.model.device, self.job
         # One draw a pair, numbered like the rows of a text slider: even ones are near.
         pairs = range(rows.start // 2, rows.stop // 2)
-        drawn = draw(
+        draws = draw(
             job, pairs, step, len(self.sets), kind.num_train_timesteps, self.photos.latent_shape
         )
         numbers, strengths = [], []
-        for pair, which in zip(pairs, drawn.photo, strict=True):
+        for pair, which in zip(pairs, draws.photo, strict=True):
             rng = keyed_generator(job.seed, step, -1 - pair)
             for strength, number in _two_of(self.sets[which], rng):
                 assert job.pairs is not None
@@ -199,8 +199,8 @@ class PairBatches:
                 numbers.append(number)
                 strengths.append(strength * jitter)
         x0 = self.photos.latents(numbers)
-        t = drawn.t.repeat_interleave(2).to(device)
-        noise = drawn.noise.repeat_interleave(2, 0).to(device)
+        t = draws.t.repeat_interleave(2).to(device)
+        noise = draws.noise.repeat_interleave(2, 0).to(device)
         near = [index for index in range(len(rows)) if pairs[index // 2] % 2 == 0]
         return TrainBatch(
             x_t=kind.add_noise(x0, noise, t),

@@ -70,7 +70,7 @@ def assemble(
         # Little momentum, since the slider moves the discriminator's target at every step.
         discriminator = make_engine(network, job.discriminator_lr, (0.5, 0.99))
     teacher = Teacher(model, job.concepts) if job.concepts else None
-    batches = _lessons(job, model, photos, teacher, bank, samples)
+    batches = _make_batches(job, model, photos, teacher, bank, samples)
     return TrainState(
         job,
         model,
@@ -93,7 +93,7 @@ def make_discriminator(job: TrainJob, photos: PhotoPool) -> Discriminator:
     return Discriminator(channels, side, job.losses.r1, job.seed)
 
 
-def _lessons(
+def _make_batches(
     job: TrainJob,
     model: DiffusionModel,
     photos: PhotoPool,
@@ -120,13 +120,13 @@ def one_step(state: TrainState, step: int) -> dict[str, float]:
 
 def check_rows(job: TrainJob, workers: int) -> None:
     """Raise ValueError where a worker would get no row for the image terms."""
-    share, least = job.batch_size // workers, 4 if job.pairs else 2
+    share, min_rows = job.batch_size // workers, 4 if job.pairs else 2
     image_terms = job.losses.perceptual or job.losses.adversarial
-    if share < least and image_terms and job.algorithm == "beyond_sliders":
+    if share < min_rows and image_terms and job.algorithm == "beyond_sliders":
         raise ValueError(
-            f"batch_size: got {share} for each of {workers} workers; expected {least} or more, for "
-            f"every second {'pair' if job.pairs else 'row'} feeds the perceptual and adversarial "
-            "losses. Raise batch_size"
+            f"batch_size: got {share} for each of {workers} workers; expected {min_rows} or more, "
+            f"since every second {'pair' if job.pairs else 'row'} is in the perceptual and "
+            "adversarial losses. Raise batch_size"
         )
 
 

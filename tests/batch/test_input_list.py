@@ -7,7 +7,7 @@ import pytest
 
 from bs_ray.batch.input_list import InputList, JobChangedError, open_input_list
 from bs_ray.batch.listing import list_photos
-from bs_ray.config import EditJob
+from bs_ray.config import EditJob, EditorSettings
 from bs_ray.images.formats import EmptyInputError
 from bs_ray.storage import Store
 
@@ -58,6 +58,17 @@ def test_another_job_is_refused(tmp_path: Path) -> None:
     opened(source, output, {"seed": 1, "editor": {"steps": 5}}, 1)
     with pytest.raises(JobChangedError, match=r"\(editor\.steps: got 6, expected 5\)\. Go back"):
         opened(source, output, {"seed": 1, "editor": {"steps": 6}}, 1)
+
+
+def test_a_job_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
+    source, output = Store(tmp_path / "in"), Store(tmp_path / "out")
+    source.write("a.png", b"")
+    stored = {"preset": "balanced", "steps": 16, "strength": 0.7, "weights": "flowedit", "steer": 1}
+    begun = opened(source, output, {"editor": stored}, 1)
+    today = EditorSettings(steps=16, start=0.7).model_dump(mode="json", by_alias=True)
+    assert opened(source, output, {"editor": today}, 1) == begun
+    with pytest.raises(JobChangedError, match=r"editor\.strength: got 0\.6, expected 0\.7"):
+        opened(source, output, {"editor": today | {"strength": 0.6}}, 1)
 
 
 def test_nothing_to_edit(tmp_path: Path) -> None:

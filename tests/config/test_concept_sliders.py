@@ -69,7 +69,7 @@ def test_a_config_becomes_a_job(config: Path) -> None:
     assert job.losses.eta == 4 and job.resolution == 512 and job.batch_size == 1
     assert job.losses.perceptual == job.losses.adversarial == 0
     text = "\n".join(notes)
-    for part in ("bf16 AdamW stalls", "training_method noxattn: not read", "no photos: guidance"):
+    for part in ("AdamW in bf16", "training_method noxattn: not read", "no photos: guidance"):
         assert part in text
 
 

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bs_ray.config import EditJob, EvalJob, JobError, TrainJob, job_hash, load, shipped_job
+from bs_ray.config import (
+    EditJob,
+    EditorSettings,
+    EvalJob,
+    JobError,
+    TrainJob,
+    job_hash,
+    load,
+    shipped_job,
+)
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TRAIN = {
@@ -79,8 +88,77 @@ def test_evaluation_needs_the_unit_strengths() -> None:
         EvalJob(name="e", sliders={"smile": "smile"}, strengths=[-2, 0, 2])
 
 
+def test_editors_of_earlier_versions(tmp_path: Path) -> None:
+    """What bought nothing is no setting any more; job files that have it still say what they
+    mean, or are told."""
+    values = yaml.safe_load((JOBS / "tiny/edit-wild.yaml").read_text())
+
+    def loaded(**editor: object) -> EditorSettings:
+        job = load(write(tmp_path, values | {"editor": editor}))
+        assert isinstance(job, EditJob)
+        return job.editor
+
+    assert loaded(preset="balanced") == loaded(steps=16, start=0.7)
+    assert loaded(preset="balanced", steps=5) == loaded(steps=5, start=0.7)
+    assert loaded(weights="flowedit", steer=1, strength=0.5) == loaded(start=0.5)
+    for gone in ({"weights": "dds"}, {"steer": 1.5}):
+        [(name, value)] = gone.items()
+        with pytest.raises(JobError, match=rf"editor: got {name} {value!r}, .* leave it out"):
+            loaded(**gone)
+
+
 def test_job_hash_follows_the_settings() -> None:
     job = shipped_job("tiny/edit-wild.yaml")
     assert isinstance(job, EditJob)
     assert job_hash(job) == job_hash(shipped_job("tiny/edit-wild.yaml"))
     assert job_hash(job) != job_hash(job.model_copy(update={"seed": 1}))
+
+
+OLD_KEYS = {
+    "train": TRAIN,
+    "edit": {
+        "kind": "edit",
+        "name": "e",
+        "input": "in",
+        "output": "out",
+        "sliders": {"smile": [1, 2]},
+        "input_format": "parquet",
+        "plan": "todo",
+        "editor": {"steps": 4, "strength": 0.5},
+    },
+    "evaluate": {
+        "kind": "evaluate",
+        "name": "v",
+        "sliders": {"smile": "smile"},
+        "settings": {"faces": 3},
+        "methods": {"fast": {"preset": "fast", "strength": 0.4}},
+        "effects": {"smile": 0.1},
+    },
+    "serve": {
+        "kind": "serve",
+        "name": "s",
+        "sliders": ["*"],
+        "editor": {"strength": 0.7},
+    },
+}
+"""Jobs with the names of an earlier version."""
+
+
+def test_a_training_job_of_an_earlier_version_keeps_its_hash(tmp_path: Path) -> None:
+    """A run finds its checkpoints by it."""
+    assert job_hash(load(write(tmp_path, OLD_KEYS["train"]))) == "fce6e2f526fe3a42"
+
+
+def test_old_names_are_read_as_the_new_ones(tmp_path: Path) -> None:
+    edit = load(write(tmp_path, OLD_KEYS["edit"]))
+    assert isinstance(edit, EditJob)
+    assert (edit.edits_column, edit.editor.start) == ("todo", 0.5)
+    measured = load(write(tmp_path, OLD_KEYS["evaluate"]))
+    assert isinstance(measured, EvalJob)
+    assert measured.splits == {"faces": 3} and measured.methods["fast"].start == 0.4
+
+
+def test_an_old_name_beside_the_new_one_is_refused(tmp_path: Path) -> None:
+    job = write(tmp_path, OLD_KEYS["edit"])
+    with pytest.raises(JobError, match="editor: got both start and strength, its name in earlier"):
+        load(job, ["editor.start=0.4"])

@@ -72,12 +72,12 @@ def test_zero_strength_is_zero_without_the_shortcut_too(editor: Editor) -> None:
     "settings",
     [
         SETTINGS,
-        EditorSettings(steps=4, soft_mask=0.5, steer=1.5),
+        EditorSettings(steps=4, soft_mask=0.5),
         EditorSettings(steps=4, method="sdedit"),
         EditorSettings(steps=4, method="ddim_inversion"),
         EditorSettings(steps=4, method="edit_friendly"),
     ],
-    ids=["displacement", "mask and steer", "sdedit", "ddim_inversion", "edit_friendly"],
+    ids=["displacement", "soft mask", "sdedit", "ddim_inversion", "edit_friendly"],
 )
 def test_a_row_does_not_depend_on_batch_companions_or_worker(
     editor: Editor, model, settings: EditorSettings

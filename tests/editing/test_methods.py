@@ -13,7 +13,6 @@ from torch import Tensor
 from bs_ray.config import EditorSettings
 from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods import METHODS
-from bs_ray.editing.methods.displacement import WEIGHT_RULES
 from bs_ray.editing.run import EditRun, run_alone
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition
@@ -102,26 +101,6 @@ def test_several_strengths_share_the_photo_and_its_noise() -> None:
         if method != "null_text":
             one, three = (moved(method, w, steps=5, start=0.6) for w in (alone, together))
             assert torch.allclose(three[2], one[0], atol=1e-5), method
-
-
-def test_weight_rules() -> None:
-    levels = [4.0, 2.0, 1.0, 0.0]
-    rules = {name: rule(levels) for name, rule in WEIGHT_RULES.items()}
-    assert rules["flowedit"] == [2, 1, 1] and rules["infedit"] == [4, 2, 1]
-    assert rules["dds"] == pytest.approx([4 / 3] * 3)
-    assert sum(rules["dds"]) == sum(rules["flowedit"])
-
-
-def test_steering_scales_the_move() -> None:
-    context = world(KINDS["eps"], [[0.4]], [0])
-    one, same, twice = (
-        moved("displacement", context, steps=MANY, start=0.7, steer=steer)
-        for steer in (1.0, 1.0 + 1e-6, 2.0)
-    )
-    assert torch.allclose(one, same, atol=1e-4)
-    # In this world a prediction is linear in the strength, so steering is strength.
-    double = moved("displacement", world(KINDS["eps"], [[0.8]], [0]), steps=MANY, start=0.7)
-    assert torch.allclose(twice, double, atol=1e-3)
 
 
 def test_a_soft_mask_keeps_the_edit_where_the_slider_acts() -> None:

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from PIL import Image
 
-import bs_ray.serve
 from bs_ray.config import Prompts
+from bs_ray.serve import playground
 from bs_ray.serve.http.problems import Problem, handle_problems
 from bs_ray.serve.http.schema import (
     EditRequest,
@@ -44,7 +44,6 @@ sync_api = pytest.importorskip(
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
 
-PAGE = Path(bs_ray.serve.__file__).parent / "playground" / "index.html"
 CSP = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'"
@@ -87,8 +86,8 @@ class Stub:
         handle_problems(app)
 
         @app.get("/")
-        async def page() -> FileResponse:
-            return FileResponse(PAGE, headers={"Content-Security-Policy": CSP})
+        async def page() -> HTMLResponse:
+            return HTMLResponse(playground.page(), headers={"Content-Security-Policy": CSP})
 
         @app.get("/v1/sliders")
         async def sliders(request: Request) -> SliderList:
@@ -743,7 +742,7 @@ def test_nothing_runs_off_the_side(page: Any, page_url: str, width: int) -> None
 
 
 def test_the_page_asks_for_nothing_outside_itself() -> None:
-    text = PAGE.read_text()
+    text = playground.page()
     assert "innerHTML" not in text and "insertAdjacentHTML" not in text
     known = {"http://www.w3.org/2000/svg"}
     addresses = {word.strip("'\"") for word in text.replace("=", " ").split() if "://" in word}

@@ -1,5 +1,6 @@
 """Sliders: the file, the registry, the bank."""
 
+import hashlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from bs_ray.config import Prompts
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
@@ -44,6 +46,17 @@ def merged(net: Net, slider: Slider, strength: float) -> Net:
             update = torch.einsum("or,r...->o...", b.flatten(1), a)
             net.get_submodule(layer).weight += strength * update
     return net
+
+
+MEASURED = Calibration(
+    judge="j",
+    strengths=[-1.0, 0.0, 1.0],
+    effect=[-1.0, 0.0, 1.0],
+    drift=[1.0, 0.0, 1.0],
+    unit=1.0,
+    low=-1.0,
+    high=1.0,
+)
 
 
 def test_every_row_has_its_own_mix() -> None:
@@ -183,3 +196,26 @@ def test_registry_says_what_is_there(tmp_path, reference: str, message: str) -> 
     registry.publish(make("smile"))
     with pytest.raises(ValueError, match=message):
         registry.resolve(reference)
+
+
+@pytest.mark.parametrize(
+    ("expected", "about"),
+    [
+        (
+            "48b459c653d3f7c40eff8dc8dd2f20ef7871d2d0d05cc9fd007f88897776e821",
+            {"prompts": Prompts(target="a", positive="b", negative="c"), "calibration": MEASURED},
+        ),
+        (
+            "d3b37deac36e62175991c03f4cdd9b03a7dbd9ecd8421c254314186e2bba7818",
+            {"subject": "a face"},
+        ),
+    ],
+)
+def test_a_file_has_the_bytes_that_an_earlier_version_gave_it(expected: str, about: dict) -> None:
+    card = Card(
+        name="n", version=3, base="b", base_id="0" * 16, rank=2, training={"steps": 3}, **about
+    )
+    factors = {"x.y": (torch.arange(8.0).view(2, 4), torch.arange(6.0).view(3, 2))}
+    data = Slider(card, factors).to_bytes()
+    assert hashlib.sha256(data).hexdigest() == expected
+    assert Slider.from_bytes(data, "n").card == card

@@ -37,11 +37,11 @@ def test_captions_say_what_is_known_and_can_be_read_back() -> None:
     rng = random.Random(0)
     found = [captions.caption(labels, rng) for _ in range(200)]
     slots = list(captions.slots())
-    told = [dict(zip(slots, captions.told(text), strict=True)) for text in found]
-    assert {row["smile"] for row in told} == {0, 2}
-    assert {row["noun"] for row in told} == {0, 2}
-    assert {row["years"] for row in told} == {0, 41 // 4 + 1}
-    assert {row["glasses"] for row in told} == {0} == {row["beard"] for row in told}
+    said = [dict(zip(slots, captions.slot_values(text), strict=True)) for text in found]
+    assert {row["smile"] for row in said} == {0, 2}
+    assert {row["noun"] for row in said} == {0, 2}
+    assert {row["years"] for row in said} == {0, 41 // 4 + 1}
+    assert {row["glasses"] for row in said} == {0} == {row["beard"] for row in said}
     assert any("41 years old" in text for text in found)
 
 
@@ -140,8 +140,12 @@ def test_every_stage_trains_on_a_small_pack(tmp_path: Path) -> None:
     labels = {n: rng.random(24).astype(np.float32) for n in captions.LABELS}
     save_pack(tmp_path / "pack", [encoded(p) for p in pictures], labels, np.arange(24) >= 16)
     train(
-        tmp_path / "pack", tmp_path / "base", tmp_path / "work",
-        device="cpu", seconds=None, steps=2,
-    )  # fmt: skip
+        tmp_path / "pack",
+        tmp_path / "base",
+        tmp_path / "work",
+        device="cpu",
+        seconds=None,
+        steps=2,
+    )
     assert load_base(str(tmp_path / "base")).native_px == 128
     assert list((tmp_path / "work" / "sheets").glob("photo-unet-*.png"))

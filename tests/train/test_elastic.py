@@ -98,7 +98,10 @@ def one_process(job: TrainJob) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     state = assemble(job, model, pool, load_features(Path(job.base), "cpu"), PlainEngine)
     run(state, lambda *_: None, lambda *_: None)
     return {
-        key.replace("/", "."): (a.detach(), state.bank.up[key].detach() * state.bank.scale)
+        key.replace("/", "."): (
+            a.detach(),
+            state.bank.up[key].detach() * state.bank.alpha_over_rank,
+        )
         for key, a in state.bank.down.items()
     }
 

@@ -64,7 +64,10 @@ def left_alone(job: TrainJob) -> Factors:
     state = assemble(job, model, pool, load_features(Path(job.base), "cpu"), PlainEngine)
     run(state, lambda *_: None, lambda *_: None)
     factors = {
-        key.replace("/", "."): (a.detach().clone(), state.bank.up[key].detach() * state.bank.scale)
+        key.replace("/", "."): (
+            a.detach().clone(),
+            state.bank.up[key].detach() * state.bank.alpha_over_rank,
+        )
         for key, a in state.bank.down.items()
     }
     state.bank.detach()

@@ -52,18 +52,18 @@ class Bench:
     report: Report
     workers: ProcessPoolExecutor
     plans: dict[tuple[int, str], Future[int]] = field(default_factory=dict)
-    """Bytes of training's memory as planned, by px and mode."""
+    """(px, mode) -> the bytes of memory that the plan expects of training."""
     peaks: dict[tuple[int, str], float] = field(default_factory=dict)
-    """GB of the same as measured."""
+    """(px, mode) -> the GB of memory that training took."""
     held_before: int = 0
-    """Bytes that the process held before the base was there; on a GPU nothing."""
+    """Bytes that the process held before it loaded the base; 0 on a GPU."""
     _bare_s: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
     def open(cls, base: str, px: int, device: str, report: Report) -> Iterator[Bench]:
-        """A bench for as long as its rows are measured."""
-        # cuBLAS is repeatable only with this, which it reads when it starts.
+        """A bench for the `with` block."""
+        # Without it cuBLAS is not repeatable; cuBLAS reads it when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         for kind in (UserWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=kind)
@@ -78,11 +78,11 @@ class Bench:
 
     @property
     def train_px(self) -> tuple[int, ...]:
-        """Sides of the training pictures: half the edited photos', and theirs."""
+        """Sides of the training pictures: half the side of the edited photos, and the same side."""
         return (max(64, self.px // 2), self.px) if self.px > 64 else (self.px,)
 
     def about(self) -> dict[str, Any]:
-        """The machine, in words."""
+        """The device's name and the libraries' versions."""
         names = ("torch", "diffusers", "transformers", "deepspeed")
         return {"device": device_name(self.device)} | {name: _version(name) for name in names}
 
@@ -101,16 +101,16 @@ class Bench:
 
     @property
     def model(self) -> DiffusionModel:
-        """The base, made when first asked for."""
+        """The base, which is made at first use."""
         return self._loaded[0]
 
     @property
     def features(self) -> Features:
-        """Those of the perceptual loss."""
+        """The features of the perceptual loss."""
         return self._loaded[1]
 
     def fresh(self) -> None:
-        """Let go of the base: the next row gets another one."""
+        """Drop the base: the next row gets another one."""
         self.__dict__.pop("_loaded", None)
         gc.collect()
         if self.device != "cpu":
@@ -122,7 +122,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def seconds(self, function: Callable[[], Any]) -> float:
-        """Of one call: the mean over about _SECONDS of them, one after the other, warmed up."""
+        """Seconds of one call: the mean of calls for about _SECONDS, after a warm-up."""
         function()
         self.sync()
         start = time.perf_counter()
@@ -151,11 +151,11 @@ class Bench:
         reset_peak(self.device)
 
     def peak_gb(self) -> float:
-        """Most memory since `start_peak`, the base's own included."""
+        """The most memory since `start_peak`, with the base's own."""
         return (peak_bytes(self.device) - self.held_before) / GB
 
     def start_plans(self) -> None:
-        """Plan all training that is measured here, in other processes, meanwhile."""
+        """Start planning all training that is measured here, in other processes."""
         for px in self.train_px:
             for mode in TRAIN_MODES:
                 if (px, mode) not in self.plans:
@@ -163,11 +163,11 @@ class Bench:
                     self.plans[px, mode] = future
 
     def trace(self) -> None:
-        """Where the error that is being handled came from."""
+        """Report where the error that is being handled came from."""
         self.report("".join(traceback.format_exc(limit=-4)))
 
     def mfu(self, tflop_s: float) -> dict[str, float]:
-        """Share of the card's data sheet, where that is known."""
+        """The share of the GPU's peak by its data sheet, where that is known."""
         peak = next((v for k, v in PEAK_TFLOPS.items() if k in device_name(self.device)), None)
         return {"mfu": tflop_s / peak} if peak else {}
 

@@ -30,7 +30,7 @@ _LOCKED = 3
 """Edits by the locked pipeline, one after the other."""
 
 
-def make_editor(bench: Bench, settings: EditorSettings, **options: int) -> Editor:
+def make_editor(bench: Bench, settings: EditorSettings, **options: Any) -> Editor:
     """An Editor over the base with TOGETHER sliders of random weights. Close it after use."""
     return Editor(bench.model, _sliders(bench, TOGETHER), settings, **options)
 
@@ -41,7 +41,7 @@ def _sliders(bench: Bench, count: int) -> list[Slider]:
 
 def edit(bench: Bench, put: Put) -> None:
     """The fast preset by the Editor, each photo with two sliders of its own."""
-    # Each step is a forward of two rows a photo: its own, and the moved one.
+    # Each step is a forward of two rows a photo: the source branch and the edited one.
     bare_s = {batch: bench.bare(bench.px, 2 * batch)[0] for batch in BATCHES}
     settings = EditorSettings(working_px=bench.px)
     editor = make_editor(bench, settings)
@@ -75,7 +75,7 @@ def edited(editor: Editor, edits: Sequence[Edit]) -> None:
 
 
 def _vae(bench: Bench, put: Put) -> None:
-    """What decoding and encoding cost of that."""
+    """What decoding and encoding cost of an edit."""
     model, batch = bench.model, BATCHES[-1]
     channels, height, _ = model.latent_shape
     side = height * bench.px // model.native_px
@@ -100,7 +100,7 @@ def _strengths(number: int) -> dict[str, float]:
 
 
 class _StepTimes:
-    """The batcher's watcher here: how long steps took."""
+    """A watcher of the batcher that keeps how long steps took."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -154,14 +154,14 @@ def serve(bench: Bench, put: Put) -> None:
 
 
 def locked(bench: Bench, put: Put) -> None:
-    """The server that a user would write: one pipeline, set_adapters before every edit.
+    """The server that a user would write: one pipeline, with set_adapters before every edit.
 
-    As many evaluations as a fast edit of ours: guided img2img, twice its steps. Leaves adapters in
-    the base, which is of no use to other rows.
+    Guided img2img has as many evaluations as a fast edit of bs_ray. It leaves adapters in the base,
+    so that other rows cannot use it.
     """
     settings = EditorSettings(working_px=bench.px)
     bare_s = settings.steps * bench.bare(bench.px, 2)[0]
-    # As many adapters as these edits name; loading one takes seconds.
+    # Only as many adapters as these edits name, since loading one takes seconds.
     pipe = _pipeline(bench.model, _sliders(bench, _LOCKED + 1))
     bench.start_peak()
 
@@ -183,7 +183,7 @@ def locked(bench: Bench, put: Put) -> None:
 
 
 def _pipeline(model: Any, sliders: Sequence[Slider]) -> Any:
-    """diffusers' img2img around the same networks, with the sliders as adapters."""
+    """The img2img pipeline of diffusers over the same networks, with the sliders as adapters."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
     from diffusers.utils import logging
     from safetensors.torch import load

@@ -40,14 +40,14 @@ def channels_last_format(network: nn.Module) -> Iterator[None]:
 
 
 def compiled(bench: Bench, put: Put) -> None:
-    """Its repeated blocks, which are most of it: the whole takes minutes to compile."""
+    """The denoiser with its repeated blocks compiled; compiling all of it takes minutes."""
     model = bench.model
     plain = {rows: bench.bare(bench.px, rows) for rows in (1, 4)}
     try:
         model.denoiser.compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
         for rows in (1, 4):
             start = time.perf_counter()
-            forward = bare_forward(model, bench.px, rows)  # whose one forward compiles
+            forward = bare_forward(model, bench.px, rows)  # its first forward compiles
             first = time.perf_counter() - start
             seconds = bench.seconds(forward)
             _against(bench, put, f"batch {rows}", seconds, plain[rows], first_s=first)

@@ -20,10 +20,10 @@ from bs_ray.train.step import train_step
 
 
 def profiled(bench: Bench, put: Put) -> None:
-    """Where the time of a step goes: what the device does, and how long it takes in all.
+    """Where the time of a step goes: the kernels that take longest, and the whole step.
 
-    busy: the kernels' time over the whole step's, as it is without the profiler; what is missing
-    to 1 the device waits for Python.
+    busy: the kernels' time over the time of a step without the profiler. For the rest of the step
+    the device waits for Python.
     """
     px = bench.train_px[0]
     state = assembled(
@@ -58,7 +58,7 @@ def _profile(bench: Bench, put: Put, case: str, function: Callable[[], Any]) -> 
 def precision(bench: Bench, put: Put) -> None:
     """An edit of four steps and a training step under TF32, and with channels last as well.
 
-    What these could make faster are the sliders' float32 products and the convolutions.
+    They could make the sliders' float32 products and the convolutions faster.
     """
     px = bench.train_px[0]
     editor = make_editor(bench, EditorSettings(working_px=bench.px, steps=4))

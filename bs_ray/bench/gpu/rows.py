@@ -39,4 +39,4 @@ ROWS: tuple[Row, ...] = (
     Row("plan", 0, planned),
     Row("compile", 15, compiled),
 )
-"""By value: the last ones are left out first."""
+"""In order of their value: the last ones are left out first."""

@@ -1,8 +1,7 @@
-"""One command for a GPU machine: what the full-size base does there, within a given time.
+"""`bs-ray bench gpu`: runs the rows within a given time, and shows their figures.
 
-Rows are independent: one that fails says so in a line, and the others go on. What no longer fits is
-named. Needs neither Ray nor a client of an object store, so it runs wherever torch, diffusers and
-deepspeed are at hand.
+Rows are independent: where one fails, a line tells so and the others go on. Rows that no longer fit
+into the time are named.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Report = Callable[[str], None]
 
 
 class OutOfTime(KeyboardInterrupt):
-    """A row's time is up. An interrupt, for libraries swallow other exceptions."""
+    """A row's time is up. It is an interrupt, since libraries catch other exceptions."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Row:
 
     name: str
     seconds: float
-    """About what it takes on an H100; where less is left, the row is left out."""
+    """About what it takes on an H100. Where less time is left, the row is left out."""
     measure: Callable[[Bench, Put], None]
 
 
 @dataclass
 class Put:
-    """Where a row puts its figures, case by case: put("batch 4", ms=.., mfu=..)."""
+    """Takes a row's figures, case by case: put("batch 4", ms=.., mfu=..)."""
 
     row: str
     report: Report
@@ -64,9 +63,9 @@ def gpu(
 ) -> Figures:
     """Measure all rows, or those named in `only`, in at most about `seconds`.
 
-    px: side of the edited photos, and of the largest training pictures. `rows`: row -> case ->
-    figures; `ended`: row -> why it has no figures, or not all. `json_file` is written after every
-    row, so that what was measured outlives what comes after.
+    px: side of the edited photos, and of the largest training pictures. json_file: written after
+    every row, so that a crash loses no figures. Returns `rows`: row -> case -> figures, and
+    `ended`: row -> why it has no figures, or not all.
     """
     start = time.monotonic()
     report("loading torch, diffusers, transformers")
@@ -101,11 +100,11 @@ def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
 
 
 def _measured(row: Row, bench: Bench, put: Put, left: float) -> str:
-    """Why the row has no figures, or not all; "" where it has."""
+    """Measure a row. Returns why it has no figures, or not all; "" where it has."""
     if left < row.seconds:
         return f"skipped: {left:.0f} s left, about {row.seconds:g} s needed"
     try:
-        # A row that hangs leaves most of what is left to those after it.
+        # A row that hangs leaves most of the time to the rows after it.
         with _limit(max(3 * row.seconds, left / 3) if left > 3 * row.seconds else left):
             row.measure(bench, put)
     except OutOfTime:
@@ -121,7 +120,7 @@ def _measured(row: Row, bench: Bench, put: Put, left: float) -> str:
 
 @contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime within after so many seconds."""
+    """Raise OutOfTime in the `with` block after so many seconds."""
 
     def stop(*_: Any) -> None:
         raise OutOfTime
@@ -136,7 +135,7 @@ def _limit(seconds: float) -> Iterator[None]:
 
 
 def show(found: Figures, console: Console) -> None:
-    """All figures as one table."""
+    """Print all figures as one table."""
     table = Table(
         "row",
         "case",

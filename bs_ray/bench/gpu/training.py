@@ -68,7 +68,7 @@ def _train(bench: Bench, put: Put, px: int) -> None:
 
 
 def planned(bench: Bench, put: Put) -> None:
-    """The product's own plans against what `train` took."""
+    """The memory that the plans expect, against what the training rows took."""
     for (px, mode), peak in bench.peaks.items():
         expected = bench.plans[px, mode].result() / GB
         put(f"{mode}, {px} px", plan_gb=expected, peak_gb=peak, plan_over_peak=expected / peak)
@@ -101,13 +101,13 @@ def resume_zero_2(bench: Bench, put: Put) -> None:
 
 
 def resume_zero_3(bench: Bench, put: Put) -> None:
-    """The frozen denoiser is sharded as well, so that the base is of no use to other rows."""
+    """The frozen denoiser is sharded as well, so that other rows cannot use the base."""
     _resume(bench, put, "ZeRO 3", engine_maker(bench.model, 3))
     bench.fresh()
 
 
 def _resume(bench: Bench, put: Put, name: str, make_engine: MakeEngine) -> None:
-    """Step, save, step; then from what was saved, with new objects, the second step again.
+    """Step, save, step; then resume with new objects and take the second step again.
 
     apart: how far the two second steps end from each other, in lengths of such a step.
     """
@@ -158,7 +158,7 @@ def _weights(state: TrainState) -> dict[str, Tensor]:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """Kernels that give the same sums every time, where there are such."""
+    """Use kernels that give the same sums every time, where they exist."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
@@ -176,7 +176,7 @@ def preview(bench: Bench, put: Put) -> None:
             up.normal_(std=0.01)
     bench.start_peak()
     watch = Watch(state, JudgeSet(), mock.Mock())
-    # One card cannot be two workers: say there are two, and the reduction runs, of one.
+    # One GPU cannot be two workers. With this the reduction runs, over one.
     with mock.patch("torch.distributed.get_world_size", return_value=2):
         seconds = bench.once(lambda: watch.after_step(Progress(step=job.steps), {}))
     put(f"{px} px", seconds=seconds, peak_gb=bench.peak_gb(), **watch.shown)

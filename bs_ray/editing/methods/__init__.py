@@ -1,7 +1,7 @@
 """The edit methods by name. Each is a function (EditContext, EditorSettings) -> EditGenerator.
 
-A new method is such a function, a row in METHODS and a name in `EditorSettings.method`.
-Methods see latents and a model; they import editing/run.py, editing/context.py and models.
+A new method is such a function, a row in METHODS and a name in `EditorSettings.method`. Methods see
+latents and a model; they may import editing/run.py, editing/context.py and models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from bs_ray.editing.methods.inversion import ddim_inversion, null_text
 from bs_ray.editing.methods.sdedit import sdedit
 from bs_ray.editing.run import EditGenerator
 
-METHODS: dict[str, Callable[[EditContext, EditorSettings], EditGenerator]] = {
+Method = Callable[[EditContext, EditorSettings], EditGenerator]
+
+METHODS: dict[str, Method] = {
     "displacement": displacement,
     "sdedit": sdedit,
     "ddim_inversion": ddim_inversion,

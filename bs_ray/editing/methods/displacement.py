@@ -25,31 +25,36 @@ _MASK_STEPS = 3
 """Steps over which the soft mask is gathered. The first costs nothing, since x_tgt = x_src
 there."""
 
+WeightRule = Callable[[Sequence[float]], list[float]]
+"""Noise levels of the path, with 0 at its end -> the weight of every step."""
 
-def displacement(context: EditContext, settings: EditorSettings) -> EditGenerator:
+
+def flowedit(levels: Sequence[float]) -> list[float]:
+    """Kulikov et al. 2024: a step weighs as much as the noise that it removes."""
+    return [now - then for now, then in pairwise(levels)]
+
+
+def displacement(
+    context: EditContext, settings: EditorSettings, weigh: WeightRule = flowedit
+) -> EditGenerator:
     """Edited latents x0 + d, [T, C, h, w].
 
-    Costs S + T evaluations a step; S + 2 T with `steer`; T more in two of them with `soft_mask`.
+    Costs S + T evaluations a step, and T more in two of them with `soft_mask`. A request's last T
+    rows are those whose sliders move the photo.
     """
     prediction, source_of = context.prediction, context.source_of
     times = prediction.timesteps(settings.steps, settings.start)
-    weights = WEIGHT_RULES[settings.weights]([*(_level(prediction, t) for t in times), 0.0])
+    weights = weigh([*(_level(prediction, t) for t in times), 0.0])
     d, wanted = torch.zeros_like(context.x0[source_of]), torch.zeros_like(context.x0[source_of])
     for step, (now, weight) in enumerate(zip(times, weights, strict=True)):
         x_source = context.noised(step, now)
         x_target = x_source[source_of] + _spread(prediction, now) * d
         probes = settings.soft_mask > 0 and step < _MASK_STEPS
-        branches = _branches(
-            context, x_source, x_target, split=settings.steer != 1, probes=probes and step > 0
-        )
+        branches = _branches(context, x_source, x_target, probes=probes and step > 0)
         request = _request(context, now, branches, estimate=context.x0[source_of] + d)
         seen = _readings(context, request, branches, (yield request))
         still, moved = seen["still"][source_of], seen["moved"]
-        change = moved - still
-        if "held" in seen:
-            # FlowSlider's split: one part holds the photo, the other moves it and is scaled.
-            change = (seen["held"] - still) + settings.steer * (moved - seen["held"])
-        d = d - weight * change
+        d = d - weight * (moved - still)
         if probes:
             wanted = wanted + seen.get("probe", moved) - still
         if settings.soft_mask:
@@ -62,20 +67,16 @@ Branch = tuple[Tensor, Tensor, Tensor]
 
 
 def _branches(
-    context: EditContext, x_source: Tensor, x_target: Tensor, *, split: bool, probes: bool
+    context: EditContext, x_source: Tensor, x_target: Tensor, *, probes: bool
 ) -> dict[str, Branch]:
     """The rows that are compared, [S] for "still" and [T] for the rest.
 
-    still: the base at x_source. moved: the sliders at x_target. held: the base at x_target (with
-    `split`). probe: the sliders at x_source (with `probes`), where nothing but the sliders differs
-    from `still`.
+    still: the base at x_source. moved: the sliders at x_target. probe: the sliders at x_source
+    (with `probes`), where nothing but the sliders differs from `still`.
     """
     source_of, scales = context.source_of, context.lora_scales
     everyone = torch.arange(len(x_source), device=source_of.device)
-    off = torch.zeros_like(scales)
     branches = {"still": (x_source, everyone, scales.new_zeros(len(x_source), scales.shape[1]))}
-    if split:
-        branches["held"] = (x_target, source_of, off)
     if probes:
         branches["probe"] = (x_source[source_of], source_of, scales)
     branches["moved"] = (x_target, source_of, scales)
@@ -117,29 +118,3 @@ def _level(prediction: Prediction, now: int) -> float:
     if isinstance(prediction, FlowMatching):
         return float(prediction.sigma(at))
     return float(prediction.noise_ratio(at))
-
-
-# --- weight rules: noise levels of the path, 0 at its end, -> the weight of every step ---------
-
-
-def flowedit(levels: Sequence[float]) -> list[float]:
-    """Kulikov et al. 2024: a step weighs as much as the noise that it removes."""
-    return [now - then for now, then in pairwise(levels)]
-
-
-def infedit(levels: Sequence[float]) -> list[float]:
-    """Xu et al. 2023: every step jumps all the way to clean data."""
-    return list(levels[:-1])
-
-
-def dds(levels: Sequence[float]) -> list[float]:
-    """Hertz et al. 2023: one learning rate, here such that all steps add up to FlowEdit's sum."""
-    count = len(levels) - 1
-    return [levels[0] / count] * count
-
-
-WEIGHT_RULES: dict[str, Callable[[Sequence[float]], list[float]]] = {
-    "flowedit": flowedit,
-    "infedit": infedit,
-    "dds": dds,
-}

@@ -1,4 +1,4 @@
-"""Worlds: faces that no base was trained on and whose attributes are known, for evaluations.
+"""Worlds: faces that no base was trained on and whose attributes are known.
 
 A world is a small protocol, so that photographs with labels can be one too. May import models,
 judges and tiny.

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Request
@@ -17,6 +16,7 @@ from starlette.datastructures import UploadFile
 
 from bs_ray import __version__
 from bs_ray.config import ServeJob
+from bs_ray.serve import playground
 from bs_ray.serve.engine.tasks import Busy, GenerateTask
 from bs_ray.serve.http import sse
 from bs_ray.serve.http.catalogue import Catalogue, Listed
@@ -191,6 +191,7 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
 
 
 def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
+    playground_page = playground.page()
     previews: dict[str, bytes] = {}
     started = int(time.time())
 
@@ -231,8 +232,7 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         """The playground."""
-        text = files("bs_ray.serve").joinpath("playground/index.html").read_text()
-        return HTMLResponse(text, headers={"content-security-policy": _PAGE_POLICY})
+        return HTMLResponse(playground_page, headers={"content-security-policy": _PAGE_POLICY})
 
 
 def _add_health(app: FastAPI, backend: Backend, door: _Door) -> None:

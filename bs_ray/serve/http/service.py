@@ -311,7 +311,8 @@ class Service:
                 return await asyncio.to_thread(self._outputs.read, name)
         except FileNotFoundError:
             pass
-        raise Problem(404, "no-such-file", "file: got the name of no file that this server keeps")
+        detail = "file: got a name of which this server has no file, or no longer; ask again"
+        raise Problem(404, "no-such-file", detail)
 
 
 def _notes(mixes: Sequence[Mix]) -> list[str]:

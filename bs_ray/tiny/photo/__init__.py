@@ -1,4 +1,4 @@
 """The recipe of `tiny-photo`: SDXL's architecture at 128 px, trained from nothing on photographs.
 
-Imports torch, diffusers and transformers, never Ray: it also runs where only those are at hand.
+May import what `tiny` may, but never Ray, so that it runs with torch and diffusers alone.
 """

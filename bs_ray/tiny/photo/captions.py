@@ -59,13 +59,13 @@ def vocabulary() -> list[str]:
 
 
 def slots() -> dict[str, int]:
-    """What a caption can tell, and in how many ways each (0 is always "not told")."""
+    """What a caption can say, and in how many ways (0 always means that it does not say it)."""
     years = OLDEST // _YEARS_PER_WAY + 2
     return {"noun": 3, "age": len(AGES) + 1, "years": years, **dict.fromkeys(PHRASES, 3)}
 
 
-def told(caption: str) -> list[int]:
-    """What a caption tells, one number per slot: the text towers learn to read this back."""
+def slot_values(caption: str) -> list[int]:
+    """What a caption says, one number for each slot: the text towers learn to read this back."""
     found = dict.fromkeys(slots(), 0)
     head, *rest = caption.split(", ")
     noun = head.rpartition(" ")[2]

@@ -52,8 +52,8 @@ def read_faces(source: Path) -> Iterator[Face]:
         file = PurePosixPath(name)
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
-        if told := _UTKFACE.fullmatch(file.name):
-            age, woman = float(told[1]), float(told[2])
+        if match := _UTKFACE.fullmatch(file.name):
+            age, woman = float(match[1]), float(match[2])
             picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
             yield Face(picture, file.name, file.name, True, age, woman)
         elif _LFW.fullmatch(file.name):

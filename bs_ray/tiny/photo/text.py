@@ -46,7 +46,7 @@ class TextStage(PhotoStage):
             labels["distorted"] = float(words.random() < 0.2)
             labels["age"] = words.uniform(0, captions.OLDEST)
             texts.append(captions.caption(labels, words))
-        truth = torch.tensor([captions.told(text) for text in texts], device=self.device)
+        truth = torch.tensor([captions.slot_values(text) for text in texts], device=self.device)
         total = torch.zeros((), device=self.device)
         for index, tower in enumerate(self.net["towers"]):
             ids = [self.tables[index].ids(text) for text in texts]

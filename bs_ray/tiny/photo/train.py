@@ -86,9 +86,14 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     train(
-        chosen.pack, chosen.out, chosen.work,
-        device=chosen.device, seconds=chosen.seconds, steps=chosen.steps, stages=chosen.stages,
-    )  # fmt: skip
+        chosen.pack,
+        chosen.out,
+        chosen.work,
+        device=chosen.device,
+        seconds=chosen.seconds,
+        steps=chosen.steps,
+        stages=chosen.stages,
+    )
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ def refusal(meta: MetaBase, job: TrainJob, needed: int, limit_gb: float) -> str:
         f"plan: got {needed / GIB:.2f} GiB a worker; expected at most {limit_gb:g} GiB "
         f"(--gpu-memory-gb). The largest part: {largest}, {parts[largest] / GIB:.2f} GiB. "
     )
-    least = needed
+    smallest = needed
     for changes in _changes(meta, job, limit_gb * GIB):
         total = meta.total(_changed(job, changes))
-        least = min(least, total)
+        smallest = min(smallest, total)
         if total <= limit_gb * GIB:
             settings = " ".join(f"{key}={value}" for key, value in changes.items())
             return got + f"Set {settings}, which takes {total / GIB:.2f} GiB"
     return got + (
-        f"Nothing here makes it fit ({least / GIB:.2f} GiB at the least): use devices with more "
+        f"Nothing here makes it fit ({smallest / GIB:.2f} GiB at the least): use devices with more "
         "memory, or more workers with zero_stage=3"
     )
 

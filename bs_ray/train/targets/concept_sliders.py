@@ -34,7 +34,7 @@ def concept_sliders_step(
     job, model = state.job, state.model
     (prompts,) = job.concepts.values()
     rng = keyed_generator(job.seed, step, 0)
-    drawn = int(torch.randint(1, DENOISING_STEPS, (), generator=rng))
+    random_steps = int(torch.randint(1, DENOISING_STEPS, (), generator=rng))
     times = model.prediction.timesteps(DENOISING_STEPS)
     count = len(state.rows)
 
@@ -58,7 +58,7 @@ def concept_sliders_step(
     with torch.no_grad():
         forward = guided(with_slider, target, negative, GUIDANCE)
         path = euler_path(model.prediction, forward, torch.stack(noise).to(model.device), times)
-        x_t, now = next(point for i, point in enumerate(path) if i == (denoised or drawn))
+        x_t, now = next(point for i, point in enumerate(path) if i == (denoised or random_steps))
         assert now is not None
         t = torch.full((count,), now, device=model.device)
 

@@ -61,8 +61,8 @@ class SampleMaker:
         from_paths = PATH_SAMPLES * self.paths
         for first in range(0, len(samples), _ROWS):
             part = samples[first : first + _ROWS]
-            drawn = [self._from_path(n) if n < from_paths else self._noised(n) for n in part]
-            yield from self._rows(part, drawn)
+            draws = [self._from_path(n) if n < from_paths else self._noised(n) for n in part]
+            yield from self._rows(part, draws)
 
     def _noised(self, number: int) -> tuple[int, int, Tensor]:
         """(photo, t, x_t) of a noised photo."""
@@ -87,18 +87,18 @@ class SampleMaker:
         )
         return int(photo), *points[place]
 
-    def _rows(self, numbers: Sequence[int], drawn: list[tuple[int, int, Tensor]]) -> list[Row]:
+    def _rows(self, numbers: Sequence[int], draws: list[tuple[int, int, Tensor]]) -> list[Row]:
         device = self.model.device
-        x_t = torch.stack([x for _, _, x in drawn]).half()
-        t = torch.tensor([t for _, t, _ in drawn])
+        x_t = torch.stack([x for _, _, x in draws]).half()
+        t = torch.tensor([t for _, t, _ in draws])
         turn = torch.tensor(numbers)
         output = self.teacher(x_t.float().to(device), t.to(device), turn)
         neutral, direction = (p.half().cpu().numpy() for p in (output.neutral, output.direction))
         return [
             {
                 "sample": number,
-                "photo": drawn[i][0],
-                "t": drawn[i][1],
+                "photo": draws[i][0],
+                "t": draws[i][1],
                 "turn": number,
                 "x_t": x_t[i].numpy().tobytes(),
                 "neutral": neutral[:, i].tobytes(),
@@ -190,15 +190,15 @@ class CachedBatches:
         predicted = TeacherOutput(
             stack("neutral", count).transpose(0, 1), stack("direction", count).transpose(0, 1)
         )
-        drawn = draw(job, rows, step, len(self.photos), 1000, (1, 1, 1))
-        drawn = RowDraws(
+        draws = draw(job, rows, step, len(self.photos), 1000, (1, 1, 1))
+        draws = RowDraws(
             [row["photo"] for row in taken],
-            drawn.t,
-            drawn.strength,
-            drawn.noise,
+            draws.t,
+            draws.strength,
+            draws.noise,
             torch.tensor([row["turn"] for row in taken]),
         )
-        return text_batch(job, self.teacher, rows, drawn, x_t, t, predicted)
+        return text_batch(job, self.teacher, rows, draws, x_t, t, predicted)
 
     def refresh(self, step: int, rows: range) -> None:
         assert isinstance(self.job.teacher, CachedTeacher)

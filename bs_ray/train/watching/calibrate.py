@@ -94,12 +94,12 @@ def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Me
     still = pictures[:, strengths.index(0.0)]
     flat, twin, others = pictures.flatten(0, 1), still.repeat_interleave(k, 0), still.roll(1, 0)
     drift = judges.perceptual.distance(flat, twin).view(n, k).cpu().numpy()
-    most = float(judges.perceptual.distance(still, others).mean()) / 2
-    seen = replace(seen, drift=drift, max_drift=most)
+    max_drift = float(judges.perceptual.distance(still, others).mean()) / 2
+    seen = replace(seen, drift=drift, max_drift=max_drift)
     if judges.identity:
         identity = judges.identity.similarity(flat, twin).view(n, k).cpu().numpy()
-        least = (1 + float(judges.identity.similarity(still, others).mean())) / 2
-        seen = replace(seen, identity=identity, min_identity=least)
+        min_identity = (1 + float(judges.identity.similarity(still, others).mean())) / 2
+        seen = replace(seen, identity=identity, min_identity=min_identity)
     return seen
 
 
@@ -177,9 +177,9 @@ def _usable(strengths: np.ndarray, rising: np.ndarray, whole: np.ndarray) -> flo
     side = np.flatnonzero(strengths >= 0)
     x, y = strengths[side], rising[side]
     slopes = np.diff(y) / np.diff(x)
-    least, last = max(_MIN_GROWTH * float(slopes.max()), 1e-9), 0.0
+    min_slope, last = max(_MIN_GROWTH * float(slopes.max()), 1e-9), 0.0
     for k, slope in enumerate(slopes, start=1):
-        if slope < least or not whole[side[k]]:
+        if slope < min_slope or not whole[side[k]]:
             break
         last = float(x[k])
     return last

@@ -138,7 +138,7 @@ CHANGES = [
     {"method": "sdedit"},
     {"method": "ddim_inversion", "fixed_point": 1},
     {"method": "edit_friendly"},
-    {"soft_mask": 0.5, "steer": 1.5},
+    {"soft_mask": 0.5},
 ]
 
 

@@ -121,6 +121,7 @@ def test_settings_reach_the_editor() -> None:
     ask(client, photo(0), scales(age=1), seed=4, n=2)
     ask(client, photo(0), [], quality="medium", steps=5, method="sdedit", strength=0.5)
     ask(client, photo(0), [], quality="high")
+    assert_problem(ask(client, photo(0), [], quality="balanced"), 422, "quality: ")
     plain, again, changed, high = backend.tasks
     assert isinstance(plain, EditTask) and isinstance(again, EditTask)
     assert isinstance(changed, EditTask) and isinstance(high, EditTask)
@@ -131,6 +132,7 @@ def test_settings_reach_the_editor() -> None:
     assert changed.edit.settings is not None and high.edit.settings is not None
     found = changed.edit.settings
     assert (found.method, found.steps, found.start, found.prompt) == ("sdedit", 5, 0.5, "person")
+    assert found.soft_mask == 0.5  # what `medium` adds to `low`
     assert (high.edit.settings.steps, high.edit.settings.soft_mask) == (28, 0.5)
 
 

@@ -140,7 +140,7 @@ def test_a_slider_is_calibrated_with_and_without_judges(model, judged: bool) -> 
     found = calibrate(previewer(model, {"smile": SMILE}, judges=judges), predict)["smile"]
     assert found.strengths == [-4, -3, -2, -1, 0, 1, 2, 3, 4]
     assert found.effect[4] == 0 and found.drift[4] == pytest.approx(0, abs=1e-6)
-    assert found.judge.startswith("share of the change told")
+    assert found.judge.startswith("share of the target's change")
     assert bool(found.identity) == judged
     assert bool(found.identity) == judged and found.low <= 0 <= found.high
 
