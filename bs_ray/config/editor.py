@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bs_ray.config.base import Settings, with_new_name
 
@@ -84,6 +84,19 @@ class EditorSettings(Settings):
                     "leave it out. Comparisons (`methods` of an evaluate job) may still set it"
                 )
         return {name: value for name, value in given.items() if name not in gone}
+
+
+def _without_boxes(editor: EditorSettings) -> EditorSettings:
+    if editor.region == "boxes":
+        raise ValueError(
+            "got region: boxes; expected photo or face, since no boxes come with this job's "
+            "photos. `bs-ray edit-one` takes some: --box"
+        )
+    return editor
+
+
+JobEditor = Annotated[EditorSettings, AfterValidator(_without_boxes)]
+"""The editor of a job whose photos bring no boxes."""
 
 
 class QualityGate(Settings):
