@@ -159,6 +159,32 @@ def test_the_command(tmp_path: Path, registry: str, random_base: Path) -> None:
     assert isinstance(bad.exception, JobError) and 'got "magic"' in str(bad.exception)
 
 
+def test_boxes_are_edited_and_named_in_the_file(
+    tmp_path: Path, shelf: str, random_base: Path
+) -> None:
+    path = photo(tmp_path, "wide")
+    common = ["edit-one", str(path), "--registry", shelf, "--base", str(random_base)]
+    common += ["--slider", "smile=9", "--out", str(tmp_path / "out.png")]
+    boxes = ["--box", "20,2,36,18", "--box", "100.5,2,112.5,14"]
+    done = CliRunner().invoke(cli.app, [*common, *boxes], catch_exceptions=False)
+    assert done.exit_code == 0
+    after = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+    moved = np.abs(after - np.asarray(Image.open(path))).max(axis=(0, 2)) > 0
+    assert moved[20:36].any() and moved[101:112].any()
+    assert not moved[:15].any() and not moved[50:90].any() and not moved[125:].any()
+    made = read_provenance((tmp_path / "out.png").read_bytes())
+    assert made is not None
+    assert [region["x"] for region in made["regions"]] == [28, 106.5]
+    for wrong, message in [
+        (["--box", "1,2,3"], "box: got '1,2,3'; expected left,top,right,bottom"),
+        (["--region", "boxes"], "got no boxes"),
+        (["--region", "photo", "--box", "1,2,3,4"], "got boxes; expected none"),
+        (["--region", "mouth"], 'region: got "mouth"'),
+    ]:
+        refused = CliRunner().invoke(cli.app, [*common, *wrong])
+        assert message in str(refused.exception)
+
+
 def test_strengths_of() -> None:
     assert strengths_of(["smile=1.5", "age@2=-1"]) == {"smile": 1.5, "age@2": -1.0}
     for bad in ("smile", "=1", "smile=much"):

@@ -12,6 +12,7 @@ from bs_ray.config import EditorSettings
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of
 from bs_ray.editing.generate import generate
 from bs_ray.editing.methods import METHODS
+from bs_ray.images.faces import Face
 from bs_ray.models import load_base
 from bs_ray.serve.engine.admission import Load, StepTime, finish_times
 from bs_ray.serve.engine.batcher import Batcher
@@ -200,6 +201,41 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
         expected_pixels = ((picture + 1) * 127.5).permute(1, 2, 0).numpy()
         assert far(expected_pixels, output.pixels) < TOLERANCE
     alone.close()
+
+
+class Told:
+    """A detector that sees two faces in every photo but square ones."""
+
+    def find(self, pixels: np.ndarray) -> list[Face]:
+        height, width = pixels.shape[:2]
+        return [Face((8, 8, 40, 40)), Face((50, 20, 90, 60))] if height != width else []
+
+
+def test_the_faces_of_a_photo_are_rows_of_their_own(model, sliders) -> None:
+    """With company they give what the Editor gives alone; a photo without a face is left."""
+    settings = EditorSettings(steps=4, region="face", prompt="a photo of a person")
+    editor = Editor(model, [], settings, slots=3, rank=4, detector=Told())
+    editor.sliders = dict(sliders)
+    held = Held(editor)
+    tasks = [task(0, (80, 100), s0=2.0, partials=1), task(1, s0=1.0), task(2, (70, 120), s1=1.0)]
+
+    async def main() -> list[Result]:
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        return list(await asyncio.gather(*(result(batcher, one, sliders) for one in tasks)))
+
+    editor.predict = held  # type: ignore[method-assign]
+    several, none, others = asyncio.run(main())
+    editor.predict = held.predict  # type: ignore[method-assign]
+    assert max(held.passes) == 8  # base and edit of four faces
+    assert np.array_equal(none.outputs[0].pixels, tasks[1].edit.pixels)
+    assert none.outputs[0].notes == ("no face was found; nothing was edited",)
+    editor.sliders = dict(sliders)
+    for one, done in ((tasks[0], several), (tasks[2], others)):
+        [expected] = outputs_of(editor.edit([one.edit])[0])
+        assert far(expected.pixels, done.outputs[0].pixels) < TOLERANCE
+        assert far(expected.pixels, one.edit.pixels) > 50 * TOLERANCE
+        assert len(done.outputs[0].regions) == 2
+    editor.close()
 
 
 def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> None:
