@@ -17,7 +17,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2147483648
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test test-slow chaos fuzz full-size gpu lint format clean
+.PHONY: help setup demo test test-demo test-slow chaos fuzz full-size gpu lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,8 +34,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## train a slider, edit photos and report, on the embedded base; minutes on two cores
 	$(BIN)/bs-ray demo --out $(OUT)
 
-test: setup  ## the fast tests
-	$(BIN)/python -m pytest
+test: setup  ## the fast tests, in two processes: those with Ray, and the others
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test-demo: setup  ## the quick demo from start to end, and interrupted; CI runs it beside the fast tests
+	$(BIN)/python -m pytest -m demo tests/test_demo.py
 
 test-slow: setup  ## the long tests: end-to-end, chaos, parity
 	$(BIN)/python -m pytest -m slow

@@ -16,13 +16,14 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -37,8 +38,10 @@ from bs_ray.ray_session import ray_session
 from bs_ray.serve.deploy import running
 from bs_ray.storage import Store
 from bs_ray.storage.seaweed import LocalObjectStore, available
-from bs_ray.tiny.photos import ingest_tiny_world
+from bs_ray.tiny.photos import TinyWorld, ingest_tiny_world
 from bs_ray.train.run import train
+
+_SHOWN = ("effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact")
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Size:
     train_overrides: list[str] = field(default_factory=list)
 
 
-FULL = Size(("smile", "age"), 500, 10, 200, 256, 64, 24, 256)
-QUICK = Size(("smile",), 48, 4, 40, 32, 16, 8, 32, ["steps=60"])
+FULL = Size(("smile", "age"), 500, 10, 200, 64, 32, 8, 64)
+QUICK = Size(("smile",), 48, 4, 40, 24, 8, 4, 16, ["steps=60"])
 
 
 def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> dict:
@@ -69,9 +72,11 @@ def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> d
     size = QUICK if quick else FULL
     shutil.rmtree(out / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
+    # Workers take the cores. This process only draws photos, with operations so small that two
+    # threads for each would mostly wait for each other.
+    torch.set_num_threads(1)
     run = _Demo(out, size, console)
-    with _object_store(out, console) as root, ray_session(num_cpus=6):
-        run.everything(root)
+    run.everything()
     return run.figures
 
 
@@ -108,23 +113,29 @@ class _Demo:
         yield
         self.figures["seconds"][name] = round(time.perf_counter() - start, 1)
 
-    def everything(self, root: str) -> None:
-        with self.stage("ingest"):
-            size = self.size
-            counts = ingest_tiny_world(
-                f"{root}/data", photos=size.photos, people=size.people, broken=size.broken, seed=7
-            )
-            self.console.print(counts)
-        with self.stage("train"):
-            for name in self.size.sliders:
-                self.train(name, root)
-        with self.stage("edit"):
-            self.edit(root)
-        with self.stage("serve"):
-            self.serve(root)
-        with self.stage("evaluate"):
-            self.evaluate(root)
+    def everything(self) -> None:
+        with ExitStack() as until_the_end:
+            with self.stage("ingest"), concurrent.futures.ThreadPoolExecutor(1) as beside:
+                root = until_the_end.enter_context(_object_store(self.out, self.console))
+                ingested = beside.submit(self.ingest, root)
+                until_the_end.enter_context(ray_session(num_cpus=6))
+                self.console.print(str(ingested.result()), highlight=False)
+            with self.stage("train"):
+                for name in self.size.sliders:
+                    self.train(name, root)
+            with self.stage("edit"):
+                self.edit(root)
+            with self.stage("serve"):
+                self.serve(root)
+            with self.stage("evaluate"):
+                self.evaluate(root)
         self.finish()
+
+    def ingest(self, root: str) -> TinyWorld:
+        size = self.size
+        return ingest_tiny_world(
+            f"{root}/data", photos=size.photos, people=size.people, broken=size.broken, seed=7
+        )
 
     def train(self, name: str, root: str) -> None:
         places = [f"photos={root}/data/lfw", f"registry={root}/sliders", f"runs={root}/runs"]
@@ -170,14 +181,7 @@ class _Demo:
         self.figures["base"] = self.found["base"]
         for name, splits in self.found["sliders"].items():
             own = splits["faces"]
-            keys = (
-                "effect",
-                "drift_other",
-                "monotone_share",
-                "strictly_monotone_share",
-                "zero_exact",
-            )
-            self.figures["sliders"][name] |= {key: own[key] for key in keys}
+            self.figures["sliders"][name] |= {key: own[key] for key in _SHOWN}
             self.figures["sliders"][name]["settings"] = splits
 
     def finish(self) -> None:
@@ -201,9 +205,12 @@ def summarise(figures: dict) -> dict[str, str]:
     batch, served = figures["batch"], figures["serve"]
     rows = {}
     for name, slider in figures["sliders"].items():
+        on_faces = slider["settings"]["faces"]
         rows[f"slider {name}"] = (
-            f"trained in {slider['train_seconds']:.0f} s; effect {slider['effect']:+.2f}, "
-            f"drift {slider['drift_other']:.3f}, monotone {slider['monotone_share']:.1%}, "
+            f"trained in {slider['train_seconds']:.0f} s; on {on_faces['faces']} faces, with 95% "
+            f"intervals: effect {_with_interval(on_faces, 'effect', '{:+.2f}')}, "
+            f"drift {_with_interval(on_faces, 'drift_other', '{:.3f}')}, "
+            f"monotone {_with_interval(on_faces, 'monotone_share', '{:.0%}')}; "
             f"zero exact: {'yes' if slider['zero_exact'] else 'no'}"
         )
     rows["batch"] = (
@@ -215,13 +222,19 @@ def summarise(figures: dict) -> dict[str, str]:
         f"p50 {served['p50_ms']:.0f} ms, largest difference from one-by-one "
         f"{served['max_abs_diff']:.1e} of full scale"
     )
-    accuracy = figures["base"]["class_accuracy"].values()
+    base = figures["base"]
+    accuracy = base["class_accuracy"].values()
     rows["base"] = (
-        f"VAE {figures['base']['vae_psnr_db']:.1f} dB, captions come out true "
-        f"{min(accuracy):.0%} to {max(accuracy):.0%}"
+        f"VAE {base['vae_psnr_db']:.1f} dB; {base['images']} captions come out true in "
+        f"{min(accuracy):.0%} to {max(accuracy):.0%}, by attribute"
     )
     rows["seconds"] = ", ".join(f"{name} {taken:.0f}" for name, taken in figures["seconds"].items())
     return rows
+
+
+def _with_interval(figures: dict, name: str, form: str) -> str:
+    low, high = map(form.format, figures["intervals"][name])
+    return f"{form.format(figures[name])} ({low} to {high})"
 
 
 def call_endpoint(url: str, photos: list[tuple[str, bytes]], slider: str) -> dict:

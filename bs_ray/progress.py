@@ -74,7 +74,7 @@ class ProgressBoard:
                     ray.get(reported, timeout=_POLL_S)
 
 
-class _Bars:
+class Bars:
     """Shows a board: live bars on a terminal, some lines elsewhere (a log, a pipe)."""
 
     def __init__(self, console: Console, title: str, clock: Callable[[], float] = time.monotonic):
@@ -93,7 +93,7 @@ class _Bars:
             console=console,
         )
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Bars:
         if self._console.is_terminal:
             self._bars.start()
         return self
@@ -201,7 +201,7 @@ def progress(console: Console | None, title: str) -> Iterator[ProgressBoard]:
         return
     actor = ray.remote(num_cpus=0)(_BoardActor).remote()
     stop = threading.Event()
-    with _Bars(console, title) as bars:
+    with Bars(console, title) as bars:
         reader = threading.Thread(target=_follow, args=(actor, bars, stop), daemon=True)
         reader.start()
         try:
@@ -212,7 +212,7 @@ def progress(console: Console | None, title: str) -> Iterator[ProgressBoard]:
     ray.kill(actor)
 
 
-def _follow(actor: Any, bars: _Bars, stop: threading.Event) -> None:
+def _follow(actor: Any, bars: Bars, stop: threading.Event) -> None:
     with contextlib.suppress(ray.exceptions.RayError):  # the board is gone
         while not stop.wait(_POLL_S):
             bars.show(ray.get(actor.read.remote()))

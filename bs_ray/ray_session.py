@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 WORKER_ENV = {
     # By default glibc returns large blocks to the kernel at once, and a training step on a CPU then
@@ -18,6 +18,8 @@ WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
 }
 _OBJECT_STORE_BYTES = 500 << 20
+_NOISE = b"has constructor arguments in the object store and max_restarts > 0."
+"""What Ray logs as an error for every pool of Ray Data's actors. The pool keeps these arguments."""
 
 
 @contextmanager
@@ -38,15 +40,16 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    try:
-        with _interrupts_wait():
-            if address:
-                _join(address)
-            else:
-                _start(max(4, os.cpu_count() or 4, num_cpus or 0))
-        yield
-    finally:
-        ray.shutdown()
+    with filtered_stderr():
+        try:
+            with _interrupts_wait():
+                if address:
+                    _join(address)
+                else:
+                    _start(max(4, os.cpu_count() or 4, num_cpus or 0))
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -98,6 +101,32 @@ def _start(num_cpus: int) -> None:
 
 
 _OPTIONS = {"log_to_driver": False, "runtime_env": {"env_vars": WORKER_ENV}}
+
+
+@contextmanager
+def filtered_stderr() -> Iterator[None]:
+    """Within, what is written to file descriptor 2 arrives there without the lines of `_NOISE`.
+
+    Ray's C++ code writes them there itself, where no logger of Python can hold them back.
+    """
+    shown = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    copier = threading.Thread(target=_copy, args=(reader, shown), daemon=True)
+    copier.start()
+    try:
+        yield
+    finally:
+        os.dup2(shown, 2)  # closes the pipe, unless a process that we started still has it
+        copier.join(timeout=1)
+
+
+def _copy(reader: int, shown: int) -> None:
+    # Where the terminal has gone, the pipe closes: whoever writes then fails instead of waiting.
+    with suppress(OSError), open(reader, "rb", 0) as source, open(shown, "wb", 0) as target:
+        while some := source.read(1 << 16):
+            target.write(b"".join(x for x in some.splitlines(keepends=True) if _NOISE not in x))
 
 
 def _quieten() -> None:

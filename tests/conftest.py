@@ -23,6 +23,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `-n`, one process runs all tests that use Ray, as Rays that start at the same time may
+    miss Ray's time limit; of the others, a file's tests stay together.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+
+    def uses_ray(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return "ray_cluster" in fixtures or item.get_closest_marker("ray") is not None
+
+    items.sort(key=uses_ray, reverse=True)  # stable; the largest group begins first
+    for item in items:
+        group = "ray" if uses_ray(item) else item.path.relative_to(config.rootpath).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def session_environment() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = [pytest.mark.demo, pytest.mark.ray]
+
 
 def start(out: Path) -> subprocess.Popen:
     # A newcomer's: neither the tests' store, nor their one thread for each process.
@@ -29,9 +31,12 @@ def start(out: Path) -> subprocess.Popen:
 @pytest.mark.timeout(1200)
 def test_quick_demo(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(out)
+    process, started_s = start(out), time.monotonic()
     text, _ = process.communicate(timeout=1100)
+    took_s = time.monotonic() - started_s
     assert process.returncode == 0, text[-3000:]
+    for rays in ("constructor arguments", "graceful_shutdown", "(raylet)", "core_worker"):
+        assert rays not in text
     for name in ("report.html", "contact-sheet.png"):
         assert (out / name).stat().st_size > 10_000
     written = json.loads((out / "metrics.json").read_text())
@@ -40,12 +45,17 @@ def test_quick_demo(tmp_path: Path) -> None:
     smile = written["sliders"]["smile"]
     assert smile["zero_exact"] and smile["effect"] > 0.25
     assert smile["drift_other"] < smile["effect"] / 5
+    low, high = smile["settings"]["faces"]["intervals"]["effect"]
+    assert low < smile["effect"] < high
     batch = written["batch"]
     assert batch["inputs"] == batch["outputs"] + batch["quarantined"] == 48
     assert batch["quarantined"] == 4
     assert written["serve"]["max_abs_diff"] < 1e-4
     assert written["serve"]["mean_batch_rows"] > 1
-    assert written["seconds"]["total"] > 0
+    stages = dict(written["seconds"])
+    total_s = stages.pop("total")
+    assert total_s == pytest.approx(sum(stages.values()), abs=0.1) and total_s <= took_s
+    assert list(stages) == ["ingest", "train", "edit", "serve", "evaluate"]
 
 
 def test_ctrl_c_cleans_up(tmp_path: Path) -> None:

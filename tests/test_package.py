@@ -80,7 +80,7 @@ def test_doctor_reports_and_never_raises(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mistyped")
-    broken = doctor._object_store()
+    [broken] = [check for check in doctor.checks() if check.name == "object store"]
     assert broken.ok is False and "127.0.0.1:9" in broken.detail
     assert "mistyped" not in broken.detail
     assert doctor.doctor() is False

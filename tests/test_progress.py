@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.text import Text
 
-from bs_ray.progress import ProgressBoard, Reported, _Bars, progress
+from bs_ray.progress import Bars, ProgressBoard, Reported, progress
 
 NUMBERS = {
     "triplet": 0.12345,
@@ -27,7 +27,7 @@ NUMBERS = {
 
 def test_a_console_that_is_no_terminal_gets_a_few_lines() -> None:
     screen, seconds = io.StringIO(), iter(range(0, 1000, 2))
-    with _Bars(Console(file=screen), "smile", lambda: next(seconds)) as bars:
+    with Bars(Console(file=screen), "smile", lambda: next(seconds)) as bars:
         for step in range(1, 101):
             bars.show({"train": Reported(step, 100, {"triplet": 0.12345})})
     lines = screen.getvalue().splitlines()
@@ -38,7 +38,7 @@ def test_a_console_that_is_no_terminal_gets_a_few_lines() -> None:
 
 def test_a_terminal_gets_a_bar_per_stage() -> None:
     screen = io.StringIO()
-    with _Bars(Console(file=screen, force_terminal=True, width=100), "tiny") as bars:
+    with Bars(Console(file=screen, force_terminal=True, width=100), "tiny") as bars:
         bars.show({"vae": Reported(10, 10, {}), "unet": Reported(3, 9, {"loss": 0.5})})
     shown = Text.from_ansi(screen.getvalue()).plain
     assert all(text in shown for text in ("tiny: vae", "10/10", "3/9", "ETA", "loss 0.5"))
@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_bar_per_stage() -> None:
 
 def test_a_normal_terminal_shows_every_number_without_wrapping_one() -> None:
     screen = io.StringIO()
-    with _Bars(Console(file=screen, force_terminal=True, width=100), "smile-on-sdxl") as bars:
+    with Bars(Console(file=screen, force_terminal=True, width=100), "smile-on-sdxl") as bars:
         bars.show({"train": Reported(123, 1000, NUMBERS)})
     lines = Text.from_ansi(screen.getvalue()).plain.splitlines()
     first = "  tri 0.123  perp 0.0456  adv -0.123  disc 1.98  w_tri 0.269  w_perp 0.731"

@@ -65,6 +65,9 @@ def _answers(address: str, token: str) -> bool:
         return False
 
 
+pytestmark = pytest.mark.ray
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, str]]:
     """(address, token) of a Ray head started and stopped here, beside any other."""

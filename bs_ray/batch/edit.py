@@ -142,8 +142,9 @@ def _outputs(row: PlannedRow, outcome: Outcome) -> Results:
         note = "; ".join(filter(None, [row["note"], *output.notes]))
         # Only an edit that moves nothing is the photo's own file again.
         source = None if any(mix.values()) else row["source"]
+        regions = [region.described() for region in output.regions]
         changes = {"pixels": to_uint8(output.pixels), "source": source, "note": note}
-        made.append(_edited(row, name, mix, **changes))
+        made.append(_edited(row, name, mix, regions=regions, **changes))
     return made
 
 
@@ -154,7 +155,8 @@ def copied(row: PlannedRow) -> Results:
 
 def _edited(row: PlannedRow, name: str, mix: dict[str, float], **changes: Any) -> EditedRow:
     photo = {field: value for field, value in row.items() if field != "edits"}
-    return EditedRow(**{**photo, **changes, "edit": name, "mix": mix})  # type: ignore[typeddict-item]
+    made = {"regions": [], **changes, "edit": name, "mix": mix}
+    return EditedRow(**{**photo, **made})  # type: ignore[typeddict-item]
 
 
 def _edit_alone(row: PlannedRow, editor: Editor, edit: EditFunction, seed: int) -> Results:

@@ -19,6 +19,7 @@ from bs_ray.batch.listing import Listing, list_photos
 from bs_ray.batch.rows import Edits
 from bs_ray.config import EditJob
 from bs_ray.editing.gate import check_gate
+from bs_ray.images.faces import need_centerface
 from bs_ray.judges.load import find_judges
 from bs_ray.models import absolute_base, base_folder, identify_base
 from bs_ray.sliders.card import SliderError
@@ -110,10 +111,12 @@ def resolve(
 ) -> dict[str, Slider]:
     """Slider as the job names it -> slider. A job that has begun keeps its versions to the end.
 
-    pinned: what the input list says of them. Raises SliderError, and BaseNotFound for a gate whose
-    judges are missing.
+    pinned: what the input list says of them. Raises SliderError, BaseNotFound for a gate whose
+    judges are missing, and FacesUnavailable.
     """
     base_id, sliders = identify_base(job.base), {}
+    if job.editor.region == "face":
+        need_centerface()
     if job.gate:
         check_gate(find_judges(base_folder(job.base)), job.gate)
     for given in job.sliders:

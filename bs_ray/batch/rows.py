@@ -76,6 +76,8 @@ class EditedRow(DecodedRow):
     """The edit's name; "" where the photo has one."""
     mix: dict[str, float]
     """Slider's name@version -> signed strength."""
+    regions: list[dict[str, float]]
+    """Where it was edited, as `Region.described` says; empty where as a whole."""
 
 
 class OutputRow(TypedDict):

@@ -20,7 +20,8 @@ def write_shard(row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any]) -> 
     started = time.monotonic()
 
     def provenance(photo: EditedRow) -> dict[str, Any]:
-        return {**stamp, "sliders": photo["mix"], "source_sha256": photo["sha256"]}
+        made = {**stamp, "sliders": photo["mix"], "source_sha256": photo["sha256"]}
+        return {**made, "regions": photo["regions"]} if photo["regions"] else made
 
     done = commit_shard(Store(job.output), job.sink, row["shard"], unpack(row), provenance)
     bad = sum(map(is_quarantined, done))

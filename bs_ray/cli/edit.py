@@ -83,16 +83,28 @@ def edit_one(
     base: Annotated[str, typer.Option(help="`tiny`, or a diffusers folder.")] = "tiny",
     preset: Annotated[str, typer.Option(help="fast or high.")] = "fast",
     method: Annotated[str, typer.Option(help="How to edit, as editor.method.")] = "displacement",
+    region: Annotated[
+        str | None,
+        typer.Option(help="photo, face or boxes, as editor.region; boxes where --box is given."),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="LEFT,TOP,RIGHT,BOTTOM in pixels: edit here. Repeat for several."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes the noise, with the photo's content.")] = 0,
 ) -> None:
     """Edit one photo without a cluster; write it again, or write a strip of edits as PNG."""
     from bs_ray.config import editor_settings
-    from bs_ray.editing.single_photo import OnePhoto, strengths_of
+    from bs_ray.editing.single_photo import OnePhoto, boxes_of, strengths_of
 
     if sweep and compose:
         raise ValueError("got --sweep and --compose; expected one of them")
-    settings = editor_settings({"preset": preset, "method": method})
-    one = OnePhoto(photo, strengths_of(slider), settings, base=base, registry=registry, seed=seed)
+    region = region or ("boxes" if box else "photo")
+    settings = editor_settings({"preset": preset, "method": method, "region": region})
+    places = {"base": base, "registry": registry}
+    one = OnePhoto(
+        photo, strengths_of(slider), settings, **places, seed=seed, boxes=boxes_of(box or [])
+    )
     if sweep or compose:
         kind = "sweep" if sweep else "compose"
         out = out or photo.with_name(f"{photo.stem}-{kind}.png")

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import MAX_PIXELS, Settings, check_name, with_new_name
-from bs_ray.config.editor import EditorSettings, QualityGate
+from bs_ray.config.editor import EditorSettings, JobEditor, QualityGate
 
 
 class EditJob(Settings):
@@ -46,7 +46,7 @@ class EditJob(Settings):
     .json (WebDataset) that holds `{edit's name: {slider: strength}}` as JSON. `sliders` then lists
     the sliders that may be named; their strengths are not used. Job files of earlier versions call
     it `plan`, and what is stored still does."""
-    editor: EditorSettings = EditorSettings()
+    editor: JobEditor = EditorSettings()
     gate: QualityGate | None = None
     """Measure every edit against its photo, and make it weaker where too little of the photo is
     left."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bs_ray.config.base import Settings, with_new_name
 
@@ -47,6 +47,19 @@ class EditorSettings(Settings):
     """Text condition of both branches; the first slider's target prompt where left out."""
     working_px: int | None = Field(None, ge=16)
     """Side of the square whose area edits are computed at; the base's own size by default."""
+    region: Literal["photo", "face", "boxes"] = "photo"
+    """What of a photo the base looks at: all of it, the faces that are found in it, or the boxes
+    that come with it. The rest of the photo stays bit for bit."""
+    faces: Literal["all", "largest"] | Annotated[int, Field(ge=1)] = "all"
+    """`region: face`: which of the faces; a number stands for so many of the largest at most."""
+    face_min_px: int = Field(32, ge=1)
+    """`region: face`: faces whose box's longer side is smaller are left as they are."""
+    face_margin: float = Field(0.3, ge=0, le=5)
+    """What is added to a box on every side, as a share of its longer side, where the base does not
+    say where it expects the eyes, or the box is the caller's."""
+    no_face: Literal["leave", "photo"] = "leave"
+    """`region: face`: what becomes of a photo without faces: it is left as it is, or edited as a
+    whole. A note says so."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +84,19 @@ class EditorSettings(Settings):
                     "leave it out. Comparisons (`methods` of an evaluate job) may still set it"
                 )
         return {name: value for name, value in given.items() if name not in gone}
+
+
+def _without_boxes(editor: EditorSettings) -> EditorSettings:
+    if editor.region == "boxes":
+        raise ValueError(
+            "got region: boxes; expected photo or face, since no boxes come with this job's "
+            "photos. `bs-ray edit-one` takes some: --box"
+        )
+    return editor
+
+
+JobEditor = Annotated[EditorSettings, AfterValidator(_without_boxes)]
+"""The editor of a job whose photos bring no boxes."""
 
 
 class QualityGate(Settings):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import Settings, check_name, with_new_name
-from bs_ray.config.editor import EditorSettings
+from bs_ray.config.editor import EditorSettings, JobEditor
 
 
 class ComparedSettings(EditorSettings):
@@ -38,7 +38,7 @@ class EvalJob(Settings):
     )
     """Split -> how many are measured: held-out faces, in-the-wild photos, generations. Job files of
     earlier versions call it `settings`."""
-    editor: EditorSettings = EditorSettings()
+    editor: JobEditor = EditorSettings()
     guidance_scale: float = Field(4.0, ge=0)
     """Classifier-free guidance of the generations."""
     batch_size: int = Field(16, ge=1)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import Settings, check_name
-from bs_ray.config.editor import EditorSettings
+from bs_ray.config.editor import EditorSettings, JobEditor
 
 
 class Autoscaling(Settings):
@@ -46,7 +46,7 @@ class ServeJob(Settings):
     cached_sliders: int = Field(256, ge=1)
     """Sliders that a replica keeps in memory; the least recently used makes room for others.
     `editor.resident_sliders` says how many of them may act at once."""
-    editor: EditorSettings = EditorSettings()
+    editor: JobEditor = EditorSettings()
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     autoscaling: Autoscaling = Autoscaling()

@@ -3,74 +3,55 @@
 A photo is any uint8 RGB array [H, W, 3]. It is edited at the base's own scale, and only the
 difference is added to it (residual output): pixels_out = pixels_in + up(decode(x0 + d) -
 decode(x0)). So strength 0 returns the photo bit for bit, and what is not edited stays sharp at any
-size.
+size. Where the settings say so, the base looks at regions of the photo instead, such as its faces,
+each at the base's own size; only their differences are added.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.context import EditContext
 from bs_ray.editing.methods import METHODS, Method
 from bs_ray.editing.run import EditGenerator, EditRun, run_alone
-from bs_ray.images.pixels import images_of
+from bs_ray.editing.views import (
+    Edit,
+    Edited,
+    EditError,
+    Outcome,
+    View,
+    changed,
+    check_boxes,
+    chosen_faces,
+    outputs_of,
+    views_of,
+    working_copy,
+)
+from bs_ray.images.faces import CenterFace, Face, FaceDetector
+from bs_ray.images.regions import region_of
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.resident import Resident
 from bs_ray.sliders.slider import Slider
 
-
-class EditError(ValueError):
-    """An edit that cannot be made; the message says got, expected and what to do."""
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One photo and what to do with it: every mix of sliders gives one output."""
-
-    key: str
-    """Names the photo's noise: its content hash, so that batch and serve agree."""
-    pixels: np.ndarray
-    """uint8 RGB [H, W, 3]."""
-    mixes: Sequence[Mix]
-    """One for each output, as `Editor.mix` makes them."""
-    seed: int = 0
-    mask: np.ndarray | None = None
-    """float32 [H, W] in [0, 1], 1 where the photo may change; without one it may everywhere."""
-    settings: EditorSettings | None = None
-    """How to edit this photo; None stands for the Editor's own settings."""
-
-
-@dataclass(frozen=True)
-class Edited:
-    """One output."""
-
-    pixels: np.ndarray
-    """float32 RGB [H, W, 3] in [0, 255], the photo's own size."""
-    notes: tuple[str, ...] = ()
-    """What the caller should know, such as a strength beyond the slider's usable range."""
-    measured: dict[str, float] = field(default_factory=dict)
-    """What a quality gate found: `identity`, `effect`."""
-
-
-Outcome = list[Edited] | EditError
-"""What became of one Edit: its outputs, or what is wrong with it."""
-
-
-def outputs_of(outcome: Outcome) -> list[Edited]:
-    """The outputs. Raises the EditError where there is one."""
-    if isinstance(outcome, list):
-        return outcome
-    raise outcome
+__all__ = [
+    "Edit",
+    "EditError",
+    "Edited",
+    "Editor",
+    "Outcome",
+    "PhotoEditRun",
+    "outputs_of",
+    "to_uint8",
+]
 
 
 class PhotoEditRun(EditRun):
@@ -80,14 +61,16 @@ class PhotoEditRun(EditRun):
         self,
         model: DiffusionModel,
         edits: Sequence[Edit],
+        views: Sequence[View],
         sliders: Sequence[Slider],
         moving: Sequence[int],
         context: EditContext,
         steps: EditGenerator,
     ):
-        """moving: which of the edits' outputs are rows of `context`; the others are the photos."""
+        """moving: which of the outputs of all views, in order, are rows of `context`; the others
+        change nothing."""
         super().__init__(steps, sliders)
-        self._model, self.edits = model, edits
+        self._model, self.edits, self._views = model, edits, views
         self._moving, self._context = moving, context
         self._before: Tensor | None = None
 
@@ -100,8 +83,18 @@ class PhotoEditRun(EditRun):
                 self._before = self._model.decode(self._context.x0)
             residual = (self._model.decode(latents) - self._before[self._context.source_of]).cpu()
             of = dict(zip(self._moving, residual, strict=True))
-        places = iter(range(sum(len(edit.mixes) for edit in self.edits)))
-        return [[_changed(edit, of.get(next(places))) for _ in edit.mixes] for edit in self.edits]
+        place = 0
+        found: list[list[list[tuple[View, Tensor]]]]
+        found = [[[] for _ in edit.mixes] for edit in self.edits]
+        for view in self._views:
+            for output in found[view.edit]:
+                if place in of:
+                    output.append((view, of[place]))
+                place += 1
+        return [
+            [changed(edit, output) for output in outputs]
+            for edit, outputs in zip(self.edits, found, strict=True)
+        ]
 
 
 class Editor:
@@ -119,11 +112,13 @@ class Editor:
         slots: int | None = None,
         rank: int = 1,
         methods: Mapping[str, Method] = METHODS,
+        detector: FaceDetector | None = None,
     ):
         """slots, rank: room in the bank for sliders that will be put into `sliders` later.
-        methods: what the names in `EditorSettings.method` stand for.
+        methods: what the names in `EditorSettings.method` stand for. detector: what finds faces,
+        where settings ask for them; CenterFace where left out.
 
-        Raises SliderError where a slider was trained on another base.
+        Raises SliderError where a slider was trained on another base, and FacesUnavailable.
         """
         for slider in sliders:
             slider.check_base(model.base_id)
@@ -140,6 +135,9 @@ class Editor:
         self.bank.attach(model.denoiser)
         prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
         self._condition, self._empty = model.embed([prompt]), model.embed([""])
+        self._detector = detector
+        if settings.region == "face":
+            self._need_detector()
         self.evaluations = 0
         """Rows that the denoiser has seen; a row that is differentiated counts three times."""
 
@@ -181,7 +179,8 @@ class Editor:
         }
 
     def check(self, edit: Edit) -> None:
-        """Raise EditError for pixels or a mask of another form, or for too many sliders at once."""
+        """Raise EditError for pixels, a mask or boxes of another form, or for too many sliders at
+        once."""
         pixels = edit.pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise EditError(
@@ -193,6 +192,7 @@ class Editor:
                 f"photo {edit.key}: got a mask {list(edit.mask.shape)}; expected the photo's size "
                 f"{list(pixels.shape[:2])}"
             )
+        check_boxes(edit, edit.settings or self.settings)
         moving = {reference for mix in edit.mixes for reference in mix.lora_scales}
         if (count := len(moving)) > (slots := len(self.bank.names)):
             raise EditError(
@@ -200,61 +200,97 @@ class Editor:
                 "Raise editor.resident_sliders"
             )
 
+    def located(self, edit: Edit) -> Edit:
+        """The edit with the regions that its settings ask for, largest face first.
+
+        Raises EditError as `check`. May be called beside a run, from another thread.
+        """
+        self.check(edit)
+        settings = edit.settings or self.settings
+        if settings.region == "photo" or edit.regions is not None:
+            return edit
+        if edit.boxes is not None:
+            faces = [Face(box) for box in edit.boxes]
+        else:
+            faces = chosen_faces(self._need_detector().find(edit.pixels), settings)
+        if not faces and settings.no_face == "photo":
+            whole = settings.model_copy(update={"region": "photo"})
+            note = "no face was found; the whole photo was edited"
+            return replace(edit, settings=whole, boxes=None, notes=(*edit.notes, note))
+        notes = edit.notes if faces else (*edit.notes, "no face was found; nothing was edited")
+        eyes, margin = self.model.framing, settings.face_margin
+        regions = tuple(region_of(face, eyes, margin) for face in faces)
+        return replace(edit, regions=regions, notes=notes)
+
+    def _need_detector(self) -> FaceDetector:
+        """The detector. Raises FacesUnavailable."""
+        if self._detector is None:
+            self._detector = CenterFace()
+        return self._detector
+
     @torch.no_grad()
     def edit(self, edits: Sequence[Edit]) -> list[Outcome]:
         """Every edit's outputs, in order, or the error that is this edit's own.
 
-        The photos may have any sizes: those that share a working size share forward passes.
+        The photos may have any sizes: those that share a working size share forward passes, and
+        so do all regions.
         """
         buckets: dict[Any, list[int]] = defaultdict(list)
         outcomes: dict[int, Outcome] = {}
+        located: dict[int, Edit] = {}
         for index, edit in enumerate(edits):
             try:
-                self.check(edit)
+                located[index] = self.located(edit)
             except EditError as error:
                 outcomes[index] = error
             else:
-                buckets[self.working_size(*edit.pixels.shape[:2]), edit.settings].append(index)
+                buckets[self._size(located[index]), located[index].settings].append(index)
         for bucket in buckets.values():
-            for indices in self._groups(edits, bucket):
-                run = self.begin([edits[i] for i in indices])
+            for indices in self._groups(located, bucket):
+                run = self.begin([located[i] for i in indices])
                 run_alone(run, self.predict)
                 outcomes |= dict(zip(indices, self.finish(run), strict=True))
         return [outcomes[index] for index in range(len(edits))]
 
     @torch.no_grad()
     def begin(self, edits: Sequence[Edit], beside: Sequence[Slider] = ()) -> PhotoEditRun:
-        """Edits that have passed `check`, of one working size and settings, before their first
-        step.
+        """Edits as `located` gives them, of one working size and settings, before their first step.
 
         beside: as in `lora_scales`, which also says what is raised.
         """
-        mixes = [mix for edit in edits for mix in edit.mixes]
-        lora_scales = self.lora_scales(mixes, beside)
-        source_of = torch.tensor([i for i, edit in enumerate(edits) for _ in edit.mixes])
         settings = edits[0].settings or self.settings
+        assert settings.region == "photo" or all(edit.regions is not None for edit in edits)
+        views = views_of(edits, self._region_px)
+        mixes = [mix for view in views for mix in edits[view.edit].mixes]
+        lora_scales = self.lora_scales(mixes, beside)
+        source_of = torch.tensor(
+            [i for i, view in enumerate(views) for _ in edits[view.edit].mixes], dtype=torch.int64
+        )
         # Displacement does not move a photo whose LoRA scales are all 0: there is nothing to
         # compute. The baselines do, and that is measured.
         moving = (lora_scales.abs().amax(1) > 0).cpu()
         if settings.method != "displacement":
             moving = torch.ones_like(moving)
         rows = moving.nonzero()[:, 0]
-        context = self._context(edits, lora_scales[rows], source_of[rows])
+        context = self._context(views, lora_scales[rows], source_of[rows])
         method = self._methods[settings.method]
         steps = method(context, settings) if len(rows) else _nothing(context)
         sliders = list(self.moving(mixes).values())
-        return PhotoEditRun(self.model, edits, sliders, rows.tolist(), context, steps)
+        return PhotoEditRun(self.model, edits, views, sliders, rows.tolist(), context, steps)
 
     def finish(self, run: PhotoEditRun) -> list[list[Edited]]:
         """The outputs of a run that has finished, edit by edit."""
         assert run.latents is not None
         found = run.pixels(run.latents)
         return [
-            [Edited(p, mix.notes) for p, mix in zip(pixels, edit.mixes, strict=True)]
+            [
+                Edited(p, (*mix.notes, *edit.notes), regions=edit.regions or ())
+                for p, mix in zip(pixels, edit.mixes, strict=True)
+            ]
             for pixels, edit in zip(found, run.edits, strict=True)
         ]
 
-    def _groups(self, edits: Sequence[Edit], bucket: list[int]) -> list[list[int]]:
+    def _groups(self, edits: Mapping[int, Edit], bucket: list[int]) -> list[list[int]]:
         """The bucket in its order, cut where the sliders of a group would no longer fit the
         bank."""
         groups: list[list[int]] = []
@@ -268,6 +304,16 @@ class Editor:
             together |= names
         return groups
 
+    @property
+    def _region_px(self) -> int:
+        """Side of the square at which regions are edited."""
+        return self.working_size(1, 1)[0]
+
+    def _size(self, edit: Edit) -> tuple[int, int]:
+        """The working size of a located edit."""
+        whole = edit.regions is None
+        return self.working_size(*edit.pixels.shape[:2]) if whole else self.working_size(1, 1)
+
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which such a photo is edited: its aspect at the base's area, in multiples."""
         side = self.settings.working_px or self.model.native_px
@@ -278,18 +324,18 @@ class Editor:
         tall, wide = side * aspect**0.5, side / aspect**0.5
         return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
 
-    def _context(self, edits: Sequence[Edit], scales: Tensor, source_of: Tensor) -> EditContext:
-        """What the method gets: rows [T] of LoRA scales, and the photos they are of as latents."""
+    def _context(self, views: Sequence[View], scales: Tensor, source_of: Tensor) -> EditContext:
+        """What the method gets: rows [T] of LoRA scales, and the views they are of as latents."""
         model = self.model
         used = source_of.unique()
-        edits = [edits[i] for i in used.tolist()]
-        if edits:
-            size = self.working_size(*edits[0].pixels.shape[:2])
-            photos = torch.cat([_working_copy(edit.pixels, size) for edit in edits])
+        views = [views[i] for i in used.tolist()]
+        if views:
+            size = self.working_size(*views[0].pixels.shape[:2])
+            photos = torch.cat([working_copy(view.pixels, size) for view in views])
             x0 = model.encode(photos.to(model.device))
         else:
             x0 = torch.zeros(0, *model.latent_shape, device=model.device)
-        same = torch.zeros(len(edits), dtype=torch.int64)
+        same = torch.zeros(len(views), dtype=torch.int64)
         return EditContext(
             predict=self.predict,
             prediction=model.prediction,
@@ -298,8 +344,8 @@ class Editor:
             empty=self._empty.rows(same),
             lora_scales=scales,
             source_of=torch.searchsorted(used, source_of).to(model.device),
-            seeds=[edit.seed for edit in edits],
-            keys=[edit.key for edit in edits],
+            seeds=[view.seed for view in views],
+            keys=[view.key for view in views],
         )
 
 
@@ -312,24 +358,3 @@ def _nothing(context: EditContext) -> EditGenerator:
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """float [0, 255] -> uint8, rounded."""
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-
-
-def _working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [1, 3, *size] in [-1, 1]."""
-    image = images_of(pixels)[None]
-    if image.shape[-2:] == size:
-        return image
-    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-
-
-def _changed(edit: Edit, residual: Tensor | None) -> np.ndarray:
-    """The photo moved by a residual [3, h, w] in units of [-1, 1], within its mask."""
-    photo = edit.pixels.astype(np.float32)
-    if residual is None:
-        return photo
-    if residual.shape[-2:] != photo.shape[:2]:
-        residual = F.interpolate(residual[None], photo.shape[:2], mode="bicubic")[0]
-    change = residual.permute(1, 2, 0).numpy() * 127.5
-    if edit.mask is not None:
-        change = change * edit.mask[:, :, None]
-    return np.clip(photo + change, 0, 255)

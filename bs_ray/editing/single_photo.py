@@ -15,6 +15,7 @@ from bs_ray.config.base import MAX_PIXELS
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import encode
+from bs_ray.images.faces import Box
 from bs_ray.images.rows import DecodedRow, is_quarantined
 from bs_ray.images.sheets import draw_strip
 from bs_ray.models import load_base
@@ -36,10 +37,13 @@ class OnePhoto:
         base: str = "tiny",
         registry: str = "sliders",
         seed: int = 0,
+        boxes: Sequence[Box] | None = None,
     ):
-        """sliders: reference -> strength, in the order in which `compose` adds them.
+        """sliders: reference -> strength, in the order in which `compose` adds them. boxes: where
+        the photo is edited, with `region: boxes`.
 
-        Raises EditError for a photo that cannot be read, SliderError and BaseNotFound.
+        Raises EditError for a photo that cannot be read, SliderError, BaseNotFound and
+        FacesUnavailable.
         """
         self.row = _read(photo)
         found = [Registry(registry).resolve(reference) for reference in sliders]
@@ -48,7 +52,7 @@ class OnePhoto:
             zip((slider.reference for slider in found), sliders.values(), strict=True)
         )
         self.names = [slider.card.name for slider in found]
-        self.seed = seed
+        self.seed, self.boxes = seed, boxes
 
     def edit(self) -> tuple[bytes, tuple[str, ...]]:
         """(the edited photo as a file of its own format, notes).
@@ -63,6 +67,8 @@ class OnePhoto:
         row = DecodedRow(**{**self.row, "source": None, "pixels": to_uint8(edited.pixels)})
         made = {"sliders": self.strengths, "seed": self.seed, "bs_ray": __version__}
         made["base_id"] = self.editor.model.base_id
+        if edited.regions:
+            made["regions"] = [region.described() for region in edited.regions]
         return encode(row, made), tuple(filter(None, [*edited.notes, self.row["note"]]))
 
     def sweep(self) -> Image.Image:
@@ -98,7 +104,7 @@ class OnePhoto:
     def _edit(self, wanted: Sequence[dict[str, float]]) -> Edit:
         """The photo, with one output for each dict of strengths."""
         mixes = [self.editor.mix(strengths) for strengths in wanted]
-        return Edit(self.row["sha256"], self.row["pixels"], mixes, self.seed)
+        return Edit(self.row["sha256"], self.row["pixels"], mixes, self.seed, boxes=self.boxes)
 
     def _pictures(self, wanted: Sequence[dict[str, float]]) -> list[np.ndarray]:
         """uint8 [H, W, 3] for each dict of strengths, computed together."""
@@ -118,6 +124,21 @@ def strengths_of(given: list[str]) -> dict[str, float]:
         if not equals or not name:
             raise JobError(f"slider: got {text!r}; expected name=strength, such as smile=1.5")
     return found
+
+
+def boxes_of(given: list[str]) -> list[Box] | None:
+    """`left,top,right,bottom` texts as boxes; None where there are none. Raises JobError."""
+    boxes: list[Box] = []
+    for text in given:
+        try:
+            left, top, right, bottom = map(float, text.split(","))
+        except ValueError:
+            raise JobError(
+                f"box: got {text!r}; expected left,top,right,bottom in pixels, such as "
+                "40,30,140,150"
+            ) from None
+        boxes.append((left, top, right, bottom))
+    return boxes or None
 
 
 def _read(photo: Path) -> DecodedRow:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bs_ray.config import EvalJob, job_hash
 from bs_ray.evaluate.compare import SHARES, Comparer, Part, match, matching_parts, measuring_parts
-from bs_ray.evaluate.metrics import drift_of_others, monotone_share
+from bs_ray.evaluate.metrics import drift_of_others, is_monotone
 from bs_ray.evaluate.report import render_methods_report
 from bs_ray.evaluate.run import check, measured, to_parquet, with_places
 from bs_ray.ray_session import ray_session
@@ -139,7 +139,7 @@ def _figures(rows: pd.DataFrame, own: int) -> dict[str, float]:
         "identity": float(grid("identity")[:, ends].mean()),
         "perceptual_64": float(grid("perceptual_64")[:, ends].mean()),
         "perceptual_full": float(grid("perceptual_full")[:, ends].mean()),
-        "monotone_share": monotone_share(readings[:, :, own]),
+        "monotone_share": float(is_monotone(readings[:, :, own]).mean()),
         "pixels_at_zero": float(grid("pixels")[:, zero].mean()),
         "drift_at_zero": float(np.abs(away[:, zero]).mean()),
     }

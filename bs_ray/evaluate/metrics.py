@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from bs_ray.evaluate.intervals import interval
+
 Array = np.ndarray
 
 READER_NOISE = 0.02
@@ -44,6 +46,8 @@ class SliderFigures:
     """Mean CLIP score of the positive prompt at +1 less that at -1."""
     zero_exact: bool
     """Whether strength 0 returned every input bit for bit; true for text, which has no input."""
+    intervals: dict[str, list[float] | None]
+    """By the name of a mean or a share above, its 95% confidence interval over faces."""
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -62,33 +66,34 @@ def slider_figures(
     low, high = int(np.argmax(strengths == -1)), int(np.argmax(strengths == 1))
     move = readings[:, high] - readings[:, low]
     curve = readings[:, :, own]
-    steps = np.diff(curve, axis=1)
+    by_face = {
+        "effect": move[:, own],
+        "drift_other": drift_of_others(move, own),
+        "monotone_share": is_monotone(curve),
+        "strictly_monotone_share": (np.diff(curve, axis=1) > 0).all(axis=1),
+        "spearman_share": row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8,
+        "linearity": row_correlation(curve, strengths[None]),
+        "identity": identity[:, [low, high]].mean(1),
+        "perceptual": perceptual[:, [low, high]].mean(1),
+        "clip_change": clip[:, high] - clip[:, low],
+    }
     return SliderFigures(
         faces=len(readings),
-        effect=float(move[:, own].mean()),
-        drift_other=drift_of_others(move, own),
-        monotone_share=monotone_share(curve),
-        strictly_monotone_share=float((steps > 0).all(axis=1).mean()),
-        spearman_share=float(
-            (row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8).mean()
-        ),
-        linearity=float(row_correlation(curve, strengths[None]).mean()),
-        identity=float(identity[:, [low, high]].mean()),
-        perceptual=float(perceptual[:, [low, high]].mean()),
-        clip_change=float((clip[:, high] - clip[:, low]).mean()),
         zero_exact=zero_exact,
+        intervals={name: interval(values) for name, values in by_face.items()},
+        **{name: float(values.mean()) for name, values in by_face.items()},
     )
 
 
-def drift_of_others(move: Array, own: int) -> float:
-    """Mean absolute move [F, A] of all attributes but `own`."""
-    return float(np.delete(np.abs(move), own, axis=1).mean())
+def drift_of_others(move: Array, own: int) -> Array:
+    """Each face's mean absolute move of all attributes but `own`: [F], from move [F, A]."""
+    return np.delete(np.abs(move), own, axis=1).mean(1)
 
 
-def monotone_share(curve: Array) -> float:
-    """Share of faces whose reading [F, K] rises, and never falls by more than READER_NOISE."""
+def is_monotone(curve: Array) -> Array:
+    """Which faces' readings [F, K] rise, and never fall by more than READER_NOISE: bool [F]."""
     steps = np.diff(curve, axis=1)
-    return float(((steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)).mean())
+    return (steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)
 
 
 def row_correlation(a: Array, b: Array) -> Array:
@@ -103,6 +108,9 @@ def _ranks(values: Array) -> Array:
     return values.argsort(-1).argsort(-1).astype(float)
 
 
-def psnr_db(images: Array, others: Array) -> float:
-    """Peak signal-to-noise ratio of images on [-1, 1] (peak 2), over all of them together."""
-    return float(10 * np.log10(4 / np.mean((images - others) ** 2)))
+def psnr_db(squared_error: Array) -> float:
+    """Peak signal-to-noise ratio of all images together, from each one's mean squared error.
+
+    The images are on [-1, 1], so the peak is 2.
+    """
+    return float(10 * np.log10(4 / np.mean(squared_error)))

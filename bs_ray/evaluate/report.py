@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, Template
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,12 +22,12 @@ SPLITS = {
     "wild": "In-the-wild photos, edited",
     "text": "Text-guided generation",
 }
-_COLUMNS = {
+_FIGURES = {
     "faces": ("N", "{:d}"),
-    "effect": ("effect −1 → +1", "{:+.3f}"),
+    "effect": ("effect, −1 to +1", "{:+.3f}"),
     "drift_other": ("drift of others", "{:.3f}"),
     "monotone_share": ("monotone", "{:.1%}"),
-    "strictly_monotone_share": ("strictly", "{:.1%}"),
+    "strictly_monotone_share": ("strictly monotone", "{:.1%}"),
     "linearity": ("linearity r", "{:.3f}"),
     "identity": ("identity at ±1", "{:.3f}"),
     "perceptual": ("perceptual at ±1", "{:.4f}"),
@@ -50,9 +51,9 @@ def render_report(
         version=__version__,
         summary=summary,
         contact_sheet=_data_uri(contact_sheet) if contact_sheet else None,
-        columns=[label for label, _ in _COLUMNS.values()],
         sliders=[_slider_section(job, figures, table, name) for name in job.sliders],
         interference=_interference(job, figures["interference"]),
+        interference_split=SPLITS[next(iter(job.splits))].lower(),
         base=figures.get("base"),
     )
 
@@ -105,63 +106,63 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, slider: st
     found = figures["sliders"][slider]
     splits = [split for split in SPLITS if split in found]
     shown = ", ".join(f"{strength:g}" for strength in job.strengths)
+    names = list(figures["interference"][slider])
     return {
         "name": slider,
         "attribute": job.sliders[slider],
-        "rows": [
-            {
-                "setting": SPLITS[s],
-                "cells": [_cell(found[s][key], form) for key, (_, form) in _COLUMNS.items()],
-            }
-            for s in splits
+        "splits": [SPLITS[split] for split in splits],
+        "figures": [
+            (label, [_cell(found[split], split, key, form) for split in splits])
+            for key, (label, form) in _FIGURES.items()
         ],
-        "plot": _plot(
-            job, rows, splits, job.sliders[slider], list(figures["interference"][slider])
-        ),
+        "plots": [_curve(job, rows, splits, slider, names), _moves(job, rows, splits, names)],
         "strips": [
             {
-                "image": _image_uri(strip(rows[rows["setting"] == s])),
-                "caption": f"{SPLITS[s]}: strengths {shown}, one face a row",
+                "images": [_image_uri(half) for half in strips(rows[rows["setting"] == split])],
+                "caption": f"{SPLITS[split]}: strengths {shown}, one face a row",
             }
-            for s in splits
+            for split in splits
         ],
     }
 
 
-def _interference(job: EvalJob, moves: dict[str, dict[str, float]]) -> str:
-    """Sliders against attributes: the mean move from -1 to +1, as a coloured table."""
+def _cell(found: dict, split: str, key: str, form: str) -> tuple[str, str]:
+    """A figure and its interval, as text."""
+    value, interval = found[key], found["intervals"].get(key)
+    if key == "zero_exact":
+        return "–" if split == "text" else "yes" if value else "no", ""
+    between = " to ".join(map(form.format, interval)) if interval else ""
+    return form.format(value), between
+
+
+def _interference(job: EvalJob, moves: dict[str, dict[str, float]]) -> list[dict]:
+    """A row for each attribute: how far every slider moves it, and how strongly that is coloured.
+
+    `share` is the move as a share of the largest one.
+    """
     attributes = list(next(iter(moves.values())))
-    grid = np.array([[row[name] for name in attributes] for row in moves.values()])
-    figure = Figure(figsize=(10, 1.6 + 0.4 * len(moves)), layout="constrained")
-    axes = figure.subplots()
-    largest = max(float(np.abs(grid).max()), 1e-6)
-    axes.imshow(grid, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
-    axes.set_xticks(range(len(attributes)), attributes, rotation=45, ha="right")
-    axes.set_yticks(range(len(moves)), list(moves))
-    for (row, column), value in np.ndenumerate(grid):
-        own = attributes[column] == list(job.sliders.values())[row]
-        dark = abs(value) > 0.6 * largest
-        axes.text(
-            column,
-            row,
-            f"{value:+.2f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if dark else "black",
-            fontweight="bold" if own else "normal",
-        )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return _data_uri(buffer.getvalue())
+    largest = max(abs(move) for row in moves.values() for move in row.values()) or 1.0
+    return [
+        {
+            "attribute": name,
+            "cells": [
+                {
+                    "move": moves[slider][name],
+                    "share": moves[slider][name] / largest,
+                    "own": own == name,
+                }
+                for slider, own in job.sliders.items()
+            ],
+        }
+        for name in attributes
+    ]
 
 
-def _cell(value: float | bool, form: str) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else form.format(value)
+def strips(rows: pd.DataFrame, scale: int = 2) -> list[Image.Image]:
+    """The kept pictures of one slider in one split: a row for each face, a column a strength.
 
-
-def strip(rows: pd.DataFrame, scale: int = 2) -> Image.Image:
-    """The kept pictures of one slider in one split: a row for each face, a column a strength."""
+    In two halves, which stand side by side where there is room.
+    """
     kept = rows[rows["picture"].notna()]
     lines = []
     for _, face in kept.sort_values(["face", "strength"]).groupby("face"):
@@ -171,43 +172,63 @@ def strip(rows: pd.DataFrame, scale: int = 2) -> Image.Image:
                 [np.frombuffer(p, np.uint8).reshape(side, side, 3) for p in face["picture"]], axis=1
             )
         )
-    # Two faces side by side keep the page short.
     half = (len(lines) + 1) // 2
-    left, right = np.concatenate(lines[:half]), np.concatenate(lines[half:] or lines[:half])
-    gap = np.full((len(left), 6, 3), 255, np.uint8)
-    right = np.pad(right, ((0, len(left) - len(right)), (0, 0), (0, 0)), constant_values=255)
-    picture = Image.fromarray(np.concatenate([left, gap, right], axis=1))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    pictures = [
+        Image.fromarray(np.concatenate(part)) for part in (lines[:half], lines[half:]) if part
+    ]
+    return [
+        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        for picture in pictures
+    ]
 
 
-def _plot(
+def _curve(
     job: EvalJob, rows: pd.DataFrame, splits: list[str], slider: str, attributes: list[str]
 ) -> str:
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    curve, bars = figure.subplots(1, 2)
+    """The slider's own attribute against strength."""
     attribute = job.sliders[slider]
-    own = attributes.index(attribute)
+    figure, axes = _axes()
+    for split in splits:
+        readings = _readings(job, rows, split)[:, :, attributes.index(attribute)]
+        low, high = np.percentile(readings, [10, 90], axis=0)
+        (line,) = axes.plot(job.strengths, readings.mean(0), "o-", ms=4, label=split)
+        axes.fill_between(job.strengths, low, high, alpha=0.15, color=line.get_color())
+    axes.set(xlabel="strength", ylabel=f"reader: {attribute}")
+    axes.legend(frameon=False)
+    return _figure_uri(figure)
+
+
+def _moves(job: EvalJob, rows: pd.DataFrame, splits: list[str], attributes: list[str]) -> str:
+    """How far every attribute moves."""
+    figure, axes = _axes()
     width = 0.8 / len(splits)
     for place, split in enumerate(splits):
-        part = rows[rows["setting"] == split]
-        readings = np.stack(part["readings"].to_list()).reshape(
-            -1, len(job.strengths), len(attributes)
-        )
-        low, high = np.percentile(readings[:, :, own], [10, 90], axis=0)
-        (line,) = curve.plot(job.strengths, readings[:, :, own].mean(0), "o-", ms=4, label=split)
-        curve.fill_between(job.strengths, low, high, alpha=0.15, color=line.get_color())
+        readings = _readings(job, rows, split)
         move = readings[:, job.strengths.index(1)] - readings[:, job.strengths.index(-1)]
-        bars.bar(np.arange(len(attributes)) + place * width, np.abs(move).mean(0), width)
-    curve.set(xlabel="strength", ylabel=f"reader: {attribute}")
-    curve.legend(frameon=False)
-    bars.set_xticks(
+        axes.bar(np.arange(len(attributes)) + place * width, np.abs(move).mean(0), width)
+    axes.set_xticks(
         np.arange(len(attributes)) + 0.4 - width / 2, attributes, rotation=45, ha="right"
     )
-    bars.set_ylabel("mean |move|, −1 → +1")
-    for axes in (curve, bars):
-        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylabel("mean |move|, −1 to +1")
+    return _figure_uri(figure)
+
+
+def _readings(job: EvalJob, rows: pd.DataFrame, split: str) -> np.ndarray:
+    """float [faces, strengths, attributes]."""
+    values = np.stack(rows[rows["setting"] == split]["readings"].to_list())
+    return values.reshape(-1, len(job.strengths), values.shape[-1])
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _figure_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=160)
     return _data_uri(buffer.getvalue())
 
 

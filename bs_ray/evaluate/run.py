@@ -15,9 +15,9 @@ from rich.console import Console
 from bs_ray.config import EvalJob
 from bs_ray.evaluate.metrics import slider_figures
 from bs_ray.evaluate.report import render_report
-from bs_ray.evaluate.sweep import Sweeper, tasks
+from bs_ray.evaluate.sweep import BASE, Sweeper, tasks
 from bs_ray.evaluate.worlds import open_world
-from bs_ray.models import absolute_base, identify_base, load_base
+from bs_ray.models import absolute_base, identify_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.progress import bar
 from bs_ray.ray_session import ray_session
@@ -38,16 +38,17 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     output = Store(job.output)
     with ray_session(num_cpus=max(4, job.workers + 1)):
         frames = list(measured(job, Sweeper, tasks(job), console))
-    table = pd.concat(frames).sort_values(
-        ["setting", "slider", "face", "strength"], ignore_index=True
-    )
+    base = [frame for frame in frames if frame["setting"].iloc[0] == BASE]
+    table = pd.concat([frame for frame in frames if frame["setting"].iloc[0] != BASE])
+    table = table.sort_values(["setting", "slider", "face", "strength"], ignore_index=True)
     figures: dict = {
         "name": job.name,
         "sliders": summarise(job, table, names),
         "interference": interference(job, table, names),
     }
-    if job.base_images:
-        figures["base"] = base_figures(job, console)
+    if base:
+        rows = pd.concat(base).sort_values("face")
+        figures["base"] = open_world(job.base).base_figures(rows)
     output.write("metrics.parquet", to_parquet(table))
     output.write("metrics.json", (json.dumps(figures, indent=2) + "\n").encode())
     output.write("report.html", render_report(job, figures, table).encode())
@@ -82,13 +83,6 @@ def check(job: EvalJob) -> list[str]:
                 f"{', '.join(reader.names)}"
             )
     return list(reader.names)
-
-
-def base_figures(job: EvalJob, console: Console) -> dict:
-    """How good the base itself is, from `job.base_images` pictures."""
-    count = job.base_images
-    with bar(console, "Measuring the base", count, "captions") as report:
-        return open_world(job.base).base_figures(load_base(job.base), count, report)
 
 
 class _Measurer:

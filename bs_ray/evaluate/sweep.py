@@ -16,6 +16,7 @@ from bs_ray.images.pixels import images_of, pixels_of
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 
+BASE = "base"
 TEXT_STEPS = 15
 STRIPS = 8
 """Faces of each split whose pictures are kept for the report."""
@@ -23,7 +24,10 @@ STRIPS = 8
 
 @dataclass(frozen=True)
 class Task:
-    """One forward-sized piece of an evaluation: some faces of one split under one slider."""
+    """One forward-sized piece of an evaluation: some faces of one split under one slider.
+
+    In split BASE it is some pictures of the base without sliders.
+    """
 
     split: str
     slider: str
@@ -33,10 +37,10 @@ class Task:
 
 def tasks(job: EvalJob) -> list[Task]:
     """The whole grid, in order."""
+    grid = [(split, slider, n) for split, n in job.splits.items() for slider in job.sliders]
     return [
         Task(split, slider, first, min(job.batch_size, count - first))
-        for split, count in job.splits.items()
-        for slider in job.sliders
+        for split, slider, count in [*grid, (BASE, "", job.base_images)]
         for first in range(0, count, job.batch_size)
     ]
 
@@ -51,9 +55,18 @@ class Sweeper:
         self.editor = Editor(load_base(job.base), sliders, job.editor)
 
     def measure(self, task: Task) -> list[dict]:
-        """One row for each face and strength: readings, scores, and the first faces' pictures."""
+        """One row for each face and strength: readings, scores, and the first faces' pictures.
+
+        Of the base, one row for each picture.
+        """
+        if task.split == BASE:
+            return self._measure_base(task)
         pictures, exact = self._pictures(task)
         return self._judge(task, images_of(pictures), pictures, exact)
+
+    def _measure_base(self, task: Task) -> list[dict]:
+        rows = self.world.base_rows(self.editor.model, task.first, task.count, self.job.base_images)
+        return [{"setting": BASE, "face": task.first + i} | row for i, row in enumerate(rows)]
 
     def _pictures(self, task: Task) -> tuple[np.ndarray, list[bool]]:
         """uint8 [F, K, H, W, 3] of the sweep, and whether strength 0 returned each input."""

@@ -6,12 +6,13 @@ May import config and storage.
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bs_ray.models.base import DiffusionModel
+    from bs_ray.models.base import DiffusionModel, Framing
 
 _PACKAGE = Path(__file__).parent.parent
 EMBEDDED = {
@@ -51,7 +52,35 @@ def load_base(base: str, **options: Any) -> DiffusionModel:
     module, _, family = FAMILIES[_pipeline(folder)].partition(":")
     loader = getattr(import_module(f"bs_ray.models.{module}"), family)
     model: DiffusionModel = loader.load(folder, **options)
+    model.framing = framing_of(folder)
     return model
+
+
+def framing_of(folder: Path) -> Framing | None:
+    """Where faces stand in the base's square: `framing.eyes` of its card.json.
+
+    None where there is no card, or no framing in it. Raises BaseNotFound for one of another form.
+    """
+    from bs_ray.models.base import BaseNotFound
+
+    card = folder / "card.json"
+    if not card.is_file():
+        return None
+    try:
+        framing = json.loads(card.read_text()).get("framing")
+        if framing is None:
+            return None
+        (left_x, left_y), (right_x, right_y) = framing["eyes"]
+        eyes = (float(left_x), float(left_y)), (float(right_x), float(right_y))
+        if not 0 <= left_x < right_x <= 1:
+            raise ValueError(f"eyes at {eyes}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BaseNotFound(
+            f"base: got {card}, whose framing cannot be read ({type(error).__name__}: {error}); "
+            'expected {"framing": {"eyes": [[x, y], [x, y]]}}, shares of the side in [0, 1], the '
+            "left one first"
+        ) from None
+    return eyes
 
 
 def identify_base(base: str) -> str:

@@ -91,6 +91,11 @@ def ragged(states: Tensor, own: Tensor, dropped: int = 0) -> Condition:
     return Condition.cat(rows)
 
 
+Framing = tuple[tuple[float, float], tuple[float, float]]
+"""Where the eyes are in a base's square, as shares of its side: (x, y) of the one that is further
+to the left, then of the other."""
+
+
 class DiffusionModel(Protocol):
     """A frozen base: encode, decode, embed prompts, predict."""
 
@@ -108,6 +113,8 @@ class DiffusionModel(Protocol):
     """Side of the square image that the model was trained on, pixels."""
     multiple_px: int
     """Image sides must be multiples of this, pixels."""
+    framing: Framing | None
+    """Where faces stood in the pictures that the model was trained on, where its card says so."""
 
     @property
     def denoiser(self) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from bs_ray.models.base import Framing
 from bs_ray.models.diffusion import FlowMatching, classifier_free
 from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
 
@@ -20,6 +21,7 @@ class FlowModel:
     """A frozen flow-matching base. A family adds `load`, `embed` and `predict`."""
 
     part = "transformer"
+    framing: Framing | None = None
     targets: re.Pattern[str]
     """Which layers of the transformer a slider adapts."""
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bs_ray.models.base import BaseNotFound, Condition
+from bs_ray.models.base import BaseNotFound, Condition, Framing
 from bs_ray.models.diffusion import EpsPrediction, Prediction, VPrediction, classifier_free
 from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config, token_ids
 
@@ -24,6 +24,7 @@ class SDXL:
     """A Stable Diffusion XL base from a diffusers folder (Podell et al. 2023). Frozen."""
 
     family, part = "sdxl", "unet"
+    framing: Framing | None = None
 
     def __init__(
         self,

@@ -10,11 +10,12 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -41,6 +42,8 @@ _SPARE_REQUESTS = 256
 """Room in the ingress for health checks and error replies, beside the edits that replicas hold."""
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 1.0, 10.0
 """With these a dead replica is noticed and replaced within seconds."""
+_STOP_S = 10.0
+"""For everything but the edits in flight when Serve stops."""
 
 
 def build(args: Mapping[str, str] | ServeJob) -> Application:
@@ -98,7 +101,20 @@ def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
             serve.run(build(job), name=job.name, route_prefix="/")
             yield f"http://{'127.0.0.1' if job.host == '0.0.0.0' else job.host}:{job.port}"
         finally:
-            serve.shutdown()
+            _stop_serve(job.drain_s + _STOP_S)
+
+
+def _stop_serve(timeout_s: float) -> None:
+    """Stop Serve and its applications, whose edits have `timeout_s` to end.
+
+    Its controller ends by killing itself. `serve.shutdown` alone has Ray report that on the
+    console, as a call that failed and will be tried again; a call without retries reports nothing.
+    """
+    with suppress(RayActorError, GetTimeoutError, ValueError):  # ended; too slow; never there
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        stopped = controller.graceful_shutdown.options(max_task_retries=0).remote()
+        ray.get(stopped, timeout=timeout_s)
+    serve.shutdown()
 
 
 def check(job: ServeJob) -> None:

@@ -23,6 +23,9 @@ _CHUNK_BYTES = 1 << 20
 class S3:
     """Objects of a bucket. Each carries its own sha256, which every read verifies."""
 
+    page_keys = 1000
+    """Keys in one answer of a listing; stores give no more."""
+
     def __init__(self, bucket: str, prefix: str, patience: Patience) -> None:
         self.bucket, self.prefix, self.patience = bucket, prefix, patience
         self.client = client_of_environment(patience)
@@ -133,8 +136,9 @@ class S3:
         reply: dict[str, Any] = call(Bucket=self.bucket, Key=self.prefix + key, **arguments)
         return reply
 
-    def _list(self, prefix: str, token: str | None, max_keys: int = 1000) -> dict[str, Any]:
-        arguments = {"Bucket": self.bucket, "Prefix": self.prefix + prefix, "MaxKeys": max_keys}
+    def _list(self, prefix: str, token: str | None, max_keys: int | None = None) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}
+        arguments["MaxKeys"] = max_keys or self.page_keys
         if token:
             arguments["ContinuationToken"] = token
         page: dict[str, Any] = self._retry(

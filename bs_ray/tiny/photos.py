@@ -58,9 +58,11 @@ def ingest_tiny_world(
         raise ValueError(f"broken: got {broken} of {photos} photos; expected at most all of them")
     store = Store(destination)
     store.check(write=True)
-    write_wild(store.join("wild"), photos, broken, seed)
-    lfw = write_shards(store.join("lfw"), _portraits(people, seed), shard_images)
-    return TinyWorld(photos, broken, lfw)
+    with ThreadPoolExecutor(2) as pool:
+        wild = pool.submit(write_wild, store.join("wild"), photos, broken, seed)
+        lfw = pool.submit(write_shards, store.join("lfw"), _portraits(people, seed), shard_images)
+    wild.result()
+    return TinyWorld(photos, broken, lfw.result())
 
 
 def write_wild(store: Store, photos: int, broken: int, seed: int) -> None:

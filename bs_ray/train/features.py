@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bs_ray.judges.network import JudgeNet
 from bs_ray.judges.perceptual import Perceptual
@@ -15,6 +15,9 @@ from bs_ray.train.losses import Features
 
 VGG16_FILE = "vgg16-397923af.pth"
 """torchvision's ImageNet VGG16, as torch.hub names its download."""
+_VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
+"""Widths of its convolutions, with a pooling between two blocks (Simonyan and Zisserman 2015). The
+fifth block is left out."""
 _VGG16_LEVELS = (3, 8, 15, 22)  # relu1_2, relu2_2, relu3_3, relu4_3, as in LPIPS
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,18 +47,11 @@ def untrained_features(folder: Path, device: str | torch.device) -> Features:
 
 
 def _vgg16(path: Path | None, device: str | torch.device) -> Features:
-    from torchvision.models import vgg16
-
     with torch.device(device):
-        net = vgg16(weights=None)
+        trunk = _vgg16_trunk().eval().requires_grad_(False)
     if path:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    # In-place ReLUs would overwrite the maps that gradients need.
-    layers = [
-        torch.nn.ReLU() if isinstance(layer, torch.nn.ReLU) else layer
-        for layer in net.features[: _VGG16_LEVELS[-1] + 1]
-    ]
-    trunk = torch.nn.Sequential(*layers).eval().requires_grad_(False).to(device)
+        whole = torch.load(path, map_location="cpu", weights_only=True)
+        trunk.load_state_dict({name: whole[f"features.{name}"] for name in trunk.state_dict()})
     mean = torch.tensor(_IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(_IMAGENET_STD, device=device).view(1, 3, 1, 1)
 
@@ -68,3 +64,17 @@ def _vgg16(path: Path | None, device: str | torch.device) -> Features:
         return found
 
     return features
+
+
+def _vgg16_trunk() -> nn.Sequential:
+    """VGG16 up to relu4_3, its layers numbered as in torchvision's `features`."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for block in _VGG16_BLOCKS:
+        if layers:
+            layers.append(nn.MaxPool2d(2))
+        for width in block:
+            # In-place ReLUs would overwrite the maps that gradients need.
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+    return nn.Sequential(*layers)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from bs_ray.batch import pipeline
 from bs_ray.batch.run import EditSummary, edit
 from bs_ray.config import EditJob, Prompts
 from bs_ray.models import load_base
@@ -17,6 +18,7 @@ from bs_ray.sliders.card import Card
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
+from tests.batch.brighter import Brighter
 
 MakeJob = Callable[..., EditJob]
 
@@ -56,6 +58,12 @@ def make_job(random_base: Path, registry: str, tmp_path: Path) -> MakeJob:
         return EditJob(**(settings | changes))
 
     return make
+
+
+@pytest.fixture
+def brighter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs edit without a model."""
+    monkeypatch.setattr(pipeline, "EditShard", Brighter)
 
 
 TIMINGS = ("report.html", "_bs_ray/drivers/", "_bs_ray/latest.png")  # of no two runs the same

@@ -38,20 +38,20 @@ def test_the_living_are_left_to_their_work(output: Store) -> None:
 
 
 def test_the_dead_are_superseded_and_know_it_when_they_wake(output: Store) -> None:
-    frozen = threading.Event()
-    sleeper = Lease(output, print)
+    awake = threading.Event()
+    awake.set()
 
-    class Stopped(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            frozen.wait()  # as a process that is stopped, or a node that swaps
-            return super().wait(timeout)
+    class Sleepy(Store):
+        def write(self, key: str, data: bytes) -> None:
+            awake.wait()  # as a process that is stopped, or a node that swaps
+            super().write(key, data)
 
-    with sleeper:
-        sleeper._stop = Stopped()
+    with Lease(Sleepy(output.uri), print) as sleeper:
         time.sleep(0.2)
+        awake.clear()
         with Lease(output, print) as second:
             second.record = {"photos": 1}
-            frozen.set()
+            awake.set()
             deadline = time.monotonic() + 5
             while not sleeper.superseded and time.monotonic() < deadline:
                 time.sleep(0.02)

@@ -36,7 +36,11 @@ def scraped(port: int) -> dict[str, float]:
 
 
 def test_a_job_leaves_pictures_a_report_and_counts_that_agree(
-    ray_cluster: None, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None,
+    make_job: MakeJob,
+    brighter: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_wild(Store(tmp_path / "in"), photos=12, broken=3, seed=0)
     last: dict[str, float] = {}
@@ -82,7 +86,7 @@ def test_a_job_killed_before_its_reports_gets_them(
 
 
 def test_counts_go_on_where_an_earlier_run_stopped(
-    ray_cluster: None, make_job: MakeJob, tmp_path: Path
+    ray_cluster: None, make_job: MakeJob, brighter: None, tmp_path: Path
 ) -> None:
     write_wild(Store(tmp_path / "in"), photos=8, broken=2, seed=0)
     job = make_job(sliders={"smile": [0, 1]})
@@ -147,14 +151,18 @@ def test_a_plan_is_a_table(
 
 
 def test_a_superseded_driver_stops(
-    ray_cluster: None, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None,
+    make_job: MakeJob,
+    brighter: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from bs_ray.batch import lease
     from bs_ray.batch.prepare import EditFailed
 
     monkeypatch.setattr(lease, "_BEAT_S", 0.1)
     write_wild(Store(tmp_path / "in"), photos=40, broken=0, seed=0)
-    job = make_job(editor={"steps": 8})
+    job = make_job()
     output, failed = Store(job.output), []
 
     def drive() -> None:

@@ -11,7 +11,7 @@ from bs_ray.sliders.registry import Registry
 from bs_ray.storage.seaweed import LocalObjectStore
 from bs_ray.testing import random_slider
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.ray]
 
 
 def test_nobody_who_asks_twice_is_refused(

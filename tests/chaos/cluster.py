@@ -1,19 +1,22 @@
 """Several Ray nodes on this machine, in a session of their own.
 
-As a program: start them, print their address and the raylets' pids as JSON, live until stdin ends.
+As a program: start them and print their address and the raylets' pids as JSON; add a node for each
+line on stdin and print its raylet's pid; end with stdin.
 """
 
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import psutil
 
-from tests.chaos.command import end_session
+from tests.chaos.command import alive, end_session, session
 
 _NODES = 2  # besides the head
+_GONE_S = 60.0
 _OBJECT_STORE_BYTES = 100 << 20
 # The dead are found within a second or two.
 _HEALTH = {
@@ -36,14 +39,13 @@ class Nodes:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            text=True,
         )
         self.session = self._process.pid
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the cluster did not start"
-        started = json.loads(line)
+        started = self._answer()
         self.address: str = started["address"]
         self._raylets: list[int] = started["raylets"]
+        self._killed: set[int] = set()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,11 +55,31 @@ class Nodes:
 
     def kill_raylet(self, index: int) -> None:
         """SIGKILL one that is not the head, and the workers of its node."""
+        self._killed.add(index)
         raylet = psutil.Process(self._raylets[index])
         workers = raylet.children(recursive=True)
         for process in (raylet, *workers):
             process.kill()
-        psutil.wait_procs([raylet, *workers], timeout=10)
+        while any(map(alive, (raylet, *workers))):
+            time.sleep(0.05)
+
+    def settle(self) -> None:
+        """Put a new node where one was killed; return when no job's editor is left."""
+        for index in self._killed:
+            assert self._process.stdin
+            print("add", file=self._process.stdin, flush=True)
+            self._raylets[index] = self._answer()
+        self._killed.clear()
+        deadline = time.monotonic() + _GONE_S
+        while left := session(self.session, "EditShard"):
+            assert time.monotonic() < deadline, f"{left} outlived their job by {_GONE_S:g} s"
+            time.sleep(0.1)
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, "the cluster did not start"
+        return json.loads(line)
 
 
 def _main() -> None:
@@ -66,10 +88,15 @@ def _main() -> None:
     small: dict[str, Any] = {"object_store_memory": _OBJECT_STORE_BYTES}
     head = {"num_cpus": 1, "_system_config": _HEALTH, "include_dashboard": False, **small}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=2, **small) for _ in range(_NODES)]
-    raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+
+    def add_node() -> int:
+        node = cluster.add_node(num_cpus=2, **small)
+        return node.all_processes["raylet"][0].process.pid
+
+    raylets = [add_node() for _ in range(_NODES)]
     print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
-    sys.stdin.read()
+    for _ in sys.stdin:
+        print(add_node(), flush=True)
 
 
 if __name__ == "__main__":

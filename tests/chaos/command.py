@@ -54,6 +54,11 @@ def session(leader: int, title: str = " ") -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if _sid(p.pid) == leader and title in _line(p)]
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether it is neither gone nor a zombie, which it may stay while its parent lives."""
+    return bool(_line(process))
+
+
 def end_session(leader: int) -> None:
     """SIGKILL to all processes of a session; returns when they are gone."""
     deadline = time.monotonic() + _GONE_S
@@ -61,7 +66,7 @@ def end_session(leader: int) -> None:
         assert time.monotonic() < deadline, f"{left} outlived SIGKILL by {_GONE_S:g} s"
         for process in left:
             process.kill()
-        psutil.wait_procs(left, timeout=1)
+        time.sleep(0.05)
 
 
 def _sid(pid: int) -> int:

@@ -34,7 +34,8 @@ class Play:
     """Of the command: its store is the proxy."""
     log: Path
     disk: Path
-    nodes: Nodes | None = None
+    nodes: Nodes | None
+    """The cluster to join; None: the command starts a Ray of its own."""
     struck: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -55,6 +56,8 @@ class Play:
         raise AssertionError(f"still failing after {_RUNS} runs, the last with: {printed}")
 
     def _run_once(self) -> tuple[int, str]:
+        if self.nodes:
+            self.nodes.settle()
         self.command = Command(self.job, self.env, self.log)
         deadline = time.monotonic() + _RUN_S
         try:

@@ -86,15 +86,11 @@ class Proxy:
         rates: Mapping[str, float] | None = None,
         hang_s: float = 20.0,
     ) -> None:
-        self.upstream, self.seed, self.rates = urlsplit(upstream).netloc, seed, dict(rates or {})
-        self.hang_s = hang_s
-        self.events: list[Event] = []
+        self.upstream, self.hang_s = urlsplit(upstream).netloc, hang_s
         self.closing = threading.Event()
         self.reached, self.go = threading.Event(), threading.Event()
-        self.step: Step | None = None
-        self._steps = 0
-        self._seen: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
+        self.begin(seed, rates or {})
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -108,6 +104,13 @@ class Proxy:
         self._server.shutdown()
         self._server.server_close()
 
+    def begin(self, seed: int, rates: Mapping[str, float]) -> None:
+        """From now on, be as a new proxy with this seed and these rates."""
+        self.seed, self.rates = seed, dict(rates)
+        self.events: list[Event] = []
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self.arm(None)
+
     def arm(self, step: Step | None) -> None:
         """From now on, `reached` is set at this step, and its request waits for `go`.
 
@@ -115,7 +118,8 @@ class Proxy:
         """
         self.go.set()
         self.reached, self.go = threading.Event(), threading.Event()
-        self.step, self._steps = step, 0
+        self.step: Step | None = step
+        self._steps = 0
 
     def draw(self, method: str, key: str, size: int) -> tuple[str, random.Random]:
         """The fault of the next such request ("" as a rule), and the chance for its details."""

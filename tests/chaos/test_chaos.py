@@ -29,7 +29,8 @@ from tests.chaos.play import Play
 from tests.chaos.proxy import Proxy
 from tests.chaos.scenarios import PHOTOS, VICTIMS, Scenario, scenario
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+_OWN_RAY = ("driver", "store disk")  # the others share a cluster, and the proxy that it knows
 _BUCKET = "bs-ray-chaos"
 _BROKEN = 5
 _DISK_MB = 64
@@ -46,11 +47,13 @@ class World:
     """The photos, what is made of them, and where."""
 
     store: LocalObjectStore
+    proxy: Proxy
+    nodes: Nodes
     photos: dict[str, bytes]
     job: dict[str, object]
     undisturbed: dict[str, bytes]
     env: dict[str, str]
-    """Of a process that edits."""
+    """Of a process that edits, but for its store and its Ray."""
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +91,19 @@ def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         _upload(store, photos)
         output = f"s3://{_BUCKET}/undisturbed"
         path = _write(job | {"output": output}, folder / "undisturbed.yaml")
-        command = Command(path, env | store.env, folder / "log")
-        try:
-            while command.code is None:
-                time.sleep(0.1)
-            assert command.code == 0, command.printed
-        finally:
-            command.clean_up()
-        yield World(store, photos, job, files(Store(output)), env)
+        with (
+            Proxy(store.endpoint_url) as proxy,
+            Nodes(env | store.env | {"AWS_ENDPOINT_URL": proxy.url}) as nodes,
+        ):
+            joined = {"AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": nodes.address}
+            command = Command(path, env | store.env | joined, folder / "log")
+            try:
+                while command.code is None:
+                    time.sleep(0.1)
+                assert command.code == 0, command.printed
+            finally:
+                command.clean_up()
+            yield World(store, proxy, nodes, photos, job, files(Store(output)), env)
 
 
 @pytest.fixture
@@ -142,15 +150,17 @@ def _play(
     tmp_path: Path,
     stack: ExitStack,
 ) -> None:
-    proxy = stack.enter_context(Proxy(store.endpoint_url, seed=story.seed, rates=story.weather))
+    if story.victim in _OWN_RAY:
+        proxy, nodes = stack.enter_context(Proxy(store.endpoint_url)), None
+    else:
+        proxy, nodes = world.proxy, world.nodes
+    proxy.begin(story.seed, story.weather)
     env = world.env | store.env | {"AWS_ENDPOINT_URL": proxy.url}
-    env["BS_RAY_CACHE"] = str(tmp_path / "cache")
+    if nodes:
+        env["RAY_ADDRESS"] = nodes.address
     here = f"seed-{story.seed}/"
     output = str(disk / "out") if story.victim == "folder disk" else f"s3://{_BUCKET}/{here}"
     job = _write(world.job | {"output": output}, tmp_path / "job.yaml")
-    nodes = stack.enter_context(Nodes(env)) if story.victim == "raylet" else None
-    if nodes:
-        env["RAY_ADDRESS"] = nodes.address
     play = Play(story, job, store, proxy, env, tmp_path / "log", disk, nodes)
     play.run()
     faults = sum(1 for event in proxy.events if event.fault)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from bs_ray import cli
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.testing import random_slider
+from tests.promptly import promptly
 
 TRAIN = """
 kind: train
@@ -33,13 +33,11 @@ sliders: {{smile: 1.0}}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str):
-    """(exit code, stderr on one line, seconds) of a command line."""
+    """(exit code, stderr on one line) of a command line."""
     monkeypatch.setattr(sys, "argv", ["bs-ray", *words])
-    start = time.monotonic()
-    with pytest.raises(SystemExit) as stop:
+    with promptly(), pytest.raises(SystemExit) as stop:
         cli.main()
-    message = " ".join(capsys.readouterr().err.split())
-    return stop.value.code or 0, message, time.monotonic() - start
+    return stop.value.code or 0, " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture
@@ -63,12 +61,11 @@ def published(tmp_path: Path, random_base: Path) -> Registry:
     return registry
 
 
-def refused(outcome: tuple[int, str, float], *parts: str) -> None:
-    code, message, seconds = outcome
+def refused(outcome: tuple[int, str], *parts: str) -> None:
+    code, message = outcome
     assert code == 2, message
     for part in ("got", "expected", *parts):
         assert part in message
-    assert seconds < 20
 
 
 def test_unknown_key(job, monkeypatch, capsys) -> None:
@@ -82,7 +79,7 @@ def test_brackets_of_a_message_are_not_markup(job, monkeypatch, capsys) -> None:
 
 
 def test_unknown_command_line_option(monkeypatch, capsys) -> None:
-    code, message, _ = run(monkeypatch, capsys, "train", "--fast")
+    code, message = run(monkeypatch, capsys, "train", "--fast")
     assert code == 2 and "No such option" in message
 
 
@@ -111,21 +108,22 @@ def test_slider_for_another_base(job, published, tmp_path, monkeypatch, capsys) 
 
 def test_missing_bucket_and_wrong_credentials(job, object_store, published, monkeypatch, capsys):
     words = ["edit", job(EDIT, photos="s3://no-such-bucket/in")]
-    code, message, seconds = run(monkeypatch, capsys, *words)
-    assert code == 2 and "no-such-bucket" in message and seconds < 20
+    code, message = run(monkeypatch, capsys, *words)
+    assert code == 2 and "no-such-bucket" in message
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     words = ["edit", job(EDIT, photos="s3://bs-ray-tests/in")]
-    code, message, seconds = run(monkeypatch, capsys, *words)
-    assert code == 2 and "bs-ray-tests" in message and seconds < 20
+    code, message = run(monkeypatch, capsys, *words)
+    assert code == 2 and "bs-ray-tests" in message
     assert "wrong" not in message
 
 
-def test_version_and_help_are_quick() -> None:
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "bs_ray", "--help"], capture_output=True, text=True
-    )
+def test_help_names_every_verb_and_loads_nothing_slow() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "bs_ray", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "bs_ray.cli" in loaded
+    assert not loaded & {"torch", "ray", "diffusers", "transformers", "deepspeed"}
     for verb in (
         "demo",
         "train",
@@ -140,4 +138,3 @@ def test_version_and_help_are_quick() -> None:
         "doctor",
     ):
         assert verb in done.stdout
-    assert time.monotonic() - start < 20

@@ -11,7 +11,9 @@ from bs_ray.config import (
     EvalJob,
     JobError,
     TrainJob,
+    editor_settings,
     job_hash,
+    job_of,
     load,
     shipped_job,
 )
@@ -153,3 +155,21 @@ def test_an_old_name_beside_the_new_one_is_refused(tmp_path: Path) -> None:
     job = write(tmp_path, OLD_EDIT)
     with pytest.raises(JobError, match="editor: got both start and strength, its name in earlier"):
         load(job, ["editor.start=0.4"])
+
+
+@pytest.mark.parametrize(
+    ("editor", "message"),
+    [
+        ({"region": "boxes"}, "got region: boxes; expected photo or face"),
+        ({"region": "mouth"}, 'editor.region: got "mouth"'),
+        ({"faces": 0}, "editor.faces"),
+        ({"faces": "some"}, "editor.faces"),
+        ({"face_margin": -1}, "editor.face_margin: got -1"),
+        ({"no_face": "fail"}, "editor.no_face"),
+    ],
+)
+def test_wrong_regions(editor: dict, message: str) -> None:
+    job = {"kind": "edit", "name": "a", "input": "in", "output": "out", "sliders": {"smile": 1.0}}
+    with pytest.raises(JobError, match=message):
+        job_of({**job, "editor": editor}, "job")
+    assert editor_settings({"region": "boxes", "faces": 3}).faces == 3

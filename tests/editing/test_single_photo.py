@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -95,9 +96,17 @@ def test_strips(tmp_path: Path, registry: str, random_base: Path) -> None:
     sweep, composed = mixed.sweep(), mixed.compose()
     assert sweep.width > 5 * 90 and sweep.height > 2 * 128
     assert composed.width > 3 * 90 and composed.height < sweep.height
-    # The middle of a sweep is the photo itself.
-    plain = one(photo(tmp_path, "jpeg"), {"smile": 1.5}, registry, random_base)
-    assert np.array_equal(plain._pictures([{"smile@1": 0.0}])[0], plain.row["pixels"])
+
+
+def test_the_middle_of_a_sweep_is_the_photo_itself(
+    tmp_path: Path, registry: str, random_base: Path
+) -> None:
+    path = photo(tmp_path, "wide")  # of a size that a strip leaves as it is
+    strip = np.asarray(one(path, {"smile": 1.5}, registry, random_base).sweep())
+    pixels = np.asarray(Image.open(path))
+    places = sliding_window_view(strip, pixels.shape)[:, :, 0]
+    [[_, x]] = np.argwhere((places == pixels).all((2, 3, 4)))
+    assert abs(x + pixels.shape[1] / 2 - strip.shape[1] / 2) < 50
 
 
 def test_the_order_of_sliders_does_not_matter(
@@ -148,6 +157,32 @@ def test_the_command(tmp_path: Path, registry: str, random_base: Path) -> None:
     assert done.exit_code == 0 and (tmp_path / "jpeg-edited.jpg").is_file()
     bad = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1", "--method", "magic"])
     assert isinstance(bad.exception, JobError) and 'got "magic"' in str(bad.exception)
+
+
+def test_boxes_are_edited_and_named_in_the_file(
+    tmp_path: Path, shelf: str, random_base: Path
+) -> None:
+    path = photo(tmp_path, "wide")
+    common = ["edit-one", str(path), "--registry", shelf, "--base", str(random_base)]
+    common += ["--slider", "smile=9", "--out", str(tmp_path / "out.png")]
+    boxes = ["--box", "20,2,36,18", "--box", "100.5,2,112.5,14"]
+    done = CliRunner().invoke(cli.app, [*common, *boxes], catch_exceptions=False)
+    assert done.exit_code == 0
+    after = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+    moved = np.abs(after - np.asarray(Image.open(path))).max(axis=(0, 2)) > 0
+    assert moved[20:36].any() and moved[101:112].any()
+    assert not moved[:15].any() and not moved[50:90].any() and not moved[125:].any()
+    made = read_provenance((tmp_path / "out.png").read_bytes())
+    assert made is not None
+    assert [region["x"] for region in made["regions"]] == [28, 106.5]
+    for wrong, message in [
+        (["--box", "1,2,3"], "box: got '1,2,3'; expected left,top,right,bottom"),
+        (["--region", "boxes"], "got no boxes"),
+        (["--region", "photo", "--box", "1,2,3,4"], "got boxes; expected none"),
+        (["--region", "mouth"], 'region: got "mouth"'),
+    ]:
+        refused = CliRunner().invoke(cli.app, [*common, *wrong])
+        assert message in str(refused.exception)
 
 
 def test_strengths_of() -> None:

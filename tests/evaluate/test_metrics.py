@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bs_ray.evaluate.intervals import interval
 from bs_ray.evaluate.metrics import psnr_db, row_correlation, slider_figures
 
 STRENGTHS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
@@ -41,6 +42,23 @@ def test_a_flat_curve_is_not_monotone_and_has_no_correlation() -> None:
     assert (found.effect, found.monotone_share, found.linearity) == (0, 0, 0)
 
 
+def test_intervals_of_means_and_of_shares() -> None:
+    # Student: mean 2, standard error 1 / sqrt(3), t(0.975, 2 degrees of freedom) = 4.3027.
+    assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx([-0.4841, 4.4841], abs=1e-4)
+    # Wilson: for n hits of n the lower end is n / (n + 1.96^2).
+    assert interval(np.ones(8, bool)) == pytest.approx([0.6756, 1.0], abs=1e-4)
+    assert interval(np.array([1.0])) is None
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    means = [interval(faces) for faces in rng.normal(0.4, 0.2, (2000, 24))]
+    shares = [interval(faces) for faces in rng.random((2000, 24)) < 0.9]
+    for found, truth in ((means, 0.4), (shares, 0.9)):
+        held = np.mean([low <= truth <= high for low, high in found])
+        assert held == pytest.approx(0.95, abs=0.03)
+
+
 def test_correlation_is_numpys() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 4, 50))
@@ -49,4 +67,4 @@ def test_correlation_is_numpys() -> None:
 
 
 def test_psnr_has_peak_two() -> None:
-    assert psnr_db(np.zeros(10), np.full(10, 0.2)) == pytest.approx(20)
+    assert psnr_db(np.full(10, 0.2**2)) == pytest.approx(20)

@@ -43,7 +43,7 @@ def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: 
     job = make_job(random_base, registry, tmp_path / "out", base_images=4)
     screen = io.StringIO()
     figures = evaluate(job, console=Console(file=screen, width=120))
-    assert "5/5 faces" in screen.getvalue() and "4/4 captions" in screen.getvalue()
+    assert "9/9 faces" in screen.getvalue()
     table = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
     assert len(table) == (3 + 2) * len(job.strengths)
     assert not table.duplicated(["setting", "slider", "face", "strength"]).any()
@@ -53,6 +53,8 @@ def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: 
     found = figures["sliders"]["smile"]["faces"]
     assert found["effect"] == pytest.approx(float(np.mean(moves)), abs=1e-6)
     assert found["zero_exact"] is True
+    low, high = found["intervals"]["effect"]
+    assert low < found["effect"] < high
     assert set(figures["base"]["class_accuracy"]) == {
         "smile",
         "age",
@@ -62,7 +64,7 @@ def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: 
     }
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4  # two plots and two strips
+    assert page.count("data:image/png;base64,") == 6  # two plots, and two strips in two halves
     assert figures["interference"]["smile"]["smile"] == pytest.approx(found["effect"], abs=1e-6)
     assert len(figures["interference"]["smile"]) == 12
     assert "Slider" in page and "N = 4" in page

@@ -404,6 +404,7 @@ print(json.dumps(page))
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_every_node_is_on_the_page() -> None:
     from tests.chaos.cluster import Nodes
 

@@ -26,7 +26,6 @@ from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.testing import edit_of, random_slider
-from bs_ray.tiny.recipe import write_untrained_base
 from tests.serve.api import ask, edited_pixels, far, files_of, free_port, photo, pixels_of, scales
 
 TOLERANCE = 1e-5
@@ -42,10 +41,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("serve")
-    write_untrained_base(folder / "base")
-    model = load_base(str(folder / "base"))
+    model = load_base(str(random_base))
     registry = Registry(str(folder / "sliders"))
     sliders = [registry.publish(slider_for(model, n, i)) for i, n in enumerate(["smile", "age"])]
     card = sliders[0].card.model_copy(update={"name": "foreign", "base_id": "elsewhere"})
@@ -53,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     job = shipped_job(
         "tiny/serve.yaml",
         [
-            f"base={folder / 'base'}",
+            f"base={random_base}",
             f"registry={registry.store.uri}",
             f"port={free_port()}",
             f"outputs={folder / 'outputs'}",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.utils.flop_counter import FlopCounterMode
 
 from bs_ray.bench.bank import bank as bench_bank
 from bs_ray.bench.bank import load_adapter
@@ -146,19 +147,19 @@ def test_gathered_equals_stacked_and_so_do_its_gradients(
     ranks = [1, 3, 2, 4] * 10  # the shorter ones are filled up
     bank = SliderBank.of([slider_of(net, f"s{i}", rank, i) for i, rank in enumerate(ranks)])
     bank.attach(net)
-    found = []
+    found, flops = [], []
     for sizes in ((4, 8), ()):
         monkeypatch.setattr("bs_ray.sliders.bank._GATHERED", sizes)
         x = pictures().requires_grad_()
         lora_scales = mixes_of(ROWS, len(ranks), used).requires_grad_()
-        with bank.scaled(lora_scales):
-            assert bank._active is not None
-            assert (bank._active.ranks is not None) == bool(sizes)
+        with bank.scaled(lora_scales), FlopCounterMode(display=False) as counter:
             y = net(x)
+        flops.append(counter.get_total_flops())
         y.square().sum().backward()
         on = lora_scales.detach() != 0
         assert x.grad is not None and lora_scales.grad is not None
         found.append((y.detach(), x.grad, lora_scales.grad[on]))
+    assert flops[0] < flops[1]
     for gathered, stacked in zip(*found, strict=True):
         torch.testing.assert_close(gathered, stacked, rtol=1e-4, atol=1e-5)
     assert all(p.grad is None for p in bank.parameters())
@@ -166,11 +167,20 @@ def test_gathered_equals_stacked_and_so_do_its_gradients(
 
 def test_the_form_follows_sliders_and_mix(net: Net) -> None:
     def form(count: int, used: int) -> int:
-        """Ranks a row is multiplied by."""
+        """Ranks a row is multiplied by, read off the work that they are."""
         bank = SliderBank.of([slider_of(net, f"s{i}", 2, i, ("row",)) for i in range(count)])
-        with bank.scaled(mixes_of(ROWS, count, used)):
-            assert bank._active is not None
-            return bank._active.values.shape[1]
+        flops = []
+        for attached in (False, True):
+            if attached:
+                bank.attach(net)
+            with (
+                bank.scaled(mixes_of(ROWS, count, used)),
+                FlopCounterMode(display=False) as counter,
+            ):
+                net.row(torch.ones(ROWS, net.row.in_features))
+            flops.append(counter.get_total_flops())
+        bank.detach()
+        return (flops[1] - flops[0]) // (2 * ROWS * (net.row.in_features + net.row.out_features))
 
     assert form(12, 1) == 24  # few sliders: one form, and so one graph, for every mix
     assert (form(13, 0), form(13, 4), form(13, 5)) == (8, 8, 26)
@@ -214,20 +224,21 @@ def test_attached_and_detached_the_base_is_bit_for_bit_itself(random_base: Path)
     after = model.denoiser.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-    assert not any(module._forward_hooks for module in model.denoiser.modules())
 
 
 def test_a_bank_is_attached_once_or_not_at_all(net: Net) -> None:
     bank = SliderBank.of([slider_of(net, "a", 2, 0)])
     bank.attach(net)
+    once = run(net, bank, torch.ones(ROWS, 1), pictures())
     with pytest.raises(SliderError, match=r"got attach\(\) while attached; expected detach\(\)"):
         bank.attach(net)
-    assert [len(module._forward_hooks) for module in net.children()] == [1, 1, 1]
+    assert torch.equal(run(net, bank, torch.ones(ROWS, 1), pictures()), once)
     other = Net()
     other.row = nn.Linear(6, 7)  # the last layer looked at
+    bare, foreign = other(pictures()), SliderBank.of([slider_of(net, "a", 2, 0)])
     with pytest.raises(SliderError, match=r"slider layer row: got a layer of shape \(7, 6\)"):
-        SliderBank.of([slider_of(net, "a", 2, 0)]).attach(other)
-    assert not any(module._forward_hooks for module in other.modules())
+        foreign.attach(other)
+    assert torch.equal(run(other, foreign, torch.ones(ROWS, 1), pictures()), bare)
 
 
 # --- resident ------------------------------------------------------------------------------------

@@ -2,10 +2,18 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from bs_ray.evaluate.worlds.tiny import CLASSES, HELD_OUT_SEED, caption_figures, vae_figures
+from bs_ray.evaluate.worlds.tiny import (
+    CLASSES,
+    HELD_OUT_SEED,
+    caption_figures,
+    captioned,
+    round_trips,
+    vae_figures,
+)
 from bs_ray.judges.load import WorldJudges
 from bs_ray.models import EMBEDDED, load_base
 from bs_ray.tiny import faces
@@ -50,7 +58,8 @@ def test_diffusers_loads_and_generates() -> None:
 
 
 def test_round_trips_keep_the_face(model, judges: WorldJudges) -> None:
-    found = vae_figures(model, judges.reader, 128)
+    rows = pd.DataFrame(round_trips(model, judges.reader, 0, 128, total=128))
+    found = vae_figures(rows, judges.reader.names)
     assert found["vae_psnr_db"] >= 33
     for name in CLASSES:
         assert found["read_round_trip"][name] >= 0.95 * found["read_original"][name]
@@ -58,7 +67,8 @@ def test_round_trips_keep_the_face(model, judges: WorldJudges) -> None:
 
 
 def test_captions_come_out_true(model, judges: WorldJudges) -> None:
-    found = caption_figures(model, judges.reader, 96)["class_accuracy"]
+    rows = pd.DataFrame(captioned(model, judges.reader, 0, 96, total=96))
+    found = caption_figures(rows)["class_accuracy"]
     assert min(found.values()) >= 0.9, found
 
 

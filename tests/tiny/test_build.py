@@ -55,6 +55,7 @@ def test_a_stopped_stage_goes_on_exactly(world: World, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_the_whole_recipe_runs_on_ray_train(tmp_path: Path) -> None:
     from bs_ray.tiny.build import build
 

@@ -1,10 +1,11 @@
 """The shipped flow-matching base: plain diffusers loads it, and sliders on it move attributes."""
 
+import pandas as pd
 import pytest
 import torch
 
 from bs_ray.bench.train import TrainBench, bench_job, fresh_hooks
-from bs_ray.evaluate.worlds.tiny import caption_figures
+from bs_ray.evaluate.worlds.tiny import caption_figures, captioned
 from bs_ray.models import EMBEDDED
 from bs_ray.models.diffusion import FlowMatching
 from bs_ray.train.loop import one_step
@@ -48,7 +49,8 @@ def test_diffusers_loads_and_generates(world) -> None:
 
 def test_captions_come_out_true(world) -> None:
     assert isinstance(world.model.prediction, FlowMatching)
-    found = caption_figures(world.model, world.judges.reader, 64)["class_accuracy"]
+    rows = pd.DataFrame(captioned(world.model, world.judges.reader, 0, 64, total=64))
+    found = caption_figures(rows)["class_accuracy"]
     print(found)
     assert min(found.values()) >= 0.85, found
 

@@ -12,7 +12,6 @@ from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
-from bs_ray.tiny.recipe import write_untrained_base
 
 PROMPTS = {
     "target": "a photo of a person",
@@ -22,10 +21,8 @@ PROMPTS = {
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    write_untrained_base(folder)
-    return folder
+def base(random_base: Path) -> Path:
+    return random_base
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def with_a_cluster(job: TrainJob) -> None:
 
 @pytest.mark.slow
 @pytest.mark.chaos
+@pytest.mark.ray
 def test_a_node_goes_and_another_comes(base: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     table = pa.Table.from_pylist(photo_rows(), schema=PHOTO_SCHEMA)

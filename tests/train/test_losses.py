@@ -122,10 +122,16 @@ def test_vgg16_is_used_where_its_weights_lie(tmp_path: Path, monkeypatch) -> Non
 
     torch.manual_seed(0)
     (tmp_path / "checkpoints").mkdir()
-    torch.save(vgg16(init_weights=False).state_dict(), tmp_path / "checkpoints" / VGG16_FILE)
+    whole = vgg16(init_weights=False)
+    torch.save(whole.state_dict(), tmp_path / "checkpoints" / VGG16_FILE)
     images = torch.rand(1, 3, 64, 64, requires_grad=True)
     maps = load_features(tmp_path, "cpu")(images)
     assert [m.shape[1] for m in maps] == [64, 128, 256, 512]
     assert [m.shape[-1] for m in maps] == [64, 32, 16, 8]
+    mean, std = (
+        torch.tensor(c).view(3, 1, 1) for c in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    theirs = whole.features[:23]((images.detach() / 2 + 0.5 - mean) / std)
+    assert torch.allclose(maps[-1], torch.nn.functional.normalize(theirs, eps=1e-6), atol=1e-6)
     maps[-1].sum().backward()
     assert images.grad is not None

@@ -169,6 +169,7 @@ def command(job: TrainJob, folder: Path) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.chaos
+@pytest.mark.ray
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_driver(seed: int, tmp_path: Path, bucket: Store, photos: str, base: Path) -> None:
     job = job_at(bucket.uri, photos, base, engine="torch")

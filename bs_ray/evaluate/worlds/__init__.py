@@ -6,10 +6,10 @@ judges and tiny.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 
 from bs_ray.judges.load import WorldJudges
 from bs_ray.models.base import DiffusionModel
@@ -31,10 +31,14 @@ class World(Protocol):
     def prompts(self, attribute: str, first: int, count: int, seed: int) -> list[str]:
         """True descriptions of held-out faces that say nothing of `attribute`."""
 
-    def base_figures(
-        self, model: DiffusionModel, count: int, report: Callable[[int], None]
-    ) -> dict:
-        """How good the base itself is, from `count` pictures; report(pictures done since)."""
+    def base_rows(self, model: DiffusionModel, first: int, count: int, total: int) -> list[dict]:
+        """How good the base itself is, a row for each of the pictures `first` to `first + count`.
+
+        total: of all pictures, on which each of them depends.
+        """
+
+    def base_figures(self, rows: pd.DataFrame) -> dict:
+        """The base's figures from the rows of all pictures."""
 
 
 def open_world(base: str) -> World:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from bs_ray.evaluate.intervals import interval
 from bs_ray.evaluate.metrics import psnr_db, row_correlation
 from bs_ray.images.pixels import pixels_of
 from bs_ray.judges.attributes import AttributeReader
@@ -21,7 +23,6 @@ from bs_ray.tiny import captions, faces
 HELD_OUT_SEED = 1_000_000
 """The recipe of the tiny bases draws no scene from this seed on."""
 CLASSES = ("smile", "age", "chubby", "glasses", "hair_length")
-_BATCH = 32
 
 
 class TinyWorld:
@@ -54,72 +55,95 @@ class TinyWorld:
             found.append(", ".join(["a photo of a person", *rng.sample(true, 4)]))
         return found
 
-    def base_figures(
-        self, model: DiffusionModel, count: int, report: Callable[[int], None]
-    ) -> dict:
-        """See World: round trips through the autoencoder, and captions that come out true."""
+    def base_rows(self, model: DiffusionModel, first: int, count: int, total: int) -> list[dict]:
+        """See World. A row of `round_trips` and one of `captioned`, together."""
         reader = self.judges.reader
-        return {
-            "images": count,
-            **vae_figures(model, reader, count),
-            **caption_figures(model, reader, count, report=report),
-        }
+        trips = round_trips(model, reader, first, count, total)
+        pictures = captioned(model, reader, first, count, total)
+        return [trip | picture for trip, picture in zip(trips, pictures, strict=True)]
+
+    def base_figures(self, rows: pd.DataFrame) -> dict:
+        """See World."""
+        names = self.judges.reader.names
+        return {"images": len(rows), **vae_figures(rows, names), **caption_figures(rows)}
 
 
 @torch.no_grad()
-def vae_figures(model: DiffusionModel, reader: AttributeReader, count: int) -> dict:
-    """`vae_psnr_db` on held-out faces, and by attribute how well the reader agrees with the truth.
+def round_trips(
+    model: DiffusionModel, reader: AttributeReader, first: int, count: int, total: int
+) -> list[dict]:
+    """Faces `first` to `first + count` of `total` held-out ones, through the autoencoder and back.
 
-    read_original, read_round_trip: correlation of reading and truth before and after the VAE.
+    A row's `truth`, `original` and `round_trip` [A] are the attributes as drawn, and as they are
+    read before and after; `squared_error` is the mean over the picture, on [-1, 1].
     """
-    scene = faces.sample_scenes(count, HELD_OUT_SEED)
+    drawn = faces.sample_scenes(total, HELD_OUT_SEED)
+    scene = {name: column[first : first + count] for name, column in drawn.items()}
     images = faces.render(scene)
-    parts = [model.decode(model.encode(part)).clamp(-1, 1) for part in images.split(_BATCH)]
-    again = torch.cat(parts)
-    truth = faces.attribute_matrix(scene, reader.names).T.numpy()
-
-    def agreement(pictures: torch.Tensor) -> dict[str, float]:
-        read = torch.cat([reader.read(part) for part in pictures.split(_BATCH)]).T.numpy()
-        found = row_correlation(read, truth)
-        return {name: round(float(r), 4) for name, r in zip(reader.names, found, strict=True)}
-
-    return {
-        "vae_psnr_db": psnr_db(images.numpy(), again.numpy()),
-        "read_original": agreement(images),
-        "read_round_trip": agreement(again),
+    again = model.decode(model.encode(images)).clamp(-1, 1)
+    columns = {
+        "squared_error": (images - again).square().mean((1, 2, 3)),
+        "truth": faces.attribute_matrix(scene, reader.names),
+        "original": reader.read(images),
+        "round_trip": reader.read(again),
     }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 @torch.no_grad()
-def caption_figures(
+def captioned(
     model: DiffusionModel,
     reader: AttributeReader,
+    first: int,
     count: int,
+    total: int,
     seed: int = 0,
     steps: int = 20,
     guidance_scale: float = 7.5,
-    report: Callable[[int], None] = lambda pictures: None,
-) -> dict:
-    """`class_accuracy` by attribute: generate from captions, and read which side each shows.
+) -> list[dict]:
+    """Pictures `first` to `first + count` of `total`, generated from captions that name CLASSES.
 
-    report(pictures) is called with how many pictures were generated since the last call.
+    A row's `true` [CLASSES] says of which the picture shows the side that its caption names.
     """
-    rng = np.random.default_rng(seed)
-    wanted = rng.integers(0, 2, (count, len(CLASSES)))
-    hits = []
-    for first in range(0, count, _BATCH):
-        rows = wanted[first : first + _BATCH]
-        prompts = [class_prompt(row) for row in rows]
-        keys = [f"class-{first + i}" for i in range(len(rows))]
-        latents = sample_euler(
-            model, prompts, keys, seed=seed, steps=steps, guidance_scale=guidance_scale
-        )
-        read = reader.read(model.decode(latents).clamp(-1, 1)).numpy()
-        own = read[:, [reader.names.index(name) for name in CLASSES]]
-        hits.append((own > 0.5) == rows.astype(bool))
-        report(len(rows))
-    share = np.concatenate(hits).mean(0)
-    return {"class_accuracy": dict(zip(CLASSES, share.round(4).tolist(), strict=True))}
+    drawn = np.random.default_rng(seed).integers(0, 2, (total, len(CLASSES)))
+    wanted = drawn[first : first + count]
+    prompts = [class_prompt(row) for row in wanted]
+    keys = [f"class-{first + i}" for i in range(count)]
+    latents = sample_euler(
+        model, prompts, keys, seed=seed, steps=steps, guidance_scale=guidance_scale
+    )
+    read = reader.read(model.decode(latents).clamp(-1, 1)).numpy()
+    own = read[:, [reader.names.index(name) for name in CLASSES]]
+    return [{"true": row.tolist()} for row in (own > 0.5) == wanted.astype(bool)]
+
+
+def vae_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict:
+    """Of rows of `round_trips`: `vae_psnr_db`, and how well the reader agrees with the truth.
+
+    read_original, read_round_trip: by attribute, the correlation of reading and truth before and
+    after the autoencoder.
+    """
+    truth = np.stack(rows["truth"].to_list()).T
+
+    def agreement(column: str) -> dict[str, float]:
+        found = row_correlation(np.stack(rows[column].to_list()).T, truth)
+        return {name: round(float(r), 4) for name, r in zip(names, found, strict=True)}
+
+    return {
+        "vae_psnr_db": psnr_db(rows["squared_error"].to_numpy()),
+        "read_original": agreement("original"),
+        "read_round_trip": agreement("round_trip"),
+    }
+
+
+def caption_figures(rows: pd.DataFrame) -> dict:
+    """Of rows of `captioned`: `class_accuracy` by attribute, and `class_intervals`, of 95%."""
+    hits = dict(zip(CLASSES, np.stack(rows["true"].to_list()).T, strict=True))
+    return {
+        "class_accuracy": {name: round(float(own.mean()), 4) for name, own in hits.items()},
+        "class_intervals": {name: interval(own) for name, own in hits.items()},
+    }
 
 
 def class_prompt(row: np.ndarray) -> str:

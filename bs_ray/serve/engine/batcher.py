@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -111,6 +111,8 @@ class Batcher:
         sliders: those that the task's mixes name, by name@version. Raises Busy where the task would
         be late or would make others late, and what Editor.check and Editor.begin raise.
         """
+        if isinstance(task, EditTask):
+            task = await self._located(task)
         ticket = self._admit(task, sliders)
         try:
             while True:
@@ -130,6 +132,13 @@ class Batcher:
         began_s = self._step_began_s
         if began_s is not None and self._clock() - began_s > self._step_timeout_s:
             raise RuntimeError(f"a step has not ended for {self._step_timeout_s:g} s")
+
+    async def _located(self, task: EditTask) -> EditTask:
+        """The task with its photo's regions found, which takes a thread some milliseconds."""
+        settings = task.edit.settings or self.editor.settings
+        if settings.region == "photo":
+            return task
+        return replace(task, edit=await asyncio.to_thread(self.editor.located, task.edit))
 
     def _admit(self, task: Task, sliders: Mapping[str, Slider]) -> _Ticket:
         now = self._clock()

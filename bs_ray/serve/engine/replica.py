@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bs_ray.config import EditorSettings, ServeJob
-from bs_ray.editing.editor import Edit, Edited, Editor, to_uint8
+from bs_ray.editing.editor import Edit, Editor, to_uint8
 from bs_ray.models import load_base
 from bs_ray.serve.engine.batcher import Batcher
 from bs_ray.serve.engine.slider_cache import SliderCache
@@ -110,12 +110,13 @@ def warm_up(editor: Editor) -> None:
     """One small edit, which loads kernels and fills caches before the first caller has to wait."""
     mix = editor.mix({reference: 0.1 for reference in list(editor.sliders)[:1]})
     side = editor.settings.working_px or editor.model.native_px
-    settings: EditorSettings = editor.settings.model_copy(update={"steps": 1})
+    changes = {"steps": 1, "region": "photo"}
+    settings: EditorSettings = editor.settings.model_copy(update=changes)
     photo = np.full((side, side, 3), 128, np.uint8)
     editor.edit([Edit("warm-up", photo, [mix], settings=settings)])
 
 
 def _rounded(result: Result) -> Result:
     """The result with pixels as uint8, which takes a quarter of the bytes of float32."""
-    outputs = [Edited(to_uint8(o.pixels), o.notes, o.measured) for o in result.outputs]
+    outputs = [replace(output, pixels=to_uint8(output.pixels)) for output in result.outputs]
     return replace(result, outputs=outputs)

@@ -41,7 +41,9 @@ class EditTask(_Task):
 
     @property
     def rows(self) -> int:
-        return len(self.edit.mixes)
+        """Each region of the photo is a row under each mix."""
+        views = 1 if self.edit.regions is None else len(self.edit.regions)
+        return max(1, views) * len(self.edit.mixes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -60,8 +61,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def assert_empty(kept: Replies[bytes]) -> None:
-    assert not kept._running and not kept._finished and kept._bytes == 0
+async def assert_nothing_left(kept: Replies[bytes], key: str = "k") -> None:
+    """The key is free for another request."""
+    assert await kept.once("a", key, "another digest", done(b"another")) == (b"another", False)
 
 
 async def reused(kept: Replies[bytes], key: str, digest: str) -> Problem:
@@ -115,7 +117,6 @@ def test_malformed_keys(key: str) -> None:
             await kept.once("a", key, "d", work)
         assert (caught.value.status, caught.value.kind) == (400, "malformed-idempotency-key")
         assert work.begun == 0
-        assert_empty(kept)
 
     run(main)
 
@@ -185,8 +186,7 @@ def test_all_cancelled_leaves_nothing() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert_empty(kept)
-        assert await kept.once("a", "k", "other", done()) == (b"reply", False)
+        await assert_nothing_left(kept)
 
     run(main)
 
@@ -197,9 +197,12 @@ def test_errors_are_not_remembered() -> None:
         work.errors = [Problem(503, "busy", "later")]
         with pytest.raises(Problem, match="later"):
             await kept.once("a", "k", "d", work)
-        assert_empty(kept)
         assert await kept.once("a", "k", "d", work) == (b"reply", False)
         assert await kept.once("a", "k", "d", work) == (b"reply", True)
+        work.errors = [Problem(503, "busy", "later")]
+        with pytest.raises(Problem, match="later"):
+            await kept.once("a", "other", "d", work)
+        await assert_nothing_left(kept, "other")
 
     run(main)
 
@@ -234,13 +237,20 @@ def test_a_while_and_no_longer() -> None:
 
 def test_old_replies_go_without_being_asked_for() -> None:
     async def main() -> None:
+        class Large:
+            """A reply that tells when its memory is free."""
+
+        async def large() -> Large:
+            return Large()
+
         clock = Clock()
-        kept = replies(clock=clock)
-        await kept.once("a", "k", "d", done())
+        kept = Replies[Large](size_of=lambda reply: 1, clock=clock)
+        in_memory = weakref.ref((await kept.once("a", "k", "d", large))[0])
+        assert in_memory()
         clock.now_s += 601
         with pytest.raises(Problem):
-            await kept.once("a", "", "d", done())
-        assert_empty(kept)
+            await kept.once("a", "", "d", large)
+        assert not in_memory()
 
     run(main)
 
@@ -251,10 +261,10 @@ def test_the_oldest_go_first(limits: dict[str, int]) -> None:
         kept = replies(**limits)
         for i in range(5):
             await kept.once("a", f"k{i}", "d", done(bytes(10)))
-        assert [key for _, key in kept._finished] == ["k2", "k3", "k4"]
-        assert kept._bytes == 30
-        assert (await kept.once("a", "k2", "d", done()))[1]
-        assert not (await kept.once("a", "k1", "d", done()))[1]
+        for key in ("k2", "k3", "k4"):
+            assert (await kept.once("a", key, "d", done()))[1]
+        assert not (await kept.once("a", "k1", "d", done(bytes(10))))[1]
+        assert not (await kept.once("a", "k2", "d", done()))[1]  # it has made room for k1
 
     run(main)
 
@@ -268,8 +278,9 @@ def test_a_reply_too_large_to_keep_is_for_those_who_wait() -> None:
         work.let.set()
         results = await asyncio.gather(*tasks)
         assert [replayed for _, replayed in results] == [False, True, True] and work.begun == 1
-        assert [key for _, key in kept._finished] == ["small"] and not kept._running
+        assert (await kept.once("a", "small", "d", done()))[1]
         assert not (await kept.once("a", "k", "d", work))[1]
+        await assert_nothing_left(kept)
 
     run(main)
 
@@ -301,8 +312,10 @@ def test_a_crowd_of_cancellations_computes_each_key_once() -> None:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert not [r for r in results if isinstance(r, AssertionError)]
-        assert sorted(finished) == sorted(set(finished)) and not kept._running
+        assert sorted(finished) == sorted(set(finished))
         assert len(results) == 60 and any(r is None for r in results)
+        for key in set("xyz") - set(finished):
+            await assert_nothing_left(kept, key)
 
     for seed in range(30):
         run(lambda seed=seed: main(random.Random(seed)))  # type: ignore[misc]

@@ -243,7 +243,7 @@ def test_a_slow_store_holds_up_nobody_for_long(tmp_path: Path) -> None:
         return waited_s, again_s, key.id
 
     waited_s, again_s, name = asyncio.run(main())
-    assert 1.9 < waited_s < 10 and again_s < 1.5
+    assert again_s < 1.9 < waited_s < 20
     assert name == "renamed"
 
 
@@ -327,10 +327,12 @@ def test_rates_hold_and_waiting_as_told_is_enough(seed: int) -> None:
 
 def test_memory_is_bounded() -> None:
     limiter = Limiter(Clock(), max_buckets=10)
-    for i in range(1000):
-        limiter.take(Key(id=f"k{i}", requests_per_minute=1, burst=1))
-    assert len(limiter._buckets) == 10
-    too_often(limiter, Key(id="k999", requests_per_minute=1, burst=1))
+    keys = [Key(id=f"k{i}", requests_per_minute=1, burst=1) for i in range(1000)]
+    for key in keys:
+        limiter.take(key)
+    for key in keys[-10:]:
+        too_often(limiter, key)
+    limiter.take(keys[-11])  # as if it had never come before
 
 
 # --- new keys ---------------------------------------------------------------------------------

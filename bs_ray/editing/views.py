@@ -1,0 +1,159 @@
+"""What the base sees of an edit's photo, all of it or some regions, and how it comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from bs_ray.config import EditorSettings
+from bs_ray.images.faces import Box, Face
+from bs_ray.images.pixels import images_of
+from bs_ray.images.regions import Region, crop, pasted
+from bs_ray.sliders.mix import Mix
+
+
+class EditError(ValueError):
+    """An edit that cannot be made; the message says got, expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One photo and what to do with it: every mix of sliders gives one output."""
+
+    key: str
+    """Names the photo's noise: its content hash, so that batch and serve agree."""
+    pixels: np.ndarray
+    """uint8 RGB [H, W, 3]."""
+    mixes: Sequence[Mix]
+    """One for each output, as `Editor.mix` makes them."""
+    seed: int = 0
+    mask: np.ndarray | None = None
+    """float32 [H, W] in [0, 1], 1 where the photo may change; without one it may everywhere."""
+    settings: EditorSettings | None = None
+    """How to edit this photo; None stands for the Editor's own settings."""
+    boxes: Sequence[Box] | None = None
+    """Where to edit it, with `region: boxes`; with `region: face` they stand for found faces."""
+    regions: tuple[Region, ...] | None = None
+    """Where to edit it, as `Editor.located` says; None stands for the whole photo."""
+    notes: tuple[str, ...] = ()
+    """What the caller should know of every output."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One output."""
+
+    pixels: np.ndarray
+    """float32 RGB [H, W, 3] in [0, 255], the photo's own size."""
+    notes: tuple[str, ...] = ()
+    """What the caller should know, such as a strength beyond the slider's usable range."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What a quality gate found: `identity`, `effect`."""
+    regions: tuple[Region, ...] = ()
+    """Where the photo was edited; empty where it was edited as a whole, or not at all."""
+
+
+Outcome = list[Edited] | EditError
+"""What became of one Edit: its outputs, or what is wrong with it."""
+
+
+def outputs_of(outcome: Outcome) -> list[Edited]:
+    """The outputs. Raises the EditError where there is one."""
+    if isinstance(outcome, list):
+        return outcome
+    raise outcome
+
+
+@dataclass(frozen=True)
+class View:
+    """What the base sees of an edit's photo: all of it, or one of its regions."""
+
+    edit: int
+    """Number of the edit."""
+    key: str
+    """Names the view's noise: the photo's key, and for its n-th further region `key#n`."""
+    seed: int
+    pixels: np.ndarray
+    """uint8 RGB [h, w, 3]."""
+    region: Region | None = None
+
+
+def views_of(edits: Sequence[Edit], px: int) -> list[View]:
+    """The views of all edits, in order. px: side of a region's view."""
+    views = []
+    for index, edit in enumerate(edits):
+        if edit.regions is None:
+            views.append(View(index, edit.key, edit.seed, edit.pixels))
+        for number, region in enumerate(edit.regions or ()):
+            key = f"{edit.key}#{number}" if number else edit.key
+            views.append(View(index, key, edit.seed, crop(edit.pixels, region, px), region))
+    return views
+
+
+def changed(edit: Edit, found: Sequence[tuple[View, Tensor]]) -> np.ndarray:
+    """The photo moved by its views' residuals [3, h, w] in units of [-1, 1], within its mask."""
+    if edit.regions is not None:
+        changes = [(view.region, _as_pixels(change)) for view, change in found if view.region]
+        return pasted(edit.pixels, changes, edit.mask)
+    photo = edit.pixels.astype(np.float32)
+    if not found:
+        return photo
+    [(_, residual)] = found
+    if residual.shape[-2:] != photo.shape[:2]:
+        residual = F.interpolate(residual[None], photo.shape[:2], mode="bicubic")[0]
+    change = _as_pixels(residual)
+    if edit.mask is not None:
+        change = change * edit.mask[:, :, None]
+    return np.clip(photo + change, 0, 255)
+
+
+def _as_pixels(residual: Tensor) -> np.ndarray:
+    """[3, h, w] in units of [-1, 1] -> [h, w, 3] in units of [0, 255]."""
+    return residual.permute(1, 2, 0).numpy() * 127.5
+
+
+def working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [1, 3, *size] in [-1, 1]."""
+    image = images_of(pixels)[None]
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def chosen_faces(faces: Sequence[Face], settings: EditorSettings) -> list[Face]:
+    """The faces to edit, the largest first."""
+    large = [face for face in faces if face.size >= settings.face_min_px]
+    large.sort(key=lambda face: -face.size)  # stable, so else as the detector has them
+    if settings.faces == "all":
+        return large
+    return large[: 1 if settings.faces == "largest" else settings.faces]
+
+
+def check_boxes(edit: Edit, settings: EditorSettings) -> None:
+    """Raise EditError for boxes that settings do not ask for, or lack, or that are none."""
+    if edit.boxes is None:
+        if settings.region == "boxes" and edit.regions is None:
+            raise EditError(
+                f"photo {edit.key}: got no boxes; expected some, since editor.region is boxes. "
+                "Give them, or let faces be found: editor.region=face"
+            )
+        return
+    if settings.region == "photo":
+        raise EditError(
+            f"photo {edit.key}: got boxes; expected none, since editor.region is photo. Set "
+            "editor.region=boxes"
+        )
+    height, width = edit.pixels.shape[:2]
+    for box in edit.boxes:
+        sound = len(box) == 4 and bool(np.isfinite(box).all())
+        if not (sound and max(box[0], 0) < min(box[2], width)) or (
+            max(box[1], 0) >= min(box[3], height)
+        ):
+            raise EditError(
+                f"photo {edit.key}: got box {list(box)}; expected [left, top, right, bottom] in "
+                f"pixels, with left < right and top < bottom, within {width} x {height}"
+            )

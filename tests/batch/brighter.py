@@ -1,0 +1,45 @@
+"""An editor without a model, for tests whose subject is what surrounds the editing.
+
+A worker that holds the real one takes many seconds to import torch and diffusers.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from bs_ray.batch.rows import EditedRow, PlannedRow, pack, seconds_of, unpack
+from bs_ray.config import EditJob
+from bs_ray.images.rows import is_quarantined
+
+_SHARD_S = 0.2  # long enough that a shard can be seen to end before the next one does
+
+
+class Brighter:
+    """In place of EditShard: an edit adds 10 times the sum of its strengths to the photo."""
+
+    def __init__(self, job: EditJob, settings: dict[str, Any]):
+        pass
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        began = time.time()
+        time.sleep(_SHARD_S)
+        rows = []
+        for photo in unpack(row):
+            rows += [photo] if is_quarantined(photo) else edits_of(photo)
+        return pack(row["shard"], rows, **seconds_of(row), edit_at_s=began, edit_s=_SHARD_S)
+
+
+def edits_of(photo: PlannedRow) -> list[EditedRow]:
+    rest = {field: value for field, value in photo.items() if field != "edits"}
+    return [
+        EditedRow(**{**rest, **changes(photo, mix), "edit": name, "mix": mix})  # type: ignore[typeddict-item]
+        for name, mix in photo["edits"].items()
+    ]
+
+
+def changes(photo: PlannedRow, mix: dict[str, float]) -> dict[str, Any]:
+    if not any(mix.values()):
+        return {}  # the photo's own file
+    pixels = photo["pixels"] + 10 * sum(mix.values())
+    return {"pixels": np.clip(pixels, 0, 255).round().astype(np.uint8), "source": None}
