@@ -20,6 +20,9 @@ from bs_ray.storage.seaweed import LocalObjectStore, available
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for each other sleep: where others want the cores too, most of what a worker of
+# two threads takes would else be their spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import bs_ray
-from bs_ray.submit import VERBS
+from bs_ray.config.load import KINDS
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("BS_RAY_SHARED", ROOT.parent / "shared"))
@@ -138,7 +138,7 @@ def test_versions_agree(manifest: dict[str, Any]) -> None:
 def test_job_runs_the_mounted_file_and_may_be_retried() -> None:
     spec = MANIFESTS["rayjob.yaml"]["spec"]
     program, verb, path = spec["entrypoint"].split()
-    assert program == "bs-ray" and verb in VERBS
+    assert program == "bs-ray" and verb in KINDS
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert Path(path).parent == Path(head["containers"][0]["volumeMounts"][0]["mountPath"])
     assert head["volumes"][0]["configMap"]["name"] == "bs-ray-job"

@@ -138,7 +138,7 @@ def test_failing_job_raises(head: tuple[str, str], tmp_path: Path) -> None:
 
 def test_wrong_token_is_refused(head: tuple[str, str], tmp_path: Path) -> None:
     result = _submit_elsewhere(head, "0" * 64, tmp_path, "kind: train\nsteps: 7\n")
-    assert "refused our token" in result["error"] and "RAY_AUTH_TOKEN" in result["error"]
+    assert "refused the token" in result["error"] and "RAY_AUTH_TOKEN" in result["error"]
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class CenterFace:
         padded[: size[1], : size[0]] = np.asarray(image)
         [entry] = self._net.get_inputs()
         maps = self._net.run(None, {entry.name: padded.transpose(2, 0, 1)[None].copy()})
-        boxes, landmarks, scores = _read_maps([found[0] for found in maps], self._least_score)
+        boxes, landmarks, scores = read_maps([found[0] for found in maps], self._least_score)
         stretch = np.array([width / size[0], height / size[1]], np.float32)
         return [
             Face(
@@ -73,7 +73,7 @@ class CenterFace:
                 landmarks[i] * stretch,
                 float(scores[i]),
             )
-            for i in _without_doubles(boxes, scores)
+            for i in without_doubles(boxes, scores)
         ]
 
 
@@ -89,7 +89,7 @@ def _padded(side: int) -> int:
     return -(-side // _MULTIPLE_PX) * _MULTIPLE_PX
 
 
-def _read_maps(
+def read_maps(
     maps: Sequence[np.ndarray], least_score: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The net's maps as boxes [N, 4], landmarks [N, 5, 2] and scores [N], the surest first.
@@ -110,7 +110,7 @@ def _read_maps(
     return boxes, points[:, :, ::-1], score[0, rows, columns]
 
 
-def _without_doubles(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
+def without_doubles(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
     """Numbers of the boxes that are not of the same face as a surer one (boxes sorted so)."""
     kept: list[int] = []
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)

@@ -26,7 +26,7 @@ FEATHER = 0.1
 """Share of a region's side over which its mask fades, at each border."""
 _LEAST_SHARE = 0.8
 """A region's side is at least this share of the longer side of the face's box; frontal faces have
-0.95 to 1.15 with the eyes of tiny-photo and CenterFace's boxes."""
+1.0 to 1.17 with the eyes of tiny-photo and CenterFace's boxes."""
 _BICUBIC = Image.Resampling.BICUBIC
 _FINE = 3
 """How much finer a picture is made before it is sampled at any place. Pillow's bicubic `transform`

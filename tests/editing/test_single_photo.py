@@ -160,10 +160,10 @@ def test_the_command(tmp_path: Path, registry: str, random_base: Path) -> None:
 
 
 def test_boxes_are_edited_and_named_in_the_file(
-    tmp_path: Path, shelf: str, random_base: Path
+    tmp_path: Path, registry: str, random_base: Path
 ) -> None:
     path = photo(tmp_path, "wide")
-    common = ["edit-one", str(path), "--registry", shelf, "--base", str(random_base)]
+    common = ["edit-one", str(path), "--registry", registry, "--base", str(random_base)]
     common += ["--slider", "smile=9", "--out", str(tmp_path / "out.png")]
     boxes = ["--box", "20,2,36,18", "--box", "100.5,2,112.5,14"]
     done = CliRunner().invoke(cli.app, [*common, *boxes], catch_exceptions=False)

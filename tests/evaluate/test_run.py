@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from bs_ray.config import EditorSettings, EvalJob
+from bs_ray.config.evaluate import ComparedSettings
 from bs_ray.evaluate.compare import match
 from bs_ray.evaluate.methods import compare, methods_table
 from bs_ray.evaluate.run import check, evaluate
@@ -86,9 +87,9 @@ def test_an_unknown_attribute_is_refused(random_base, registry, tmp_path: Path) 
 
 # --- methods side by side ---------------------------------------------------------------------
 METHODS = {
-    "ours": EditorSettings(steps=2),
-    "re-noised": EditorSettings(method="sdedit", steps=2),
-    "inverted": EditorSettings(method="ddim_inversion", steps=2),
+    "ours": ComparedSettings(steps=2),
+    "re-noised": ComparedSettings(method="sdedit", steps=2),
+    "inverted": ComparedSettings(method="ddim_inversion", steps=2),
 }
 
 

@@ -28,7 +28,7 @@ def test_maps_become_boxes_and_landmarks() -> None:
     size[:, 2, 3] = np.log([5, 2])  # 20 px high, 8 px wide
     shift[:, 2, 3] = 0.25, -0.5
     marks[:4, 2, 3] = 0.5, 0.25, 0.5, 0.75
-    boxes, points, scores = faces._read_maps([score, size, shift, marks], 0.5)
+    boxes, points, scores = faces.read_maps([score, size, shift, marks], 0.5)
     assert scores.tolist() == [0.9, 0.7]
     assert boxes[1] == pytest.approx([8, 1, 16, 21])
     assert points[1, :2] == pytest.approx(np.array([[10, 11], [14, 11]]))
@@ -36,8 +36,8 @@ def test_maps_become_boxes_and_landmarks() -> None:
 
 def test_one_face_is_found_once() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [8, 0, 18, 10], [30, 30, 40, 40]], float)
-    assert faces._without_doubles(boxes, np.array([0.9, 0.8, 0.7, 0.6])) == [0, 2, 3]
-    assert faces._without_doubles(np.zeros((0, 4)), np.zeros(0)) == []
+    assert faces.without_doubles(boxes, np.array([0.9, 0.8, 0.7, 0.6])) == [0, 2, 3]
+    assert faces.without_doubles(np.zeros((0, 4)), np.zeros(0)) == []
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from ray import cloudpickle, serve
 
 from bs_ray.serve import tracing
 from bs_ray.serve.metrics import STEP_ROWS, IngressMetrics, ReplicaMetrics, exposition, merged
+from tests.promptly import promptly
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "observability"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
@@ -371,9 +372,8 @@ def test_a_node_that_does_not_answer_is_told(
         off = {**dumb, "MetricsExportPort": -1}
         gone = {**dumb, "Alive": False}
         monkeypatch.setattr(ray, "nodes", lambda: [dumb, off, gone, node])
-        start = time.monotonic()
-        page = scrape()
-        assert 1.5 < time.monotonic() - start < 5
+        with promptly():
+            page = scrape()
     up = [f for f in text_string_to_metric_families(page) if f.name == "ray_bs_ray_node_up"]
     values = {sample.labels["node"]: sample.value for sample in up[0].samples}
     mine = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
@@ -661,14 +661,15 @@ def test_a_collector_that_is_down_holds_nobody_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, says nothing
         port = silent.getsockname()[1]
         monkeypatch.setenv(tracing.ENDPOINT, f"http://127.0.0.1:{port}")
-        start = time.monotonic()
+        start_s = time.monotonic()
         assert tracing.setup("ingress")
         for _ in range(3000):  # more than the SDK keeps
             with tracing.span("edits"):
                 pass
         tracing.flush(0.2)
         tracing.stop(0.2)
-    assert time.monotonic() - start < 3 and not collector.spans
+    assert time.monotonic() - start_s < 15  # the SDK tries for half a minute
+    assert not collector.spans
 
 
 def test_off_means_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

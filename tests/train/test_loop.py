@@ -25,9 +25,6 @@ from tests.train.conftest import PROMPTS, make_job, photo_rows
 def parts_of(
     job: TrainJob, model: DiffusionModel, photos: PhotoPool, base: Path, samples: Sequence = ()
 ) -> TrainState:
-    # Another run's slider must not stay hooked in.
-    for layer in model.slider_targets():
-        model.denoiser.get_submodule(layer)._forward_hooks.clear()
     features = load_features(base, "cpu") if job.losses.perceptual else None
     return assemble(job, model, photos, features, PlainEngine, samples=samples)
 
@@ -57,6 +54,7 @@ def test_resume_continues_bit_for_bit(model, photos, base, tmp_path) -> None:
     assert posted == [1, 2, 3, 4, 5, 6] and len(keeper.reports) == 2
     expected = {name: tensor.clone() for name, tensor in whole.student.state().items()}
     critic = whole.discriminator.state()
+    whole.bank.detach()
 
     resumed = parts_of(job, model, photos, base)
     again = run(resumed, Keeper(tmp_path / "again"), silent, tmp_path / "step-000003")
@@ -107,6 +105,7 @@ def test_every_mode_trains_and_resumes_bit_for_bit(model, base, tmp_path, mode) 
 
     whole = fresh()
     done = run(whole, Keeper(tmp_path), silent)
+    whole.bank.detach()
     resumed = fresh()
     run(resumed, Keeper(tmp_path / "again"), silent, tmp_path / "step-000002")
     assert any(bool(up.any()) for up in whole.bank.up.values())

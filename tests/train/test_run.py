@@ -79,7 +79,7 @@ def test_train_resume_and_finish(ray_cluster, places, monkeypatch) -> None:
 
 def test_what_no_retry_can_cure_is_said_once(ray_cluster, places, monkeypatch) -> None:
     same = PROMPTS | {"negative": PROMPTS["positive"]}
-    job = make_job(**places | {"max_failures": 5}, prompts=same, zero_stage=0)
+    job = make_job(**places | {"max_failures": 5, "workers": 1}, prompts=same, zero_stage=0)
     with pytest.raises(JobRefused, match="for which the base predicts the same") as refusal:
         train(job)
     monkeypatch.setattr(cli, "app", Mock(side_effect=refusal.value))
@@ -166,7 +166,7 @@ def test_a_slider_from_pictures(ray_cluster, places, tmp_path: Path) -> None:
     settings = places | {"prompts": None, "photos": None, "pairs": pairs}
     with pytest.raises(ValueError, match="got 2 for each of 2 workers; expected 4 or more"):
         train(make_job(**settings))
-    job = make_job(**settings, batch_size=8, steps=2)
+    job = make_job(**settings | {"workers": 1}, steps=2)
     assert job.losses.perceptual_reference == "real"
     assert train(job).slider == "smile@1"
     slider = Registry(job.registry).resolve("smile")
