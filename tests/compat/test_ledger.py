@@ -1,0 +1,82 @@
+"""Edit jobs that were begun before: finished as they would have been, with what was done kept."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bs_ray.batch.fetch import edits_of
+from bs_ray.batch.input_list import JobChangedError
+from bs_ray.batch.prepare import prepare
+from bs_ray.batch.run import edit
+from bs_ray.config import load
+from bs_ray.images.encode import read_provenance
+from bs_ray.storage import Store
+from bs_ray.storage.seaweed import LocalObjectStore
+
+
+def upload(folder: Path, store: Store) -> None:
+    """Every file to its place in the store; an input list knows its input by that place."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def test_a_job_half_way_is_finished(
+    ray_cluster: None, object_store: LocalObjectStore, old: Path
+) -> None:
+    job = load("jobs/edit.yaml", ["output=ledger/out"])
+    upload(old / "ledger" / "in", Store(job.input))
+    output, rest = Store(job.output), old / "ledger" / "rest"
+    before = {entry.key: entry.etag for entry in output.list()}
+    done = [key for key in before if key.startswith(("images/", "_bs_ray/shards/"))]
+    assert len(done) == 8
+
+    summary = edit(job, console=Console(file=io.StringIO()))
+    assert (summary.inputs, summary.edited, summary.quarantined) == (6, 4, 2)
+    assert (summary.outputs, summary.shards, summary.skipped_shards) == (8, 3, 2)
+    after = {entry.key: entry.etag for entry in output.list()}  # a folder's change when written
+    assert {key: after[key] for key in before} == before
+
+    for name in ("summary.json", "quarantine.jsonl"):
+        assert output.read(name) == (rest / name).read_bytes(), name
+    rows, expected = (
+        pq.read_table(io.BytesIO(data)).drop_columns("output_sha256")
+        for data in (output.read("manifest.parquet"), (rest / "manifest.parquet").read_bytes())
+    )
+    assert rows.equals(expected, check_metadata=True)
+    made = sorted(path.relative_to(rest).as_posix() for path in (rest / "images").rglob("*.jpg"))
+    assert sorted(after.keys() & set(made)) == made and len(made) == 2
+    for key in made:
+        found, was = output.read(key), (rest / key).read_bytes()
+        assert read_provenance(found) == read_provenance(was)
+        found, was = (np.asarray(Image.open(io.BytesIO(d)), dtype=int) for d in (found, was))
+        assert np.abs(found - was).max() <= 2, key
+    earlier = json.loads(output.read("_bs_ray/drivers/00001.beat"))
+    assert f"<td>{earlier['started']}</td><td>2</td>" in output.read("report.html").decode()
+
+
+def test_a_packed_job_goes_on_with_its_own_edits(
+    object_store: LocalObjectStore, old: Path, expected: dict[str, Any]
+) -> None:
+    job = load("jobs/edit-packed.yaml")
+    upload(old / "ledger-packed" / "in", Store(job.input))
+    upload(old / "ledger-packed" / "out", Store(job.output))
+    prepared = prepare(job, Console(file=io.StringIO()))
+    shards = range(prepared.input_list.shards)
+    rows = [row for shard in shards for row in prepared.input_list.shard(shard)]
+    found = [[r["key"], edits_of(r, prepared.edits, prepared.references)] for r in rows]
+    # Until now a slider was called smile where it is called smile@1 from here on.
+    was = json.dumps(expected["packed"])
+    for name in ("smile", "grin"):
+        was = was.replace(f'"{name}"', f'"{name}@1"')
+    assert found == json.loads(was) and len(found) == 3
+
+    with pytest.raises(JobChangedError, match=r"editor\.strength: got 0\.3, expected 0\.4"):
+        prepare(load("jobs/edit-packed.yaml", ["editor.strength=0.3"]), Console(file=io.StringIO()))
