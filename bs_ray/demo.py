@@ -38,7 +38,7 @@ from bs_ray.ray_session import ray_session
 from bs_ray.serve.deploy import running
 from bs_ray.storage import Store
 from bs_ray.storage.seaweed import LocalObjectStore, available
-from bs_ray.tiny.photos import TinyWorld, ingest_tiny_world
+from bs_ray.tiny.drawn import TinyWorld, ingest_tiny_world
 from bs_ray.train.run import train
 
 _SHOWN = ("effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact")

@@ -60,7 +60,8 @@ class PreparedJob:
     @property
     def stamp(self) -> dict[str, Any]:
         """What every output of the job says of its making, whatever its strengths."""
-        return {name: self.input_list.settings[name] for name in ("base_id", "seed", "bs_ray")}
+        settings = self.input_list.settings
+        return {"base_id": settings["base_id"], "seed": settings["seed"], "bs_ray": __version__}
 
 
 def prepare(job: EditJob, console: Console) -> PreparedJob:

@@ -34,7 +34,7 @@ from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 from bs_ray.storage.seaweed import LocalObjectStore
 from bs_ray.testing import random_slider
-from bs_ray.tiny.photos import write_wild
+from bs_ray.tiny.drawn import write_wild
 
 Report = Callable[[str], None]
 SLOW_S = 0.25

@@ -14,7 +14,7 @@ from bs_ray.bench.train import TrainBench, bench_job, prompts_of
 from bs_ray.config import TrainJob
 from bs_ray.ray_session import ray_session
 from bs_ray.sliders.registry import Registry
-from bs_ray.tiny.photos import ingest_tiny_world
+from bs_ray.tiny.drawn import ingest_tiny_world
 from bs_ray.train.run import train
 
 TOGETHER = ("smile", "age", "chubby", "hair_length")

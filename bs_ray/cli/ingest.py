@@ -23,7 +23,7 @@ def ingest_lfw(
     """Pack Labeled Faces in the Wild into shards for training. The same command goes on."""
     from bs_ray.datasets.lfw import ingest_lfw as run
 
-    console.print(run(source, destination, shard_images, format))
+    console.print(str(run(source, destination, shard_images, format)))
 
 
 @app.command("tiny-world", epilog="Example: bs-ray ingest tiny-world data --photos 500")
@@ -37,6 +37,6 @@ def ingest_tiny_world(
     seed: int = 0,
 ) -> None:
     """Make photos of the tiny world to try everything with, some of them broken."""
-    from bs_ray.tiny.photos import ingest_tiny_world as run
+    from bs_ray.tiny.drawn import ingest_tiny_world as run
 
-    console.print(run(destination, photos=photos, people=people, broken=broken, seed=seed))
+    console.print(str(run(destination, photos=photos, people=people, broken=broken, seed=seed)))

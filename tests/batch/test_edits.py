@@ -19,7 +19,7 @@ from bs_ray.editing.single_photo import OnePhoto
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import read_provenance
 from bs_ray.storage import Store
-from bs_ray.tiny.photos import write_wild
+from bs_ray.tiny.drawn import write_wild
 from tests.batch.conftest import MakeJob, files, run
 
 

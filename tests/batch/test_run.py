@@ -36,7 +36,7 @@ from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import AccessError, MissingBucketError, StorageError, Store, UnreachableError
 from bs_ray.testing import random_slider
-from bs_ray.tiny.photos import wild_jpeg, write_wild
+from bs_ray.tiny.drawn import wild_jpeg, write_wild
 from tests.batch.brighter import Brighter
 from tests.batch.conftest import MakeJob, files, run
 from tests.promptly import promptly

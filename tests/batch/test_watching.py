@@ -21,7 +21,7 @@ from bs_ray.batch.prepare import prepare
 from bs_ray.batch.run import edit
 from bs_ray.cli import main
 from bs_ray.storage import Store
-from bs_ray.tiny.photos import write_wild
+from bs_ray.tiny.drawn import write_wild
 from tests.batch.conftest import MakeJob, run
 
 

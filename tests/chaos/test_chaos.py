@@ -21,7 +21,7 @@ from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store, s3_client
 from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.testing import random_slider
-from bs_ray.tiny.photos import write_wild
+from bs_ray.tiny.drawn import write_wild
 from tests.chaos.cluster import Nodes
 from tests.chaos.command import Command
 from tests.chaos.invariant import check_output, check_same, check_uploads, files

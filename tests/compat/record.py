@@ -32,7 +32,7 @@ from bs_ray.serve.keys import add_key
 from bs_ray.sliders.artifact import Slider
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store
-from bs_ray.tiny.photos import ingest_tiny_world
+from bs_ray.tiny.drawn import ingest_tiny_world
 from bs_ray.train import checkpoint
 from bs_ray.train.cache import ensure_cache, load_photos
 from bs_ray.train.run import train

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from bs_ray import __version__
 from bs_ray.batch.fetch import edits_of
 from bs_ray.batch.input_list import JobChangedError
 from bs_ray.batch.prepare import prepare
@@ -55,7 +56,7 @@ def test_a_job_half_way_is_finished(
     assert sorted(after.keys() & set(made)) == made and len(made) == 2
     for key in made:
         found, was = output.read(key), (rest / key).read_bytes()
-        assert read_provenance(found) == read_provenance(was)
+        assert read_provenance(found) == (read_provenance(was) or {}) | {"bs_ray": __version__}
         found, was = (np.asarray(Image.open(io.BytesIO(d)), dtype=int) for d in (found, was))
         assert np.abs(found - was).max() <= 2, key
     earlier = json.loads(output.read("_bs_ray/drivers/00001.beat"))

@@ -8,7 +8,7 @@ import pytest
 from bs_ray.images.decode import decode
 from bs_ray.images.rows import is_quarantined
 from bs_ray.storage import Store
-from bs_ray.tiny.photos import ingest_tiny_world, person_name
+from bs_ray.tiny.drawn import ingest_tiny_world, person_name
 
 
 def test_world_is_as_ordered(tmp_path: Path) -> None:
