@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,19 @@ def test_versions_agree(manifest: dict[str, Any]) -> None:
     for group in groups_of(manifest):
         image = group["template"]["spec"]["containers"][0]["image"]
         assert image == f"bs-ray:{bs_ray.__version__}"
+
+
+def test_the_image_has_all_of_the_package_before_it_installs_it() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    wheel = build["targets"]["wheel"]
+    dockerfile = (ROOT / "cluster/Dockerfile").read_text()
+    before, installs, _ = dockerfile.partition("pip install --no-cache-dir -c constraints.txt '.")
+    assert installs
+    copied = {word for line in re.findall(r"^COPY (.*)$", before, re.M) for word in line.split()}
+    needed = {*wheel["packages"], *wheel["force-include"], "README.md", "LICENSE"}
+    assert needed <= copied, "the wheel is built of these, and fails without one"
+    sent = (ROOT / ".dockerignore").read_text().split()
+    assert {f"!{name}" for name in needed} <= set(sent)
 
 
 def test_job_runs_the_mounted_file_and_may_be_retried() -> None:
