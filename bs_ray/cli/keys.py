@@ -12,7 +12,7 @@ from bs_ray.cli.shared import console
 app = typer.Typer(no_args_is_help=True, help="Who may call a server.")
 
 
-@app.command("add", epilog="Example: bs-ray keys add keys.yaml team-a --per-minute 600")
+@app.command("add", epilog="Example: bs-ray keys add keys.yml team-a --per-minute 600")
 def keys_add(
     file: Annotated[
         str, typer.Argument(help="Keys file, local or s3://; made where it is missing.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -36,10 +37,12 @@ def sliders_show(
     slider: Annotated[str, typer.Argument(help="name, name@version or a .safetensors file.")],
     registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
 ) -> None:
-    """Print a slider's card."""
+    """Print a slider's card, without the losses of each step."""
     from bs_ray.sliders.registry import Registry
 
-    console.print_json(Registry(registry).resolve(slider).card.to_json())
+    card = json.loads(Registry(registry).resolve(slider).card.to_json())
+    card.get("training", {}).pop("history", None)  # hundreds of lines that hide all others
+    console.print_json(data=card)
 
 
 @app.command("export", epilog="Example: bs-ray sliders export smile@1 --to kohya --out .")
@@ -51,7 +54,7 @@ def sliders_export(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("."),
     registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
 ) -> None:
-    """Write a slider as another tool's LoRA file; there, scale 1.0 is our strength 1.0."""
+    """Write a slider as another tool's LoRA file. Its scale there is our lora_scale."""
     from bs_ray.sliders.formats import FORMATS, export
     from bs_ray.sliders.registry import Registry
 

@@ -1,4 +1,4 @@
-"""`bs-ray tiny`: train the embedded base again."""
+"""`bs-ray tiny`: train the embedded bases again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from bs_ray.cli.shared import console
 
-app = typer.Typer(no_args_is_help=True, help="The embedded base: a small SDXL of 64-pixel faces.")
+app = typer.Typer(no_args_is_help=True, help="Make the embedded bases again.")
 
 
 @app.command(
@@ -33,7 +33,7 @@ def tiny_build(
         float, typer.Option(help="Share of the recipe's steps, for a quick try.", min=0.001, max=1)
     ] = 1.0,
 ) -> None:
-    """Train the tiny base from nothing (two and a half hours on 2 cores). It resumes."""
+    """Train tiny and tiny-flow from nothing (two and a half hours on 2 cores). It resumes."""
     from bs_ray.tiny.build import build
 
     build(out, work, stages=stages, workers=workers, threads=threads, share=share, console=console)

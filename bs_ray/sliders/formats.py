@@ -41,7 +41,7 @@ _TEXT = re.compile(r"^(lora_te|text_encoder)")
 
 # --- export --------------------------------------------------------------------------------------
 def export(slider: Slider, form: str) -> dict[str, bytes]:
-    """The slider's files by name in one of FORMATS; scale 1.0 there is strength 1.0 here.
+    """The slider's files by name in one of FORMATS; a scale there is a lora_scale here.
 
     kohya names the layers of UNets alone; of a transformer ComfyUI reads diffusers' file.
     """
