@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bs_ray.cli.shared import console
+from bs_ray.cli.shared import console, report
 
 app = typer.Typer(no_args_is_help=True, help="Published sliders.")
 
@@ -23,7 +23,11 @@ def sliders_list(
 
     table = Table("slider", "versions", "base", "prompts")
     catalogue = Registry(registry)
-    for slider, versions in catalogue.list().items():
+    found = catalogue.list()
+    if not found:
+        report(f"no sliders in {registry}; `bs-ray train JOB.yaml` publishes some")
+        return
+    for slider, versions in found.items():
         card = catalogue.resolve(slider).card
         moves = (
             f"{card.prompts.negative} → {card.prompts.positive}" if card.prompts else card.target

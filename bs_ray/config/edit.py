@@ -54,7 +54,7 @@ class EditJob(Settings):
     """Photos per shard: as many are committed at once, and at most as many are redone after a
     crash."""
     batch_size: int = Field(16, ge=1)
-    """Photos per forward pass."""
+    """Edits per forward pass; a photo with a grid of several stays whole."""
     workers: int = Field(1, ge=1)
     """Editor actors, each with its own copy of the base."""
     cpus_per_worker: float = Field(1.0, gt=0)
