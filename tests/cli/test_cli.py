@@ -1,7 +1,9 @@
 """The command line: exit codes and messages for everything a user can get wrong."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,21 @@ def test_missing_bucket_and_wrong_credentials(job, object_store, published, monk
     code, message = run(monkeypatch, capsys, *words)
     assert code == 2 and "bs-ray-tests" in message
     assert "wrong" not in message
+
+
+def test_a_card_is_shown_without_the_losses_of_each_step(tmp_path, random_base, capsys) -> None:
+    slider = random_slider(load_base(str(random_base)), "smile", 0)
+    training = {"steps": 2, "history": [{"step": 0.0}, {"step": 1.0}]}
+    card = slider.card.model_copy(update={"training": training})
+    Registry(str(tmp_path)).publish(replace(slider, card=card))
+    cli.sliders.sliders_show("smile", str(tmp_path))
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["name"] == "smile" and shown["training"] == {"steps": 2}
+
+
+def test_an_empty_registry_says_so(tmp_path, capsys) -> None:
+    cli.sliders.sliders_list(str(tmp_path))
+    assert f"no sliders in {tmp_path}" in capsys.readouterr().out
 
 
 def test_help_names_every_verb_and_loads_nothing_slow() -> None:
