@@ -323,8 +323,8 @@ class TrainJob(Settings):
         losses, cached = self.losses, isinstance(self.teacher, CachedTeacher)
         if not self.photos and not self.pairs and (losses.perceptual or losses.adversary):
             raise ValueError(
-                "got no photos, but the perceptual and the adversarial loss compare with pictures; "
-                "expected photos, or losses.perceptual, adversarial and adversarial_share all 0"
+                "got no photos, but losses.perceptual and the adversarial loss compare with "
+                "pictures; expected photos, or losses.perceptual 0 and no adversarial loss"
             )
         if self.pairs and cached:
             raise ValueError(

@@ -82,7 +82,8 @@ class Adversary:
         for extra in range(1, losses.discriminator_steps):
             rng = keyed_generator(self.job.seed, step, f"replay-{extra}", self.rank)
             rows = torch.randperm(len(self.replay["fake"]), generator=rng)[: len(fake)]
-            found[extra] = tuple(self._seen(self.replay[name][rows]) for name in ("real", "fake"))
+            old_real, old_fake = (self.replay[name][rows] for name in ("real", "fake"))
+            found[extra] = self._seen(old_real), self._seen(old_fake)
         return found
 
     def _seen(self, latents: Tensor) -> Tensor:

@@ -116,14 +116,12 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
         found["perceptual"] = perceptual_loss(state.features, fake, reference)
 
     # The slider against the frozen discriminator (III-C), which sees latents or their pictures.
-    if adversary:
-        if losses.adversarial_fake == "edit":
-            fake_x0 = adversary.edited(batch, state.bank, step)
-            fake = model.decode(fake_x0) if losses.discriminator != "latent" else None
-        judged = fake_x0 if losses.discriminator == "latent" else fake
-        assert judged is not None
-        if weights.adversarial or weights.adversarial_share:
-            found["adversarial"] = adversary.loss(judged)
+    if adversary and losses.adversarial_fake == "edit":
+        fake_x0 = adversary.edited(batch, state.bank, step)
+        fake = model.decode(fake_x0) if losses.image_terms else None
+    judged = fake_x0 if losses.discriminator == "latent" else fake
+    if adversary and judged is not None and (weights.adversarial or weights.adversarial_share):
+        found["adversarial"] = adversary.loss(judged)
 
     # Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, the first two divided by their norms.
     numbers = _means(state, batch, step, found | {f"norm_{n}": v for n, v in norms.items()})
@@ -143,7 +141,7 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
             total = total + weights.adversarial * adversarial
     state.student.backward_and_step(total)
 
-    if adversary:
+    if adversary and judged is not None:
         with torch.no_grad():
             real_x0 = adversary.real(batch, lambda: estimate(batch.target))
             pairs = adversary.pairs(real_x0, fake_x0.detach(), judged.detach(), step)
