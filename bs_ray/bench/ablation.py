@@ -69,6 +69,7 @@ class Run:
     """One slider of one arm, seed and attribute."""
 
     seconds: float
+    """Of the processor, to train it."""
     sweep: dict[int, dict[str, list[float]]]
     """Sign -> `effect` and the harms at strengths 0 and STRENGTHS."""
     numbers: dict[str, float]
@@ -108,7 +109,7 @@ def ablation(
             for name in names:
                 runs[name].append(_one(bench, attribute, seed, ARMS[name]))
                 spent = runs[name][-1].seconds
-                report(f"{attribute}, seed {seed}, {name}: {spent:.0f} s to train")
+                report(f"{attribute}, seed {seed}, {name}: {spent:.0f} s of processor time to train")
         found = {name: _against(runs[name], runs["neither"], attribute) for name in names}
         figures["attributes"][attribute] = found
     return figures
@@ -119,12 +120,12 @@ def _one(bench: TrainBench, attribute: str, seed: int, settings: dict[str, Any])
     shared = {"steps": 60, "batch_size": 8, "lr": 2e-3}
     job = bench_job(attribute, seed, **(shared | settings | {"losses": losses}))
     with fresh_hooks(bench.model):
-        begun = time.perf_counter()
+        begun = time.process_time()
         state = bench.train_state(job)
         numbers: dict[str, float] = {}
         for step in range(job.steps):
             numbers = one_step(state, step)
-        seconds = time.perf_counter() - begun
+        seconds = time.process_time() - begun
         slider = bench.slider(state, attribute)
         sweep = {sign: _swept(bench, slider, attribute, sign) for sign in (-1, 1)}
     return Run(seconds, sweep, numbers)

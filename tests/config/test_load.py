@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from bs_ray.config import (
-    as_begun_before,
     EditJob,
     EditorSettings,
     EvalJob,
     JobError,
     TrainJob,
+    as_begun_before,
     editor_settings,
     job_hash,
     job_of,
