@@ -45,12 +45,12 @@ _ROWS = 2
 _PROMPTS = {"target": "person", "positive": "person, old", "negative": "person, young"}
 _GUIDED = {"perceptual": 0, "adversarial": 0}
 MODES: dict[str, dict[str, Any]] = {
-    "whole_method": {"losses": {"adversarial_after": 0}},
+    "whole_method": {"losses": {"adversarial": 0.1, "adversarial_after": 0}},
     "cached": {"losses": _GUIDED, "teacher": {"mode": "cached", "samples": _ROWS}},
     "live": {"losses": _GUIDED},
     "concept_sliders": {"losses": _GUIDED, "algorithm": "concept_sliders", "batch_size": 1},
 }
-"""`whole_method` is live, with the losses on pictures. The reference has one loss, so the modes
+"""`whole_method` is live, with both losses on pictures. The reference has one loss, so the modes
 that are compared with it have that one alone; its guided pairs are forwards of two rows as well."""
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165}
 """Part of a GPU's name -> dense bfloat16 TFLOP/s of its data sheet."""
@@ -159,7 +159,7 @@ def _timed(
         job,
         model,
         photos,
-        features if job.losses.perceptual else None,
+        features if job.losses.needs_features else None,
         make_engine,
         samples=samples,
     )

@@ -76,8 +76,8 @@ def _network_clock(state: TrainState) -> Iterator[_Clock]:
         *((torch.autograd, name) for name in ("grad", "backward")),
         *([(state, "features")] if state.features else []),
     ]
-    if state.discriminator is not None:
-        places.append((state.discriminator.module.net, "forward"))
+    if state.adversary is not None:
+        places.append((state.adversary.critic, "score"))
     with ExitStack() as stack:
         for owner, name in places:
             stack.enter_context(patch.object(owner, name, clock.timed(getattr(owner, name))))

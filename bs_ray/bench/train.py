@@ -104,7 +104,7 @@ class TrainBench:
 
     def train_state(self, job: TrainJob, samples: Any = ()) -> TrainState:
         """What a run trains with, in this process, without Ray or DeepSpeed."""
-        features = load_features(base_folder("tiny"), "cpu") if job.losses.perceptual else None
+        features = load_features(base_folder("tiny"), "cpu") if job.losses.needs_features else None
         return assemble(job, self.model, self.photos, features, PlainEngine, samples=samples)
 
     def samples(self, job: TrainJob) -> list[dict[str, Any]]:

@@ -76,18 +76,32 @@ def bench_train(
 
 @app.command("ablation", epilog="Example: bs-ray bench ablation --json ablation.json")
 def bench_ablation(
+    attributes: Annotated[str, typer.Option(help="Comma list: age, smile, chubby.")] = "age,smile",
     seeds: Annotated[int, typer.Option(help="Seeds per arm.", min=1)] = 3,
+    arms: Annotated[str, typer.Option(help="Arms, separated by ;. All where left out.")] = "",
+    base: Annotated[str, typer.Option(help="tiny or tiny-flow.")] = "tiny",
     json_file: JsonFile = None,
 ) -> None:
-    """The paper's Table II on the tiny base: which loss does what, mean and spread over seeds."""
-    from bs_ray.bench.ablation import ablation
+    """The paper's Table II and more on a tiny base: which loss does what at the same effect."""
+    from bs_ray.bench.ablation import ARMS, HARMS, ablation
 
-    figures = ablation(seeds, report)
-    table = Table("arm", *(next(iter(figures["arms"].values()))))
-    for arm, measures in figures["arms"].items():
-        table.add_row(arm, *(f"{m['mean']:.4f} ± {m['sd']:.4f}" for m in measures.values()))
-    console.print(table)
+    chosen = [name.strip() for name in arms.split(";") if name.strip()] or list(ARMS)
+    if unknown := [name for name in chosen if name not in ARMS]:
+        raise typer.BadParameter(f"got {unknown}; expected some of {'; '.join(ARMS)}")
+    figures = ablation(attributes.split(","), seeds, chosen, base, report)
+    for attribute, found in figures["attributes"].items():
+        title = f"{attribute}: % against neither, at the same effect"
+        table = Table("arm", *HARMS, "seeds", "seconds", title=title)
+        for arm, measures in found.items():
+            cells = [_change(measures.get(name)) for name in HARMS]
+            seconds = f"{measures['seconds']['mean']:.0f}"
+            table.add_row(arm, *cells, str(measures["reached"]), seconds)
+        console.print(table)
     write_json(json_file, figures)
+
+
+def _change(found: dict[str, float] | None) -> str:
+    return f"{found['mean']:+.1f} ± {found['sd']:.1f}" if found else "not reached"
 
 
 @app.command("workers", epilog="Example: bs-ray bench workers --json workers.json")

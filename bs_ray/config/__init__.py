@@ -10,6 +10,7 @@ from bs_ray.config.evaluate import EvalJob
 from bs_ray.config.load import (
     Job,
     apply_override,
+    as_begun_before,
     editor_settings,
     flat_settings,
     job_hash,
@@ -47,6 +48,7 @@ __all__ = [
     "Tracking",
     "TrainJob",
     "apply_override",
+    "as_begun_before",
     "check_name",
     "editor_settings",
     "flat_settings",

@@ -18,7 +18,7 @@ from bs_ray.config.editor import EditorSettings
 from bs_ray.config.evaluate import EvalJob
 from bs_ray.config.explain import explain
 from bs_ray.config.serve import ServeJob
-from bs_ray.config.train import TrainJob
+from bs_ray.config.train import EARLIER_LOSSES, LATER_LOSSES, Losses, TrainJob
 
 Job = TrainJob | EditJob | ServeJob | EvalJob
 _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
@@ -85,7 +85,19 @@ def shipped_job(name: str, overrides: list[str] | None = None) -> Job:
 def job_hash(job: Job) -> str:
     """16 hex digits that name the job's settings. A run resumes only under the same ones."""
     values = job.model_dump(by_alias=True)  # under their stored names, which never change
+    if isinstance(job, TrainJob):
+        # A setting that came later has no say in the name of a run that leaves it alone.
+        for name in LATER_LOSSES:
+            if values["losses"][name] == Losses.model_fields[name].default:
+                del values["losses"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def as_begun_before(job: TrainJob) -> TrainJob:
+    """The job with the defaults that its losses had in version 0.1.0, where it leaves them out."""
+    left_out = EARLIER_LOSSES.keys() - job.losses.model_fields_set
+    before = {name: EARLIER_LOSSES[name] for name in left_out}
+    return job.model_copy(update={"losses": job.losses.model_copy(update=before)})
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,8 +22,34 @@ class Pairs(Settings):
     strengths in between."""
 
 
+PAPER: dict[str, Any] = {
+    "perceptual_reference": "real",
+    "perceptual_floor": 0.0,
+    "adversarial": 0.1,
+    "soft_mask": 0.0,
+}
+"""What `losses: paper` sets: the paper to the letter, where it says what it does."""
+
+
+EARLIER_LOSSES: dict[str, Any] = {
+    "perceptual_reference": "frozen",
+    "adversarial": 0.1,
+    "soft_mask": 0.0,
+}
+"""What version 0.1.0 took for losses that a job file leaves out."""
+LATER_LOSSES = (
+    *("adversarial_share", "adversarial_real", "adversarial_fake"),
+    *("discriminator_steps", "discriminator_replay"),
+)
+"""Settings that came after version 0.1.0."""
+
+
 class Losses(Settings):
-    """The paper's losses and their weights (Eq 5-11); a weight of 0 switches a loss off."""
+    """The paper's losses and their weights (Eq 5-11); a weight of 0 switches a loss off.
+
+    `losses: paper` is the paper's full method. What is left out is what did best on the embedded
+    bases (docs/results.md, "The paper's ablation").
+    """
 
     triplet: float = Field(1.0, ge=0)
     """l_tri: weight of the guidance loss (Eq 5, 6)."""
@@ -34,13 +60,28 @@ class Losses(Settings):
     the slider's prediction is T(s)."""
     perceptual: float = Field(1.0, ge=0)
     """l_perp: weight of the perceptual loss (Eq 7)."""
-    adversarial: float = Field(0.1, ge=0)
+    adversarial: float = Field(0.0, ge=0)
     """l_adv: weight of the adversarial loss (hinge)."""
-    discriminator: Literal["pixel", "latent"] = "pixel"
-    """What the discriminator looks at: decoded pictures, or latents, which costs less."""
+    adversarial_share: float = Field(0.0, ge=0, le=1)
+    """Instead of `adversarial`: the adversarial loss pulls with this share of the norm that the
+    other losses' gradient has. It costs a second backward pass."""
+    adversarial_real: Literal["photos", "target"] = "photos"
+    """What the discriminator is shown as real: photos (the paper), or pictures of the target
+    T(s)."""
+    adversarial_fake: Literal["estimate", "edit"] = "estimate"
+    """What it is shown as fake: the one-step estimate of x0, or a photo edited in 4 steps, of which
+    one, drawn at random, has a gradient."""
+    discriminator: Literal["pixel", "latent", "features"] = "pixel"
+    """What the discriminator looks at: patches of decoded pictures, latents, which cost less, or
+    the feature maps of the perceptual network."""
+    discriminator_steps: int = Field(1, ge=1)
+    """Steps of the discriminator in each step of the slider."""
+    discriminator_replay: int = Field(0, ge=0)
+    """Further steps draw from so many of the latest fakes, over all workers; with 0 they see the
+    newest ones again."""
     eta: float = Field(2.0, gt=0)
     """Guidance of the target: T(s) = e(c_n) + s * eta * (e(c+) - e(c-))."""
-    soft_mask: float = Field(0.0, ge=0, le=1)
+    soft_mask: float = Field(1.0, ge=0, le=1)
     """Multiply the target's difference by a smooth mask of its own magnitude, to this degree: the
     slider then acts where the prompts disagree (docs/method.md, "Training"). 0 is the paper."""
     max_strength: float = Field(2.0, gt=0)
@@ -48,9 +89,9 @@ class Losses(Settings):
     image_timestep_max: int = Field(400, ge=1, le=1000)
     """Perceptual and adversarial terms act on timesteps up to this; beyond it an estimate of x0 is
     a blur."""
-    perceptual_reference: Literal["real", "frozen"] = "frozen"
-    """What Eq 7 compares with: the real photo (always for pairs), or the frozen base's own x0
-    estimate."""
+    perceptual_reference: Literal["target", "real", "frozen"] = "target"
+    """What Eq 7 compares with: the picture of the target T(s), the real photo (the paper, and
+    always for pairs), or the frozen base's own x0 estimate. The last two oppose the slider."""
     schedule_start: float = Field(0.4, ge=0, le=1)
     """t0 of Eq 9-10 as a share of the steps."""
     schedule_rate: float = Field(10.0, gt=0)
@@ -62,11 +103,36 @@ class Losses(Settings):
     r1: float = Field(0.5, ge=0)
     """Weight of the discriminator's gradient penalty on real images (Mescheder et al. 2018)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        if isinstance(given, str) and given != "paper":
+            raise ValueError(f"got {given!r}; expected `paper`, or the losses' own settings")
+        return dict(PAPER) if given == "paper" else given
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Self:
+        if self.adversarial and self.adversarial_share:
+            raise ValueError(
+                "got both adversarial and adversarial_share; expected one: a fixed weight, or a "
+                "share of the gradient"
+            )
+        return self
+
+    @property
+    def adversary(self) -> bool:
+        """Whether there is an adversarial loss."""
+        return self.adversarial > 0 or self.adversarial_share > 0
+
     @property
     def image_terms(self) -> bool:
-        """Whether any loss looks at pictures, so that estimates of x0 must be decoded."""
-        pixels = self.adversarial > 0 and self.discriminator == "pixel"
-        return self.perceptual > 0 or pixels
+        """Whether any loss looks at pictures, so that latents must be decoded."""
+        return self.perceptual > 0 or (self.adversary and self.discriminator != "latent")
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the perceptual network is used."""
+        return self.perceptual > 0 or (self.adversary and self.discriminator == "features")
 
 
 class LiveTeacher(Settings):
@@ -255,19 +321,24 @@ class TrainJob(Settings):
     @model_validator(mode="after")
     def _settings_that_fit(self) -> Self:
         losses, cached = self.losses, isinstance(self.teacher, CachedTeacher)
-        if not self.photos and not self.pairs and (losses.perceptual or losses.adversarial):
+        if not self.photos and not self.pairs and (losses.perceptual or losses.adversary):
             raise ValueError(
-                "got no photos, but losses.perceptual and losses.adversarial compare with real "
-                "ones; expected photos, or both weights 0"
+                "got no photos, but losses.perceptual and the adversarial loss compare with "
+                "pictures; expected photos, or losses.perceptual 0 and no adversarial loss"
             )
         if self.pairs and cached:
             raise ValueError(
                 "got teacher.mode cached for pairs, which need no teacher; expected live"
             )
-        if self.pairs and losses.perceptual and losses.perceptual_reference == "frozen":
+        if self.pairs and losses.perceptual and losses.perceptual_reference != "real":
             raise ValueError(
-                "got losses.perceptual_reference frozen for pairs, whose reference is the picture "
-                "itself; expected real"
+                f"got losses.perceptual_reference {losses.perceptual_reference} for pairs, whose "
+                "reference is the picture itself; expected real"
+            )
+        if self.pairs and losses.adversary and losses.adversarial_real == "target":
+            raise ValueError(
+                "got losses.adversarial_real target for pairs, whose target is the picture itself; "
+                "expected photos"
             )
         if self.pairs and losses.triplet_form == "margin":
             raise ValueError(
@@ -283,16 +354,16 @@ class TrainJob(Settings):
         if generated and losses.perceptual and losses.perceptual_reference == "real":
             raise ValueError(
                 "got losses.perceptual_reference real with teacher.trajectory_share, but latents "
-                "of the base's own runs have no real photo; expected frozen, or a share of 0"
+                "of the base's own runs have no real photo; expected target, or a share of 0"
             )
         if self.algorithm == "concept_sliders" and (not self.prompts or cached):
             raise ValueError(
                 "got algorithm concept_sliders with sliders, pairs or a cached teacher; expected "
                 "prompts and a live teacher: the reference procedure knows nothing else"
             )
-        if self.algorithm == "concept_sliders" and (losses.perceptual or losses.adversarial):
+        if self.algorithm == "concept_sliders" and (losses.perceptual or losses.adversary):
             raise ValueError(
-                "got algorithm concept_sliders with losses.perceptual or losses.adversarial; "
-                "expected both 0: the reference procedure has one loss"
+                "got algorithm concept_sliders with losses.perceptual or an adversarial loss; "
+                "expected neither: the reference procedure has one loss"
             )
         return self

@@ -54,6 +54,15 @@ def mean_over_workers(values: Tensor) -> Tensor:
     return values
 
 
+def over_workers(value: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Every worker's value, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def _adamw(module: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     # Fused: one pass over a slider's hundreds of small factors, also on the CPU.
     return torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, fused=True)

@@ -17,9 +17,10 @@ from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.train import checkpoint
+from bs_ray.train.adversary import Adversary
 from bs_ray.train.batches import Batches, LiveBatches, PairBatches
 from bs_ray.train.checkpoint import Progress
-from bs_ray.train.discriminator import Discriminator
+from bs_ray.train.discriminator import Critic, Discriminator, FeatureHeads
 from bs_ray.train.engines import Engine
 from bs_ray.train.losses import Features
 from bs_ray.train.step import Student, TrainingDiverged, TrainState, train_step
@@ -38,6 +39,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 _HISTORY = 50  # the card keeps the numbers of about this many steps
 _GAP_ROWS = 8
+_REPLAY = "replay"  # the file of a checkpoint that holds the adversary's latest fakes
 
 
 def assemble(
@@ -64,11 +66,12 @@ def assemble(
         model.denoiser.train()
         model.denoiser.enable_gradient_checkpointing(bank.checkpointed)  # type: ignore[operator]
     student = make_engine(Student(model, bank), job.lr, (0.9, 0.99))
-    discriminator = None
-    if job.losses.adversarial:
-        network = make_discriminator(job, photos).to(model.device)
+    adversary = None
+    if job.losses.adversary:
+        network = make_discriminator(job, photos, features).to(model.device)
         # Little momentum, since the slider moves the discriminator's target at every step.
-        discriminator = make_engine(network, job.discriminator_lr, (0.5, 0.99))
+        engine = make_engine(network, job.discriminator_lr, (0.5, 0.99))
+        adversary = Adversary(engine, job, model, photos, rank, workers)
     teacher = Teacher(model, job.concepts) if job.concepts else None
     batches = _make_batches(job, model, photos, teacher, bank, samples)
     return TrainState(
@@ -78,19 +81,25 @@ def assemble(
         teacher,
         batches,
         student,
-        discriminator,
+        adversary,
         features,
         rank=rank,
         workers=workers,
     )
 
 
-def make_discriminator(job: TrainJob, photos: PhotoPool) -> Discriminator:
-    """The job's discriminator: of pictures or of latents."""
+def make_discriminator(job: TrainJob, photos: PhotoPool, features: Features | None) -> Critic:
+    """The job's discriminator: of pictures, of their features, or of latents."""
+    losses = job.losses
+    if losses.discriminator == "features":
+        assert features is not None
+        with torch.no_grad():
+            levels = features(photos.images([0]))
+        return FeatureHeads(features, [level.shape[1] for level in levels], losses.r1, job.seed)
     channels, side = 3, photos.px
-    if job.losses.discriminator == "latent":
+    if losses.discriminator == "latent":
         channels, side = photos.latent_shape[0], photos.latent_shape[1]
-    return Discriminator(channels, side, job.losses.r1, job.seed)
+    return Discriminator(channels, side, losses.r1, job.seed)
 
 
 def _make_batches(
@@ -121,7 +130,7 @@ def one_step(state: TrainState, step: int) -> dict[str, float]:
 def check_rows(job: TrainJob, workers: int) -> None:
     """Raise ValueError where a worker would get no row for the image terms."""
     share, min_rows = job.batch_size // workers, 4 if job.pairs else 2
-    image_terms = job.losses.perceptual or job.losses.adversarial
+    image_terms = job.losses.perceptual or job.losses.adversary
     if share < min_rows and image_terms and job.algorithm == "beyond_sliders":
         raise ValueError(
             f"batch_size: got {share} for each of {workers} workers; expected {min_rows} or more, "
@@ -186,8 +195,8 @@ def check_teacher(state: TrainState) -> dict[str, float]:
 
 def _engines(state: TrainState) -> dict[str, Engine]:
     found = {"slider": state.student}
-    if state.discriminator:
-        found["discriminator"] = state.discriminator
+    if state.adversary:
+        found["discriminator"] = state.adversary.engine
     return found
 
 
@@ -201,6 +210,8 @@ def resume(state: TrainState, folder: Path) -> Progress:
     one_step(state, progress.step)
     for name, engine in _engines(state).items():
         engine.load_state(engine_states[name])
+    if state.adversary:
+        state.adversary.load_state(engine_states.get(_REPLAY, {}))
     state.normaliser.load(progress.scales)
     return progress
 
@@ -214,6 +225,8 @@ def save_checkpoint(
     """
     progress.scales = state.normaliser.state()
     engine_states = {name: engine.state() for name, engine in _engines(state).items()}
+    if state.adversary and (replay := state.adversary.state()):
+        engine_states[_REPLAY] = replay
     for name, tensors in engine_states.items():
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise TrainingDiverged(

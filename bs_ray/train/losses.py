@@ -82,6 +82,7 @@ class Weights:
     triplet: float
     perceptual: float
     adversarial: float
+    adversarial_share: float = 0.0
 
 
 def weights_at(step: int, steps: int, losses: Losses) -> Weights:
@@ -97,17 +98,18 @@ def weights_at(step: int, steps: int, losses: Losses) -> Weights:
         triplet=losses.triplet * late,
         perceptual=losses.perceptual * early,
         adversarial=losses.adversarial if started else 0.0,
+        adversarial_share=losses.adversarial_share if started else 0.0,
     )
 
 
 class LossNormaliser:
     """Divides the losses by their norms, so that the weights of Eq 8 compare like with like.
 
-    A norm is not the loss's own running mean: against the frozen reference the perceptual loss
-    starts at 0, and dividing by a vanishing mean would pin the slider there. The norm of the
-    triplet loss is the loss of a slider that does nothing; that of the perceptual loss is the loss
-    of a slider that hits its target. The hinge loss needs no norm, since its margin is 1. Norms are
-    means over the first SETTLE_STEPS steps, and fixed from then on.
+    A norm is not the loss's own running mean, which vanishes where a loss does: dividing by that
+    would blow up what is left of it. The norm of the triplet loss is the loss of a slider that does
+    nothing. So is that of the perceptual loss against the target; against another reference it is
+    the loss of a slider that hits its target. The hinge loss needs no norm, since its margin is 1.
+    Norms are means over the first SETTLE_STEPS steps, and fixed from then on.
     """
 
     SETTLE_STEPS = 32

@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from bs_ray import __version__
-from bs_ray.config import TrainJob, job_hash
+from bs_ray.config import TrainJob, as_begun_before, job_hash
 from bs_ray.datasets.pairs import pair_keys, pair_sets, read_pairs
 from bs_ray.datasets.pool import PhotoPool, PhotosError
 from bs_ray.datasets.sources import read_photos
@@ -95,8 +95,9 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     """
     start_s = time.monotonic()
     report = partial(console.print, markup=False) if console else _silent
+    job = _as_begun(job, report)
     model = _check(job)
-    run_name = f"{job.name}-{job_hash(job)[:8]}"
+    run_name = name_of(job)
     sliders = _published(job, run_name)
     if len(sliders) == len(job.slider_names):
         report(f"run {run_name} is finished: {_references(sliders)} in {job.registry}")
@@ -117,6 +118,28 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     )
 
 
+def name_of(job: TrainJob) -> str:
+    """The name of the job's run: its own, and its settings'."""
+    return f"{job.name}-{job_hash(job)[:8]}"
+
+
+def _as_begun(job: TrainJob, report: Report) -> TrainJob:
+    """The job, or the job as version 0.1.0 read it where that has a run and this one has none."""
+    before = as_begun_before(job)
+    if before == job or _has_run(job) or not _has_run(before):
+        return job
+    report(
+        f"run {name_of(before)} keeps the losses that an earlier version took by default; give the "
+        "job another name to train with today's"
+    )
+    return before
+
+
+def _has_run(job: TrainJob) -> bool:
+    store = Store(job.runs).join(name_of(job))
+    return bool(checkpoint.names(store) or _published(job, name_of(job)))
+
+
 def _silent(_: str) -> None:
     pass
 
@@ -135,7 +158,7 @@ def _check(job: TrainJob) -> DiffusionModel:
             f"resolution: got {job.resolution}; expected a multiple of {model.multiple_px}, as the "
             "base needs it"
         )
-    if job.losses.perceptual:
+    if job.losses.needs_features:
         load_features(base_folder(job.base), "cpu")
     for uri in (job.photos, job.pairs and job.pairs.images):
         if uri:
@@ -330,7 +353,7 @@ def _assemble_here(job: TrainJob, base: str, board: ProgressBoard) -> TrainState
     photos = _photos_here(job, model)
     if rank == 0:
         board.report("photos", len(photos), len(photos), {"broken": len(photos.broken)})
-    features = load_features(base_folder(base), device) if job.losses.perceptual else None
+    features = load_features(base_folder(base), device) if job.losses.needs_features else None
     samples = ray.train.get_dataset_shard("teacher").iter_rows() if _cached(job) else ()
     state = assemble(job, model, photos, features, _engine(job), rank, workers, samples)
     if job.engine == "deepspeed" and job.zero_stage == 3:

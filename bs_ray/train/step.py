@@ -7,6 +7,7 @@ Legend: R rows of this worker's batch (see batches.py); the losses on pictures a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,13 +17,12 @@ from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.train.adversary import Adversary, balanced
 from bs_ray.train.batches import Batches, TrainBatch
-from bs_ray.train.discriminator import Discriminator
 from bs_ray.train.engines import Engine, mean_over_workers
 from bs_ray.train.losses import (
     Features,
     LossNormaliser,
-    adversarial_loss,
     margin_loss,
     perceptual_loss,
     triplet_loss,
@@ -54,8 +54,8 @@ class Student(nn.Module):
 class TrainState:
     """What one worker trains with.
 
-    `teacher` is None for image pairs; `features` and `discriminator` are None where their weight in
-    the loss is 0.
+    `teacher` is None for image pairs; `features` and `adversary` are None where no loss needs
+    them.
     """
 
     job: TrainJob
@@ -64,7 +64,7 @@ class TrainState:
     teacher: Teacher | None
     batches: Batches
     student: Engine
-    discriminator: Engine | None
+    adversary: Adversary | None
     features: Features | None
     rank: int = 0
     workers: int = 1
@@ -91,7 +91,7 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
     """
     job, model, losses = state.job, state.model, state.job.losses
     weights = weights_at(step, job.steps, losses)
-    latent = losses.discriminator == "latent"
+    adversary = state.adversary
 
     batch = state.batches.at(step, state.rows)
     near, x_t, t = batch.near, batch.x_t, batch.t
@@ -107,25 +107,21 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
     fake_x0 = estimate(predicted)
     fake = model.decode(fake_x0) if losses.image_terms else None
 
-    # Eq 7: |phi(G(x_t)) - phi(X)|^2, X the real photo or the frozen base's own estimate.
-    if state.features and fake is not None:
+    # Eq 7: |phi(G(x_t)) - phi(X)|^2, X the real photo (the paper), or a picture of the target.
+    if losses.perceptual and state.features and fake is not None:
         with torch.no_grad():
-            if losses.perceptual_reference == "real" or batch.neutral is None:
-                reference = state.photos.images(batch.photos)
-            else:
-                reference = model.decode(estimate(batch.neutral))
+            reference, compared = _references(state, batch, estimate)
             if not state.normaliser.settled:
-                ideal = model.decode(estimate(batch.target))
-                norms["perceptual"] = perceptual_loss(state.features, ideal, reference)
+                norms["perceptual"] = perceptual_loss(state.features, compared(), reference)
         found["perceptual"] = perceptual_loss(state.features, fake, reference)
 
-    # The slider against the frozen discriminator. It goes through `module`: through the engine,
-    # DeepSpeed would take the discriminator's part of this backward for its own step.
-    judged = fake_x0 if latent else fake
-    if state.discriminator and judged is not None and weights.adversarial:
-        network = state.discriminator.module.requires_grad_(False)
-        assert isinstance(network, Discriminator)
-        found["adversarial"] = adversarial_loss(network.score(judged))
+    # The slider against the frozen discriminator (III-C), which sees latents or their pictures.
+    if adversary and losses.adversarial_fake == "edit":
+        fake_x0 = adversary.edited(batch, state.bank, step)
+        fake = model.decode(fake_x0) if losses.image_terms else None
+    judged = fake_x0 if losses.discriminator == "latent" else fake
+    if adversary and judged is not None and (weights.adversarial or weights.adversarial_share):
+        found["adversarial"] = adversary.loss(judged)
 
     # Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, the first two divided by their norms.
     numbers = _means(state, batch, step, found | {f"norm_{n}": v for n, v in norms.items()})
@@ -136,27 +132,61 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
         perceptual = _share(state, batch, found["perceptual"]) / state.normaliser["perceptual"]
         total = total + weights.perceptual * perceptual
     if "adversarial" in found:
-        total = total + weights.adversarial * _share(state, batch, found["adversarial"])
+        adversarial = _share(state, batch, found["adversarial"])
+        if weights.adversarial_share:
+            pull = weights.adversarial_share
+            total, weight = balanced(list(state.bank.parameters()), total, adversarial, pull)
+            numbers["w_adversarial"] = float(weight)
+        else:
+            total = total + weights.adversarial * adversarial
     state.student.backward_and_step(total)
 
-    if state.discriminator and judged is not None:
-        numbers |= _discriminator_step(state, state.discriminator, batch, step, judged.detach())
+    if adversary and judged is not None:
+        with torch.no_grad():
+            real_x0 = adversary.real(batch, lambda: estimate(batch.target))
+            pairs = adversary.pairs(real_x0, fake_x0.detach(), judged.detach(), step)
+        numbers |= _discriminator_steps(state, adversary, batch, step, pairs)
     shown = {name: value for name, value in numbers.items() if not name.startswith("norm_")}
     return shown | {"w_triplet": weights.triplet, "w_perceptual": weights.perceptual}
 
 
-def _discriminator_step(
-    state: TrainState, engine: Engine, batch: TrainBatch, step: int, fake: Tensor
+def _references(
+    state: TrainState, batch: TrainBatch, estimate: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """(what Eq 7 compares with, a picture whose distance from it is the loss's norm)."""
+    kind, neutral = state.job.losses.perceptual_reference, batch.neutral
+
+    def target() -> Tensor:
+        return state.model.decode(estimate(batch.target))
+
+    if neutral is None or kind == "real":
+        return state.photos.images(batch.photos), target
+
+    def still() -> Tensor:
+        return state.model.decode(estimate(neutral))
+
+    return (target(), still) if kind == "target" else (still(), target)
+
+
+def _discriminator_steps(
+    state: TrainState,
+    adversary: Adversary,
+    batch: TrainBatch,
+    step: int,
+    pairs: list[tuple[Tensor, Tensor]],
 ) -> dict[str, float]:
-    """III-C: step the discriminator on real photos and on what the slider has just produced."""
-    engine.module.requires_grad_(True)
-    with torch.no_grad():
-        real = state.photos.latents(batch.photos)
-        if state.job.losses.discriminator == "pixel":
-            real = state.model.decode(real)
-    found = {"discriminator": engine(real, fake)}
-    numbers = _means(state, batch, step, found)
-    engine.backward_and_step(_share(state, batch, found["discriminator"]))
+    """III-C: step the discriminator on what is real and on what the slider has produced.
+
+    Returns its loss on the last pair, and how often it was right about the first one before it saw
+    it.
+    """
+    numbers: dict[str, float] = {}
+    accuracy = adversary.accuracy(*pairs[0])
+    for real, fake in pairs:
+        adversary.critic.requires_grad_(True)
+        found = {"discriminator": adversary.engine(real, fake), "accuracy": accuracy}
+        numbers = _means(state, batch, step, found)
+        adversary.engine.backward_and_step(_share(state, batch, found["discriminator"]))
     return numbers
 
 

@@ -11,6 +11,7 @@ from bs_ray.config import (
     EvalJob,
     JobError,
     TrainJob,
+    as_begun_before,
     editor_settings,
     job_hash,
     job_of,
@@ -139,7 +140,7 @@ OLD_EVALUATION = {
 
 def test_a_training_job_keeps_the_hash_of_an_earlier_version(tmp_path: Path) -> None:
     """By it a run finds its checkpoints."""
-    assert job_hash(load(write(tmp_path, TRAIN))) == "fce6e2f526fe3a42"
+    assert job_hash(as_begun_before(load(write(tmp_path, TRAIN)))) == "fce6e2f526fe3a42"
 
 
 def test_old_names_are_read_as_the_new_ones(tmp_path: Path) -> None:

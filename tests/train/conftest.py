@@ -57,6 +57,6 @@ def make_job(**changes) -> TrainJob:
         "batch_size": 4,
         "workers": 1,
         "checkpoint_every": 3,
-        "losses": {"adversarial_after": 0.0},
+        "losses": {"adversarial": 0.1, "adversarial_after": 0.0},
     }
     return TrainJob.model_validate(settings | changes)

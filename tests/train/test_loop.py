@@ -53,14 +53,14 @@ def test_resume_continues_bit_for_bit(model, photos, base, tmp_path) -> None:
     done = run(whole, keeper, lambda step, numbers: posted.append(step))
     assert posted == [1, 2, 3, 4, 5, 6] and len(keeper.reports) == 2
     expected = {name: tensor.clone() for name, tensor in whole.student.state().items()}
-    critic = whole.discriminator.state()
+    critic = whole.adversary.engine.state()
     whole.bank.detach()
 
     resumed = parts_of(job, model, photos, base)
     again = run(resumed, Keeper(tmp_path / "again"), silent, tmp_path / "step-000003")
     for name, tensor in resumed.student.state().items():
         assert torch.equal(tensor, expected[name]), name
-    for name, tensor in resumed.discriminator.state().items():
+    for name, tensor in resumed.adversary.engine.state().items():
         assert torch.equal(tensor, critic[name]), name
     assert again.step == done.step == 6
     assert [h["triplet"] for h in again.history] == [h["triplet"] for h in done.history]
@@ -70,7 +70,12 @@ TEXT_ONLY = {"perceptual": 0, "adversarial": 0}
 AGE = PROMPTS | {"positive": "a photo of a person, old", "negative": "a photo of a person, young"}
 MODES = {
     "margin, latent critic": {
-        "losses": {"triplet_form": "margin", "discriminator": "latent", "adversarial_after": 0.0}
+        "losses": {
+            "triplet_form": "margin",
+            "discriminator": "latent",
+            "adversarial": 0.1,
+            "adversarial_after": 0.0,
+        }
     },
     "two sliders, cached, partly on policy": {
         "prompts": None,
@@ -80,7 +85,21 @@ MODES = {
     "pairs": {
         "prompts": None,
         "pairs": {"images": "x", "target": "a face"},
-        "losses": {"perceptual_reference": "real", "adversarial_after": 0.0},
+        "losses": {
+            "perceptual_reference": "real",
+            "adversarial": 0.1,
+            "adversarial_after": 0.0,
+        },
+    },
+    "adversary of features on edits, with a share and a replay": {
+        "losses": {
+            "discriminator": "features",
+            "adversarial_share": 0.3,
+            "adversarial_after": 0.0,
+            "adversarial_fake": "edit",
+            "discriminator_steps": 2,
+            "discriminator_replay": 4,
+        }
     },
     "reference": {"algorithm": "concept_sliders", "losses": TEXT_ONLY, "batch_size": 1},
 }
@@ -174,7 +193,7 @@ def test_a_half_written_checkpoint_is_never_loaded(written: Path, damage: str) -
 
 
 def test_another_job_is_refused_by_what_differs(written: Path) -> None:
-    changed = make_job(lr=0.5, losses={"eta": 3.0, "adversarial_after": 0.0})
+    changed = make_job(lr=0.5, losses={"eta": 3.0, "adversarial": 0.1, "adversarial_after": 0.0})
     expected = r"got a job with losses.eta 3.0 \(was 2.0\), lr 0.5 \(was 0.001\); expected"
     with pytest.raises(CheckpointError, match=expected):
         checkpoint.read(written, changed)

@@ -37,13 +37,14 @@ def test_a_fresh_slider_is_the_base(state: TrainState) -> None:
 
 def test_a_step_trains_the_slider_and_the_discriminator_only(state: TrainState) -> None:
     base = weights(state.model.denoiser), weights(state.model.vae)
-    slider, critic = weights(state.student.module), weights(state.discriminator.module)
+    slider, critic = weights(state.student.module), weights(state.adversary.critic)
     numbers = train_step(state, 0)
     assert same(base[0], state.model.denoiser) and same(base[1], state.model.vae)
     assert not same(slider, state.student.module)
-    assert not same(critic, state.discriminator.module)
+    assert not same(critic, state.adversary.critic)
     assert set(numbers) == {
-        *("triplet", "perceptual", "adversarial", "discriminator", "w_triplet", "w_perceptual")
+        *("triplet", "perceptual", "adversarial", "discriminator", "accuracy"),
+        *("w_triplet", "w_perceptual"),
     }
 
 
@@ -57,14 +58,14 @@ def test_each_network_steps_on_its_own_loss(state: TrainState) -> None:
         def watched() -> None:
             seen[name] = tuple(
                 any(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
-                for network in (state.student.module, state.discriminator.module)
+                for network in (state.student.module, state.adversary.critic)
             )
             step()
 
         engine.step = watched
 
     spy("slider", state.student)
-    spy("discriminator", state.discriminator)
+    spy("discriminator", state.adversary.engine)
     train_step(state, 0)
     assert seen == {"slider": (True, False), "discriminator": (False, True)}
 
@@ -80,7 +81,7 @@ def test_a_loss_that_is_not_finite_reaches_no_weight(
     assert same(slider, state.student.module)
 
 
-@pytest.mark.parametrize("reference", ["real", "frozen"])
+@pytest.mark.parametrize("reference", ["real", "frozen", "target"])
 def test_ingredients_can_be_switched_off(
     model: DiffusionModel, photos: PhotoPool, base: Path, reference: str
 ) -> None:
@@ -88,9 +89,9 @@ def test_ingredients_can_be_switched_off(
     job = make_job(losses=changes)
     state = assemble(job, model, photos, load_features(base, "cpu"), PlainEngine)
     numbers = train_step(state, 0)
-    assert state.discriminator is None and "adversarial" not in numbers
-    # Nothing has moved yet: only against the real photo is there something to lose.
-    assert (numbers["perceptual"] > 1e-4) == (reference == "real")
+    assert state.adversary is None and "adversarial" not in numbers
+    # Nothing has moved yet: against the frozen base's own picture there is nothing to lose.
+    assert (numbers["perceptual"] > 1e-4) == (reference != "frozen")
     plain = assemble(make_job(losses=changes | {"perceptual": 0}), model, photos, None, PlainEngine)
     assert "perceptual" not in train_step(plain, 0)
 

@@ -88,14 +88,14 @@ def fresh(world, make_engine: MakeEngine, rank: int = 0, workers: int = 1) -> Tr
 
 
 def states(state: TrainState) -> dict[str, torch.Tensor]:
-    assert state.discriminator is not None
-    engines = {"slider": state.student, "discriminator": state.discriminator}
+    assert state.adversary is not None
+    engines = {"slider": state.student, "discriminator": state.adversary.engine}
     return {f"{n}/{k}": v for n, engine in engines.items() for k, v in engine.state().items()}
 
 
 def load_states(state: TrainState, saved: dict[str, torch.Tensor]) -> None:
-    assert state.discriminator is not None
-    engines = {"slider": state.student, "discriminator": state.discriminator}
+    assert state.adversary is not None
+    engines = {"slider": state.student, "discriminator": state.adversary.engine}
     for name, engine in engines.items():
         own = {k.removeprefix(f"{name}/"): v for k, v in saved.items() if k.startswith(f"{name}/")}
         engine.load_state(own)

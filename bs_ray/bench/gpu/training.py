@@ -83,7 +83,7 @@ def random_photos(bench: Bench, px: int) -> PhotoPool:
 def assembled(
     bench: Bench, job: TrainJob, photos: PhotoPool, make_engine: MakeEngine
 ) -> TrainState:
-    features = bench.features if job.losses.perceptual else None
+    features = bench.features if job.losses.needs_features else None
     samples = cache_samples(job, bench.model, photos)
     return loop.assemble(job, bench.model, photos, features, make_engine, samples=samples)
 
@@ -147,7 +147,7 @@ def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def _weights(state: TrainState) -> dict[str, Tensor]:
-    engines = {"slider": state.student, "discriminator": state.discriminator}
+    engines = {"slider": state.student, "discriminator": state.adversary and state.adversary.engine}
     return {
         f"{name}/{key}": weight.detach().float().cpu().clone()
         for name, engine in engines.items()

@@ -45,7 +45,7 @@ def _changes(meta: MetaBase, job: TrainJob, limit: float) -> Iterator[dict[str, 
         yield changes | {"batch_size": str(fitting)}
     if job.batch_size > smallest_batch(job):
         yield (changes := changes | {"batch_size": str(smallest_batch(job))})
-    if job.losses.perceptual or job.losses.adversarial:
+    if job.losses.perceptual or job.losses.adversary:
         yield changes | {"losses.perceptual": "0", "losses.adversarial": "0"}
     half = meta.px(job) // 2 // meta.model.multiple_px * meta.model.multiple_px
     if half >= meta.model.native_px // 4:

@@ -121,20 +121,20 @@ class MetaBase:
         if job.gradient_checkpointing:
             self.model.denoiser.eval()
             self.model.denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
-        critic = parts.discriminator
+        adversary = parts.adversary
         return StepCost(
             work=work,
             denoiser_rows=counts[0].rows,
             decoder_rows=counts[1].rows,
             slider_parameters=_count(parts.bank),
-            discriminator_parameters=_count(critic.module) if critic else 0,
+            discriminator_parameters=_count(adversary.critic) if adversary else 0,
         )
 
     def _assembled(self, job: TrainJob) -> TrainState:
         px = self.px(job)
         pixels = torch.zeros(2, 3, px, px, dtype=torch.uint8)
         photos = PhotoPool(["-1/a.png", "1/a.png"], pixels, self.model)
-        features = self.features if job.losses.perceptual else None
+        features = self.features if job.losses.needs_features else None
         samples: list[dict[str, Any]] = []
         if job.teacher.mode == "cached":
             maker = SampleMaker(job, self.model, photos, Teacher(self.model, job.concepts))
@@ -153,7 +153,7 @@ class MetaBase:
         for name in ("slider", "discriminator"):
             count = getattr(cost, f"{name}_parameters")
             found[name] = engine_bytes(count, stage if deepspeed else 0, workers)
-        if job.losses.perceptual:
+        if job.losses.needs_features:
             found["perceptual network"] = self.features_bytes
         found["photo latents"] = self._latents_bytes(job)
         found |= cost.work
@@ -223,6 +223,6 @@ def _count(module: nn.Module) -> int:
 
 def smallest_batch(job: TrainJob) -> int:
     """The smallest batch_size that every number of workers can share, with near rows for each."""
-    image_terms = job.losses.perceptual or job.losses.adversarial
+    image_terms = job.losses.perceptual or job.losses.adversary
     each = 2 if job.pairs or image_terms else 1
     return each * math.lcm(*range(job.min_workers, job.max_workers + 1))

@@ -68,9 +68,9 @@ def test_parameters_and_memory_are_those_of_a_real_step(base: Path) -> None:
     count = RowCount(model.denoiser)
     one_step(state, 0)
     assert made.slider_parameters == sum(p.numel() for p in state.bank.parameters())
-    critic = state.discriminator
+    critic = state.adversary
     assert critic
-    assert made.discriminator_parameters == sum(p.numel() for p in critic.module.parameters())
+    assert made.discriminator_parameters == sum(p.numel() for p in critic.critic.parameters())
     assert made.forwards_per_step == count.rows == 24
     held = {"denoiser weights": model.denoiser, "VAE weights": model.vae}
     for name, network in held.items():
