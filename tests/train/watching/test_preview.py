@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from bs_ray.config import EarlyStop, Prompts
-from bs_ray.judges.load import JudgeSet, find_judges
+from bs_ray.images.faces import Face
+from bs_ray.judges.judge import Card, Subject
+from bs_ray.judges.load import Panel, find_judges
 from bs_ray.models import base_folder
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
@@ -121,28 +123,69 @@ def test_pairs_have_no_teacher_and_tell_the_change(model) -> None:
 
 def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
     none = find_judges(tmp_path)
-    assert none.absent == ["clip", "perceptual", "identity"]
-    assert (missing_judges_message(none, "b") or "").startswith(
-        "previews: no clip, perceptual, identity judge"
+    assert (missing_judges_message(none) or "").startswith(
+        "previews: no judge own-identity, own-perceptual, own-clip; "
     )
     judges = find_judges(base_folder("tiny"))
-    assert judges.absent == [] and missing_judges_message(judges, "b") is None
+    assert judges.absent == {} and missing_judges_message(judges) is None
     predict = partial(bank_of(model, ["smile"]).predict, model)
     numbers = previewer(model, {"smile": SMILE}, judges=judges)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers
 
 
+class Brightness:
+    """A judge of faces by hand: how much brighter; it sees faces in pictures that are no black."""
+
+    card = Card("brightness", "1", "MIT", "difference of brightness")
+    needs_face = True
+
+    def distances(self, subject: Subject, pictures: list[np.ndarray]) -> np.ndarray:
+        away = [abs(p.mean() - subject.photo.mean()) / 255 for p in pictures]
+        return np.array(away) if subject.face else np.full(len(away), np.nan)
+
+
+class Detector:
+    """Finds a face in so many pictures, and none in the others."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def find(self, pixels: np.ndarray) -> list[Face]:
+        self.left -= 1
+        return [Face((0, 0, 9, 9))] if self.left >= 0 else []
+
+
+@pytest.mark.parametrize("faces", [1, 0])
+@pytest.mark.filterwarnings("ignore:slider smile. got no effect")
+def test_only_pictures_with_a_face_count_for_judges_of_faces(model, faces: int) -> None:
+    panel = Panel(identity=(Brightness(),), perceptual=find_judges(base_folder("tiny")).perceptual)  # type: ignore[arg-type]
+    predict = partial(bank_of(model, ["smile"]).predict, model)
+
+    def make() -> Previewer:
+        return previewer(model, {"smile": SMILE}, judges=panel, detector=Detector(faces))
+
+    numbers = make()(1, predict)["smile"].numbers
+    assert ("identity" in numbers) == (faces > 0) and numbers["drift"] > 0
+    found = calibrate(make(), predict)["smile"]
+    assert len(found.identity) == (9 if faces else 0)
+    assert ("brightness 1" in found.judges) == (faces > 0)
+    if faces:
+        assert found.identity[4] == 1 and 0 < 1 - numbers["identity"] < 1
+
+
 @pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.filterwarnings("ignore:slider smile. got no effect")
 def test_a_slider_is_calibrated_with_and_without_judges(model, judged: bool) -> None:
-    judges = find_judges(base_folder("tiny")) if judged else JudgeSet()
+    judges = find_judges(base_folder("tiny")) if judged else Panel()
     predict = partial(bank_of(model, ["smile"]).predict, model)
     found = calibrate(previewer(model, {"smile": SMILE}, judges=judges), predict)["smile"]
     assert found.strengths == [-4, -3, -2, -1, 0, 1, 2, 3, 4]
     assert found.effect[4] == 0 and found.drift[4] == pytest.approx(0, abs=1e-6)
     assert found.judge.startswith("share of the target's change")
-    assert bool(found.identity) == judged
     assert bool(found.identity) == judged and found.low <= 0 <= found.high
+    assert [name.split(" ")[0] for name in found.judges] == (
+        ["own-perceptual", "own-identity"] if judged else []
+    )
 
 
 def test_the_strip_has_a_cell_for_each_seed_and_strength() -> None:
