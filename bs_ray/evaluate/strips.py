@@ -1,0 +1,92 @@
+"""Strips of edited pictures: a row for each face or arm, a column for each strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from bs_ray.evaluate.arms import Arm
+from bs_ray.images.sheets import draw_strip
+
+_SMALL_PX = 64
+"""Pictures of the tiny world, which are enlarged without smoothing."""
+
+
+def kept(table: pd.DataFrame, split: str, arm: Arm) -> pd.DataFrame:
+    """The rows of an arm whose pictures were kept, sorted by item and strength."""
+    own = table[
+        (table["split"] == split) & (table["group"] == arm.group) & (table["arm"] == arm.name)
+    ]
+    own = own[own["strength"].notna() & own["picture"].notna()]
+    return own.sort_values(["item", "strength"])
+
+
+def halves(rows: pd.DataFrame) -> list[Image.Image]:
+    """The kept pictures of one arm: a row for each face, a column a strength.
+
+    In two halves, which stand side by side where there is room.
+    """
+    lines = [_line(face["picture"]) for _, face in rows.groupby("item")]
+    half = (len(lines) + 1) // 2
+    return [_stacked(part) for part in (lines[:half], lines[half:]) if part]
+
+
+def side_by_side(
+    table: pd.DataFrame, split: str, arms: Sequence[Arm], faces: int = 2
+) -> Image.Image | None:
+    """The first faces that all arms kept, an arm a row; None where there is none."""
+    rows = [kept(table, split, arm) for arm in arms]
+    shared = set.intersection(*(set(one["item"]) for one in rows))
+    chosen = sorted(shared)[:faces]
+    if not chosen:
+        return None
+    lines = [
+        [_opened(picture) for picture in one[one["item"].isin(chosen)]["picture"]] for one in rows
+    ]
+    size = max(picture.size for line in lines for picture in line)
+    pixels = [[np.asarray(picture.resize(size)) for picture in line] for line in lines]
+    first = rows[0][rows[0]["item"] == chosen[0]]
+    columns = [f"{s:+g}" if s else "0" for s in first["strength"]] * len(chosen)
+    return draw_strip(pixels, columns, [str(n + 1) for n in range(len(arms))], split)
+
+
+def _opened(png: bytes) -> Image.Image:
+    with Image.open(BytesIO(png)) as image:
+        return image.convert("RGB")
+
+
+def _line(pictures: pd.Series) -> Image.Image:
+    images = [_opened(png) for png in pictures]
+    height = max(image.height for image in images)
+    line = Image.new("RGB", (sum(image.width for image in images), height), "white")
+    x = 0
+    for image in images:
+        line.paste(image, (x, 0))
+        x += image.width
+    return line
+
+
+def _stacked(lines: Sequence[Image.Image]) -> Image.Image:
+    width = max(line.width for line in lines)
+    whole = Image.new("RGB", (width, sum(line.height for line in lines)), "white")
+    y = 0
+    for line in lines:
+        whole.paste(line, (0, y))
+        y += line.height
+    if lines[0].height <= _SMALL_PX:
+        return whole.resize((whole.width * 2, whole.height * 2), Image.Resampling.NEAREST)
+    return whole
+
+
+def as_file(image: Image.Image) -> tuple[bytes, str]:
+    """(the file, its media type): PNG for small pictures, JPEG for photos."""
+    file = BytesIO()
+    if image.width * image.height <= 1 << 19:
+        image.save(file, "PNG", optimize=True)
+        return file.getvalue(), "image/png"
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue(), "image/jpeg"
