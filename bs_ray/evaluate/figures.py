@@ -143,9 +143,10 @@ def _harms_by_face(grid: Grid, judging: Judging, ends: list[int]) -> dict[str, n
     if panel.perceptual:
         name = panel.perceptual[0].card.name
         found["perceptual"] = grid.column(name)[:, ends].mean(1)
-        found |= smoothness_by_face(
-            grid.strengths, grid.column(f"{name}/next"), grid.column(f"{name}/after")
-        )
+    if judging.looks:
+        name = judging.looks.card.name
+        following, after = grid.column(f"{name}/next"), grid.column(f"{name}/after")
+        found |= smoothness_by_face(grid.strengths, following, after)
     for judge in (*panel.identity[1:], *panel.perceptual[1:], *panel.features):
         found[judge.card.name] = grid.column(judge.card.name)[:, ends].mean(1)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,13 +31,13 @@ class Grid:
         own = table[
             (table["split"] == split) & (table["group"] == arm.group) & (table["arm"] == arm.name)
         ]
-        problems = own.loc[own["problem"] != "", "problem"].str.partition(":")[0]
+        problems = Counter(text.partition(":")[0] for text in own["problem"] if text)
         sound = own[own["problem"] == ""].sort_values(["item", "strength"])
         swept = sound[sound["strength"].notna()]
         # A photo has a row of its own where strength 0 is another picture.
         photos = pd.concat([sound[sound["strength"].isna()], swept[swept["strength"] == 0]])
         photos = photos.drop_duplicates("item").sort_values("item")
-        return cls(swept, photos, problems.value_counts().to_dict())
+        return cls(swept, photos, dict(problems))
 
     @cached_property
     def items(self) -> np.ndarray:

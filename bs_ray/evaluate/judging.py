@@ -31,8 +31,8 @@ Columns = dict[str, np.ndarray]
 _OWN = JudgeSettings(
     identity=["own"], attributes=["own"], perceptual=["own"], features=[], clip=["own"]
 )
-_OF_RANGE = "share of the range"
-"""The unit of readings whose scale is the same for all: it runs from 0 to 1."""
+_RANGED = ("share of the range", "probability")
+"""The units of readings whose scale is the same for all: it runs from 0 to 1."""
 
 
 def panel_of(job: EvalJob, split: Split) -> Panel:
@@ -62,7 +62,7 @@ class Measure:
     @property
     def has_range(self) -> bool:
         """Whether its scale needs no finding out: it runs from 0 to 1."""
-        return self.unit == _OF_RANGE
+        return self.unit in _RANGED
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,11 @@ class Judging:
         first = self.panel.clip[0].card.name if self.panel.clip else ""
         return [m for m in self.measures if m.of != own.of and m.column.startswith(f"{first}/")]
 
+    @property
+    def looks(self) -> DistanceJudge | None:
+        """Who says how even a sweep looks: a perceptual judge, else one of features."""
+        return next(iter((*self.panel.perceptual, *self.panel.features)), None)
+
     def read(self, subject: Subject, pictures: Sequence[np.ndarray]) -> Columns:
         """Everything about the pictures of one photo, at ascending strengths."""
         columns: Columns = {}
@@ -161,8 +166,8 @@ class Judging:
                 columns[f"{judge.card.name}/{reading.name}"] = read[:, place]
         for far in (*self.panel.identity, *self.panel.perceptual, *self.panel.features):
             columns[far.card.name] = far.distances(subject, pictures)
-        for looks in self.panel.perceptual:
-            columns |= _neighbours(looks, subject, pictures)
+        if self.looks:
+            columns |= _neighbours(self.looks, subject, pictures)
         for clip in self.panel.clip:
             texts = [text for w in self._words.values() for text in (w.positive, w.negative)]
             scores = clip.scores(subject, pictures, texts)

@@ -22,9 +22,9 @@ def response_curve(arm: Arm, table: pd.DataFrame, found: Mapping[str, Any]) -> b
     figure, axes = _axes()
     label = ""
     for split, own in found.items():
-        if label and label != _measured(own):
+        if label and label != measured(own):
             continue  # another judge, another axis
-        label = _measured(own)
+        label = measured(own)
         grid = Grid.of(table, split, arm)
         curve = grid.column(own["measure"])
         low, high = np.percentile(curve, [10, 90], axis=0)
@@ -35,7 +35,8 @@ def response_curve(arm: Arm, table: pd.DataFrame, found: Mapping[str, Any]) -> b
     return _png(figure)
 
 
-def _measured(own: Mapping[str, Any]) -> str:
+def measured(own: Mapping[str, Any]) -> str:
+    """The judge's reading that a slider should move, and its unit."""
     return f"{own['measure']} ({own['unit']})"
 
 

@@ -107,12 +107,11 @@ def _comparisons(figures: dict, table: pd.DataFrame, arms: list[Arm]) -> list[di
 def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) -> dict:
     found = figures["sliders"][arm.label]
     shown = ", ".join(f"{strength:g}" for strength in job.strengths)
+    titles = {split: its["title"] for split, its in figures["splits"].items()}
     drawn = [plots.response_curve(arm, table, found), plots.moves(found)]
     return {
         "name": arm.label,
-        "measures": list(
-            dict.fromkeys(f"{own['measure']}, {own['unit']}" for own in found.values())
-        ),
+        "measures": list(dict.fromkeys(plots.measured(own) for own in found.values())),
         "splits": list(found),
         "left_out": {s: own["left_out"] for s, own in found.items() if own["left_out"]},
         "rows": [
@@ -126,7 +125,7 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) 
                 "images": [
                     _image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
                 ],
-                "caption": f"{figures['splits'][split]['title']}: strengths {shown}, one face a row",
+                "caption": f"{titles[split]}: strengths {shown}, one face a row",
             }
             for split in found
         ],

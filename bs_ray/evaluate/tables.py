@@ -142,14 +142,40 @@ def _methods(figures: Mapping[str, Any]) -> Table:
 def _interference(figures: Mapping[str, Any]) -> Table:
     matrix = figures["interference"]
     readings = list(next(iter(matrix.values())))
-    rows = [
-        (
-            (reading,),
-            [Cell(f"{moves[reading]:+.2f}", value=moves[reading]) for moves in matrix.values()],
-        )
-        for reading in readings
-    ]
+    rows = []
+    for reading in readings:
+        moves = [by_reading[reading] for by_reading in matrix.values()]
+        rows.append(((reading,), [Cell(f"{move:+.2f}", value=move) for move in moves]))
     return Table("Interference", ("reading",), list(matrix), rows)
+
+
+def terminal_table(figures: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, headings, rows) of the tables that a terminal shows: without intervals, and without
+    the columns for which 80 characters have no room."""
+    found = []
+    for table in tables_of(figures)[:-1]:
+        shown = [n for n, head in enumerate(table.heads) if head in _ON_TERMINAL]
+        heads = [*table.names, *(_ON_TERMINAL[table.heads[n]] for n in shown)]
+        rows = [[*names, *(cells[n].text for n in shown)] for names, cells in table.rows]
+        found.append((table.title, heads, rows))
+    return found
+
+
+_ON_TERMINAL = {
+    "N": "N",
+    "strength": "strength",
+    "effect, −1 to +1": "effect",
+    "effect": "effect",
+    "drift of others": "drift",
+    "identity distance at ±1": "identity",
+    "identity distance": "identity",
+    "perceptual": "LPIPS",
+    "monotone": "monotone",
+    "zero exact": "zero exact",
+    "evaluations": "evals",
+    "seconds": "s",
+}
+"""Heading -> what a terminal calls it."""
 
 
 # --- in the forms that people paste ---------------------------------------------------------------
