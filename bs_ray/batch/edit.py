@@ -15,9 +15,8 @@ from bs_ray.batch.prepare import digest
 from bs_ray.batch.rows import EditedRow, PlannedRow, pack, seconds_of, unpack
 from bs_ray.config import EditJob
 from bs_ray.editing.editor import Edit, Editor, Outcome, to_uint8
-from bs_ray.editing.gate import GatedEditor
+from bs_ray.editing.gate import GatedEditor, gate_judges
 from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
-from bs_ray.judges.load import find_judges
 from bs_ray.models import base_folder, load_base
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.registry import Registry
@@ -70,7 +69,7 @@ def edit_function(editor: Editor, job: EditJob) -> EditFunction:
     """How this job edits: through its quality gate, if it has one."""
     if not job.gate:
         return editor.edit
-    return GatedEditor(editor, find_judges(base_folder(job.base)), job.gate).edit
+    return GatedEditor(editor, gate_judges(base_folder(job.base), job.gate), job.gate).edit
 
 
 def edit_rows(

@@ -18,9 +18,8 @@ from bs_ray.batch.input_list import InputList, open_input_list, read_input_list
 from bs_ray.batch.listing import Listing, list_photos
 from bs_ray.batch.rows import Edits
 from bs_ray.config import EditJob
-from bs_ray.editing.gate import check_gate
+from bs_ray.editing.gate import gate_judges
 from bs_ray.images.faces import need_centerface
-from bs_ray.judges.load import find_judges
 from bs_ray.models import absolute_base, base_folder, identify_base
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
@@ -112,14 +111,14 @@ def resolve(
 ) -> dict[str, Slider]:
     """Slider as the job names it -> slider. A job that has begun keeps its versions to the end.
 
-    pinned: what the input list says of them. Raises SliderError, BaseNotFound for a gate whose
+    pinned: what the input list says of them. Raises SliderError, JudgeUnavailable for a gate whose
     judges are missing, and FacesUnavailable.
     """
     base_id, sliders = identify_base(job.base), {}
     if job.editor.region == "face":
         need_centerface()
     if job.gate:
-        check_gate(find_judges(base_folder(job.base)), job.gate)
+        gate_judges(base_folder(job.base), job.gate)
     for given in job.sliders:
         newest = registry.resolve(_place(given))
         slider = registry.resolve(pinned[given]["place"]) if given in pinned else newest

@@ -7,6 +7,7 @@ from bs_ray.config.base import JobError, Prompts, check_name
 from bs_ray.config.edit import EditJob
 from bs_ray.config.editor import PRESETS, EditorSettings, QualityGate
 from bs_ray.config.evaluate import EvalJob
+from bs_ray.config.judges import JudgeSettings
 from bs_ray.config.load import (
     Job,
     apply_override,
@@ -38,6 +39,7 @@ __all__ = [
     "EvalJob",
     "Job",
     "JobError",
+    "JudgeSettings",
     "LiveTeacher",
     "Losses",
     "Pairs",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from bs_ray.config.base import Settings, with_new_name
+from bs_ray.config.judges import JudgeSettings
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"steps": 10, "start": 0.6},
@@ -102,8 +103,12 @@ JobEditor = Annotated[EditorSettings, AfterValidator(_without_boxes)]
 class QualityGate(Settings):
     """What an edit must keep; an edit that does not is made again, weaker."""
 
+    judges: JudgeSettings | None = None
+    """Who measures identity and effect: of each kind the first that is named. The base's own where
+    left out."""
     identity: float = Field(0.8, ge=-1, le=1)
-    """Least cosine similarity of the identity judge with the photo."""
+    """Least identity: 1 less the judge's distance from the photo, which for the base's own judge is
+    cosine similarity. dlib calls two faces the same person's from 0.4 on."""
     effect: float = Field(0.0, ge=0)
     """Least change of the sliders' CLIP scores (positive minus negative prompt, each towards its
     strength's sign, mean over sliders); an edit below it is marked. 0 asks for none."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bs_ray.config import QualityGate
 from bs_ray.editing.editor import Edit, Edited, Editor, Outcome, to_uint8
-from bs_ray.images.pixels import images_of
-from bs_ray.judges.load import JudgeSet
-from bs_ray.models.base import BaseNotFound
+from bs_ray.images.faces import CenterFace, Face, FaceDetector, need_centerface
+from bs_ray.images.regions import Region
+from bs_ray.judges.judge import JudgeUnavailable, Subject, largest
+from bs_ray.judges.load import OWN, Panel, find_judges
 from bs_ray.sliders.mix import Mix
 
 
@@ -30,23 +31,38 @@ class _Trial:
     """How often it was made weaker."""
 
 
-def check_gate(judges: JudgeSet, gate: QualityGate) -> None:
-    """Raise BaseNotFound where a judge that the gate needs is not at hand."""
-    needed = ["identity", *(["clip"] if gate.effect else [])]
-    if missing := [name for name in needed if name in judges.absent]:
-        raise BaseNotFound(
-            f"gate: got no {' and no '.join(missing)} judge beside the base; expected it in "
-            "<base>/judges. Put it there, or leave `gate` out"
+def gate_judges(base: Path, gate: QualityGate) -> Panel:
+    """The judges of a gate. base: a base's folder.
+
+    Raises JudgeUnavailable where one that the gate needs is not at hand, and FacesUnavailable.
+    """
+    judges = find_judges(base, gate.judges, OWN)
+    needed = {"identity": judges.identity, **({"clip": judges.clip} if gate.effect else {})}
+    if missing := [name for name, found in needed.items() if not found]:
+        raise JudgeUnavailable(
+            f"gate: got no {' and no '.join(missing)} judge; expected one beside the base, in "
+            "<base>/judges, or in the setting gate.judges. Or leave `gate` out"
         )
+    if judges.identity[0].needs_face:
+        need_centerface()
+    return judges
 
 
 class GatedEditor:
     """An Editor that measures its outputs; `edit` is like `Editor.edit`."""
 
-    def __init__(self, editor: Editor, judges: JudgeSet, gate: QualityGate):
-        """Raises BaseNotFound as `check_gate`."""
-        check_gate(judges, gate)
+    def __init__(
+        self,
+        editor: Editor,
+        judges: Panel,
+        gate: QualityGate,
+        detector: FaceDetector | None = None,
+    ):
+        """judges: as `gate_judges` finds them. detector: finds the faces that the identity judge
+        looks at, where it does; CenterFace where left out."""
         self.editor, self.judges, self.gate = editor, judges, gate
+        if judges.identity[0].needs_face:
+            self._detector = detector or CenterFace()
 
     def mix(self, strengths: dict[str, float]) -> Mix:
         """`Editor.mix`."""
@@ -59,6 +75,7 @@ class GatedEditor:
         the last trial fails.
         """
         outcomes = self.editor.edit(edits)
+        subjects: dict[int, list[Subject]] = {}
         trials = [
             _Trial(i, k, mix)
             for i, outcome in enumerate(outcomes)
@@ -68,10 +85,14 @@ class GatedEditor:
         ]
         while trials:
             failing = []
-            for trial, seen in zip(trials, self._measure(edits, outcomes, trials), strict=True):
-                output = self._marked(trial, _output(outcomes, trial), seen)
-                outcomes[trial.edit][trial.place] = output  # type: ignore[index]
-                if seen["identity"] < self.gate.identity and trial.backed_off < self.gate.retries:
+            for trial in trials:
+                photo, output = edits[trial.edit].pixels, _output(outcomes, trial)
+                if trial.edit not in subjects:
+                    subjects[trial.edit] = self._subjects(photo, output.regions)
+                seen = self._measure(subjects[trial.edit], output, trial.mix)
+                outcomes[trial.edit][trial.place] = self._marked(trial, output, seen)  # type: ignore[index]
+                below = seen.get("identity", 1.0) < self.gate.identity
+                if below and trial.backed_off < self.gate.retries:
                     failing.append(trial)
             trials = [self._weaker(trial) for trial in failing]
             again = [replace(edits[trial.edit], mixes=[trial.mix]) for trial in trials]
@@ -88,37 +109,52 @@ class GatedEditor:
         if trial.backed_off:
             share = self.gate.backoff**trial.backed_off
             notes.append(f"strengths x{share:.2g} to keep the identity")
+        if "identity" not in seen:
+            notes.append("no face was found; the identity was not measured")
         for name, limit in (("identity", self.gate.identity), ("effect", self.gate.effect)):
-            if limit and seen[name] < limit:
+            if limit and seen.get(name, limit) < limit:
                 notes.append(f"{name} {seen[name]:.2f} is below {limit:g}")
         return replace(output, notes=tuple(notes), measured=seen)
 
-    @torch.no_grad()
-    def _measure(
-        self, edits: Sequence[Edit], outcomes: list[Outcome], trials: list[_Trial]
-    ) -> list[dict[str, float]]:
-        """`identity`, and `effect` where the gate asks for it, of every trial."""
-        found = []
-        for trial in trials:
-            photo = images_of(edits[trial.edit].pixels)[None]
-            picture = images_of(to_uint8(_output(outcomes, trial).pixels))[None]
-            assert self.judges.identity
-            seen = {"identity": float(self.judges.identity.similarity(picture, photo)[0])}
-            if self.gate.effect:
-                seen["effect"] = self._effect(picture, photo, trial.mix)
-            found.append(seen)
-        return found
+    def _subjects(self, photo: np.ndarray, regions: Sequence[Region]) -> list[Subject]:
+        """What judges look at: each region that was edited, or the whole photo, and its largest
+        face."""
+        faces = self._detector.find(photo) if self.judges.identity[0].needs_face else []
+        return [
+            Subject(photo, largest([face for face in faces if _is_in(face, region)]), region)
+            for region in regions or [None]
+        ]
 
-    def _effect(self, picture: Tensor, photo: Tensor, mix: Mix) -> float:
-        clip, both, moves = self.judges.clip, torch.cat([picture, photo]), []
-        assert clip
+    def _measure(self, subjects: Sequence[Subject], output: Edited, mix: Mix) -> dict[str, float]:
+        """`identity`, the least of all regions, where the judge could tell; and `effect`, their
+        mean, where the gate asks for it."""
+        pictures = [to_uint8(output.pixels)]
+        away = np.array([self.judges.identity[0].distances(s, pictures)[0] for s in subjects])
+        away = away[np.isfinite(away)]
+        seen = {"identity": 1 - float(away.max())} if away.size else {}
+        if self.gate.effect:
+            seen["effect"] = float(np.mean([self._effect(s, pictures[0], mix) for s in subjects]))
+        return seen
+
+    def _effect(self, subject: Subject, picture: np.ndarray, mix: Mix) -> float:
+        clip, both, moves = self.judges.clip[0], [picture, subject.photo], []
         for reference in mix.lora_scales:
             prompts = self.editor.sliders[reference].card.prompts
             if prompts:
-                score = clip.score(both, prompts.positive) - clip.score(both, prompts.negative)
-                sign = float(np.sign(mix.strengths[reference]))
-                moves.append(float(score[0] - score[1]) * sign)
+                scores = clip.scores(subject, both, [prompts.positive, prompts.negative])
+                moved, still = scores[:, 0] - scores[:, 1]
+                moves.append(float(moved - still) * float(np.sign(mix.strengths[reference])))
         return float(np.mean(moves)) if moves else 0.0
+
+
+def _is_in(face: Face, region: Region | None) -> bool:
+    """Whether the middle of a face's box is in the region; None stands for the whole photo."""
+    if region is None:
+        return True
+    left, top, right, bottom = face.box
+    x, y = (left + right) / 2 - region.x, (top + bottom) / 2 - region.y
+    turned = complex(x, y) * cmath.exp(-1j * region.angle)
+    return max(abs(turned.real), abs(turned.imag)) <= region.side / 2
 
 
 def _output(outcomes: list[Outcome], trial: _Trial) -> Edited:

@@ -1,5 +1,6 @@
 """Frozen networks that look at pictures: a loss to train/, a measure to evaluate/ and the gate.
 
-Pictures are float32 RGB in [-1, 1], [B, 3, H, W]; a judge resizes them to its own size first. May
-import config and models.
+`judge` says what all of them have in common, whoever trained them, and `load` finds those that are
+at hand. The base's own are also there as functions of tensors (`network` and what stands on it):
+pictures are float32 RGB in [-1, 1], [B, 3, H, W]. May import config, images and models.
 """

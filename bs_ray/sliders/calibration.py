@@ -22,7 +22,11 @@ class Calibration(BaseModel):
     drift: list[float]
     """Mean perceptual distance from scale 0."""
     identity: list[float] = []
-    """Mean identity similarity with scale 0; empty where the base has no identity judge."""
+    """Mean identity similarity with scale 0 (1 less the judge's distance); empty where no identity
+    judge was at hand."""
+    judges: list[str] = []
+    """The judges of drift and identity, each with its version; empty where no pictures were judged,
+    and on cards of earlier versions."""
     unit: float
     """LoRA scale whose effect is one unit, which is half of the effect at the ends of the trained
     range, averaged over both sides; 0 for a slider without effect."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bs_ray.judges.judge import digest
 from bs_ray.judges.network import JudgeNet
 from bs_ray.judges.perceptual import Perceptual
 from bs_ray.models.base import BaseNotFound
@@ -38,6 +39,12 @@ def load_features(folder: Path, device: str | torch.device) -> Features:
             "set losses.perceptual=0"
         )
     return _vgg16(weights, device)
+
+
+def features_trunk(folder: Path) -> str:
+    """The network that `load_features` takes, as judges name the trunk they stand on."""
+    judge = folder / "judges" / "perceptual.safetensors"
+    return digest(judge) if judge.is_file() else "vgg16"
 
 
 def untrained_features(folder: Path, device: str | torch.device) -> Features:

@@ -29,7 +29,8 @@ from bs_ray.config import TrainJob, job_hash
 from bs_ray.datasets.pairs import pair_keys, pair_sets, read_pairs
 from bs_ray.datasets.pool import PhotoPool, PhotosError
 from bs_ray.datasets.sources import read_photos
-from bs_ray.judges.load import find_judges
+from bs_ray.images.faces import need_centerface
+from bs_ray.judges.load import OWN, find_judges
 from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
 from bs_ray.progress import ProgressBoard, progress
@@ -42,7 +43,7 @@ from bs_ray.storage import Store
 from bs_ray.train import checkpoint
 from bs_ray.train.checkpoint import CheckpointError, IncompleteCheckpoint, Progress
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
-from bs_ray.train.features import load_features
+from bs_ray.train.features import features_trunk, load_features
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
 from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.cache import ensure_cache, load_photos, read_cache
@@ -137,6 +138,8 @@ def _check(job: TrainJob) -> DiffusionModel:
         )
     if job.losses.perceptual:
         load_features(base_folder(job.base), "cpu")
+    if find_judges(base_folder(job.base), job.judges, OWN).needs_faces:
+        need_centerface()
     for uri in (job.photos, job.pairs and job.pairs.images):
         if uri:
             Store(uri).check()
@@ -170,9 +173,8 @@ def _fit(
     datasets = _datasets(job, model, base, board, report)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
     report(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
-    if job.preview_every and (
-        absent := missing_judges_message(find_judges(base_folder(base)), base)
-    ):
+    absent = missing_judges_message(find_judges(base_folder(base), job.judges, OWN))
+    if job.preview_every and absent:
         report(absent)
     store = Store(job.runs).join(run_name)
     _tidy(store, report)
@@ -295,7 +297,7 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     shown = job.model_copy(update={"runs": settings["runs"]})
     watch = Watch(
         state,
-        find_judges(base_folder(settings["base"])),
+        find_judges(base_folder(settings["base"]), job.judges, OWN),
         lambda step: open_trackers(shown, settings["run"], step),
     )
     newest = _newest(settings["store"], board)
@@ -303,7 +305,7 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
         done = run(state, _save_checkpoint, report, folder, watch)
     calibrations = watch.calibrations()
     watch.close()
-    sliders = _sliders(state, done, settings["run"], calibrations)
+    sliders = _sliders(state, done, settings, calibrations)
     return _Outcome(tuple(slider.to_bytes() for slider in sliders))
 
 
@@ -376,10 +378,13 @@ def _save_checkpoint(numbers: dict[str, float], folder: Path | None) -> None:
 
 
 def _sliders(
-    state: TrainState, done: Progress, run_name: str, calibrations: dict[str, Calibration]
+    state: TrainState,
+    done: Progress,
+    settings: dict[str, Any],
+    calibrations: dict[str, Calibration],
 ) -> list[Slider]:
     job, model = state.job, state.model
-    training = _training(state, done, run_name)
+    training = _training(state, done, settings)
     return [
         state.bank.to_slider(
             Card(
@@ -399,11 +404,11 @@ def _sliders(
     ]
 
 
-def _training(state: TrainState, done: Progress, run_name: str) -> dict[str, Any]:
+def _training(state: TrainState, done: Progress, settings: dict[str, Any]) -> dict[str, Any]:
     """What a card says about the run."""
     broken = state.photos.broken
     return {
-        "run": run_name,
+        "run": settings["run"],
         "job": state.job.model_dump(),
         "steps": done.step,
         "stopped_early": done.stopped,
@@ -414,6 +419,7 @@ def _training(state: TrainState, done: Progress, run_name: str) -> dict[str, Any
         "photos_broken": len(broken),
         "photos_broken_keys": broken[:_LISTED],
         "losses": done.history[-1],
+        "judges": [features_trunk(base_folder(settings["base"]))] if state.features else [],
         "history": done.history,
         "versions": {"bs_ray": __version__, **{name: version(name) for name in _NOTED}},
     }

@@ -4,22 +4,46 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from bs_ray.config import EditorSettings, QualityGate
 from bs_ray.editing.editor import EditError, Editor, outputs_of
-from bs_ray.editing.gate import GatedEditor
-from bs_ray.judges.load import JudgeSet, find_judges
+from bs_ray.editing.gate import GatedEditor, gate_judges
+from bs_ray.images.faces import Face
+from bs_ray.images.regions import Region
+from bs_ray.judges.judge import JudgeUnavailable, Subject
+from bs_ray.judges.load import Panel
 from bs_ray.models import load_base
-from bs_ray.models.base import BaseNotFound
 from bs_ray.testing import edit_of, random_slider
 
 
 class Distance:
-    """An identity judge by hand: 1 less the mean distance of pixels."""
+    """An identity judge by hand: the mean distance of pixels, on [-1, 1]."""
 
-    def similarity(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        return 1 - (images - others).abs().mean((1, 2, 3))
+    needs_face = False
+
+    def distances(self, subject: Subject, pictures: list[np.ndarray]) -> np.ndarray:
+        photo, *others = subject.seen([subject.photo, *pictures], 64)
+        return np.array([np.abs(photo - other.astype(float)).mean() / 127.5 for other in others])
+
+
+class OfFaces(Distance):
+    """The same, but it needs a face."""
+
+    needs_face = True
+
+    def distances(self, subject: Subject, pictures: list[np.ndarray]) -> np.ndarray:
+        found = super().distances(subject, pictures)
+        return found if subject.face else np.full(len(found), np.nan)
+
+
+class Detector:
+    """Finds what it is told to find."""
+
+    def __init__(self, *boxes: tuple[float, float, float, float]):
+        self.faces = [Face(box) for box in boxes]
+
+    def find(self, pixels: np.ndarray) -> list[Face]:
+        return self.faces
 
 
 @pytest.fixture
@@ -36,7 +60,7 @@ def photos(count: int) -> list[np.ndarray]:
 
 
 def gated(editor: Editor, **gate) -> GatedEditor:
-    return GatedEditor(editor, JudgeSet(identity=Distance()), QualityGate(**gate))  # type: ignore[arg-type]
+    return GatedEditor(editor, Panel(identity=(Distance(),)), QualityGate(**gate))  # type: ignore[arg-type]
 
 
 def test_only_what_fails_is_weakened(editor: Editor) -> None:
@@ -82,9 +106,37 @@ def test_a_bad_edit_among_them_goes_on_as_one(editor: Editor) -> None:
 
 
 def test_a_gate_needs_its_judges(editor: Editor, random_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(BaseNotFound, match="gate: got no identity and no clip judge"):
-        GatedEditor(editor, find_judges(tmp_path), QualityGate(effect=0.1))
-    judged = GatedEditor(editor, find_judges(random_base), QualityGate(identity=-1, effect=50.0))
+    with pytest.raises(JudgeUnavailable, match="gate: got no identity and no clip judge"):
+        gate_judges(tmp_path, QualityGate(effect=0.1))
+    with pytest.raises(JudgeUnavailable, match=r"judges.identity: got 'dlip'; expected dlib, own"):
+        gate_judges(random_base, QualityGate.model_validate({"judges": {"identity": "dlip"}}))
+    gate = QualityGate(identity=-1, effect=50.0)
+    judged = GatedEditor(editor, gate_judges(random_base, gate), gate)
     [out] = outputs_of(judged.edit([edit_of(editor, "a", photos(1)[0], {"smile": 1.0})])[0])
     assert set(out.measured) == {"identity", "effect"}
     assert out.notes == (f"effect {out.measured['effect']:.2f} is below 50",)
+
+
+def test_the_worst_region_counts(editor: Editor) -> None:
+    """Each region is measured by itself, on the face that is in it."""
+    photo = photos(1)[0]
+    regions = (Region(16, 16, 32), Region(48, 48, 32))
+    edits = [edit_of(editor, "a", photo, {"smile": 8.0}, regions=regions)]
+    panel = Panel(identity=(OfFaces(),))  # type: ignore[arg-type]
+    least = {}
+    for name, boxes in {
+        "first": [(10, 10, 20, 20)],
+        "second": [(40, 40, 50, 50)],
+        "both": [(10, 10, 20, 20), (40, 40, 50, 50)],
+    }.items():
+        gate = GatedEditor(editor, panel, QualityGate(identity=-1.0), Detector(*boxes))  # type: ignore[arg-type]
+        least[name] = outputs_of(gate.edit(edits)[0])[0].measured["identity"]
+    assert least["first"] != least["second"]
+    assert least["both"] == min(least["first"], least["second"])
+
+
+def test_what_cannot_be_measured_is_said_and_kept(editor: Editor) -> None:
+    gate = GatedEditor(editor, Panel(identity=(OfFaces(),)), QualityGate(), Detector())  # type: ignore[arg-type]
+    [out] = outputs_of(gate.edit([edit_of(editor, "a", photos(1)[0], {"smile": 8.0})])[0])
+    assert out.notes == ("no face was found; the identity was not measured",)
+    assert out.measured == {}

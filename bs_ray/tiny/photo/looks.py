@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from bs_ray.judges.packages import need, package_file
+
 _ALIGNED = 96
 _EYES_Y, _EYES_APART = 30, 36
 _SIDE = 256
@@ -37,18 +39,14 @@ class LandmarkFinder:
     """dlib's frontal face detector and its 68-point shape predictor (Kazemi & Sullivan 2014)."""
 
     def __init__(self) -> None:
-        try:
-            import dlib
-            import face_recognition_models
-        except ImportError as error:
-            raise ImportError(
-                f"landmarks: got no {error.name}; expected dlib and its models. "
-                "pip install dlib-bin face-recognition-models 'setuptools<80'"
-            ) from None
+        """Raises JudgeUnavailable where a package is missing."""
+        need("landmarks", "dlib", "face_recognition_models")
+        import dlib
+
+        file = "shape_predictor_68_face_landmarks.dat"
+        models = package_file("landmarks", "face_recognition_models", "models", file)
         self._detect = dlib.get_frontal_face_detector()
-        self._predict = dlib.shape_predictor(
-            face_recognition_models.pose_predictor_model_location()
-        )
+        self._predict = dlib.shape_predictor(str(models))
         # Where the detector usually sees a face that is framed like these.
         self._usual = dlib.rectangle(*(round(share * _SIDE) for share in (0.07, 0.08, 0.91, 0.915)))
 

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bs_ray.images.pixels import pixels_of
+from bs_ray.judges.judge import DistanceJudge
 from bs_ray.sliders.bank import Predict
 from bs_ray.sliders.calibration import Calibration
-from bs_ray.train.watching.preview import Previewer, reach
+from bs_ray.train.watching.preview import Previewer, mean_of, reach
 
 _PER_SIDE = 4  # strengths measured on either side of 0, up to twice the trained range
 _MIN_GROWTH = 0.1
@@ -44,6 +46,8 @@ class Measured:
     """Mean drift beyond which the picture has become another one."""
     min_identity: float = -1.0
     """Mean similarity below which the person has become another one."""
+    judges: tuple[str, ...] = ()
+    """Those of drift and identity, where pictures were judged: name and version."""
 
 
 def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
@@ -82,25 +86,32 @@ def _on_latents(
     )
 
 
-@torch.no_grad()
 def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Measured:
     """Take drift, identity and their limits from pictures [N, K, 3, H, W] in [-1, 1].
 
-    The limits are half-way to the picture of another seed.
+    The limits are half-way to the picture of another seed. Identity is 1 less the distance of the
+    first identity judge; seeds whose picture shows it no face are left out.
     """
-    judges, strengths = previewer.judges, seen.strengths
-    assert judges.perceptual
-    n, k = pictures.shape[:2]
-    still = pictures[:, strengths.index(0.0)]
-    flat, twin, others = pictures.flatten(0, 1), still.repeat_interleave(k, 0), still.roll(1, 0)
-    drift = judges.perceptual.distance(flat, twin).view(n, k).cpu().numpy()
-    max_drift = float(judges.perceptual.distance(still, others).mean()) / 2
-    seen = replace(seen, drift=drift, max_drift=max_drift)
+    judges, zero = previewer.judges, list(seen.strengths).index(0.0)
+    subjects = previewer.subjects(pictures, zero)
+    rows = list(zip(subjects, pixels_of(pictures), [subjects[-1], *subjects[:-1]], strict=True))
+
+    def told(judge: DistanceJudge) -> tuple[np.ndarray, float]:
+        """Distances [P, K] of the seeds of which the judge can tell, and the mean of those to
+        another seed's picture."""
+        own = np.array([judge.distances(subject, row) for subject, row, _ in rows])
+        apart = [judge.distances(subject, [other.photo]) for subject, _, other in rows]
+        return own[np.isfinite(own).all(1)], mean_of(apart)
+
+    drift, apart = told(judges.perceptual[0])
+    cards = [judges.perceptual[0].card]
+    seen = replace(seen, drift=drift, max_drift=apart / 2)
     if judges.identity:
-        identity = judges.identity.similarity(flat, twin).view(n, k).cpu().numpy()
-        min_identity = (1 + float(judges.identity.similarity(still, others).mean())) / 2
-        seen = replace(seen, identity=identity, min_identity=min_identity)
-    return seen
+        away, apart = told(judges.identity[0])
+        if len(away):
+            cards.append(judges.identity[0].card)
+            seen = replace(seen, identity=1 - away, min_identity=1 - apart / 2)
+    return replace(seen, judges=tuple(f"{card.name} {card.version}" for card in cards))
 
 
 def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
@@ -134,6 +145,7 @@ def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
         effect=rising.tolist(),
         drift=drift.tolist(),
         identity=[] if identity is None else identity.tolist(),
+        judges=list(seen.judges),
         unit=unit,
         low=low,
         high=high,

@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from bs_ray.config import EarlyStop, Prompts
+from bs_ray.images.faces import FaceDetector
 from bs_ray.images.pixels import pixels_of
 from bs_ray.images.sheets import draw_strip
-from bs_ray.judges.clip import ClipScore
-from bs_ray.judges.load import JudgeSet
+from bs_ray.judges.judge import Subject, TextJudge, subject_of
+from bs_ray.judges.load import Panel
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise, euler_path, guided
 from bs_ray.sliders.bank import LATE_ACTIVATION, Predict
@@ -32,13 +34,13 @@ _HELD_OUT_TIMES = (0.1, 0.3, 0.5, 0.7)
 _ROWS = 32  # rows of one forward pass
 
 
-def missing_judges_message(judges: JudgeSet, base: str) -> str | None:
+def missing_judges_message(judges: Panel) -> str | None:
     """What users should know about missing judges; None where none is missing."""
     if not judges.absent:
         return None
     return (
-        f"previews: no {', '.join(judges.absent)} judge beside base {base}; what these would "
-        "say is left out, and reach and leak show effect and drift"
+        f"previews: no judge {', '.join(judges.absent)}; what these would say is left out, and "
+        "reach and leak show effect and drift. The setting `judges` names others"
     )
 
 
@@ -70,8 +72,8 @@ class Previewer:
     - `leak`: the norm of the rest of e_s - e_0, over |s eta d|.
     - `change`: |e_s - e_0| / |e_0| at S/2.
     - `clip`: CLIP score of the positive prompt minus that of the negative one, at +S/2 against
-      -S/2, on the pictures; `drift`, `identity`: perceptual distance and identity similarity of
-      the pictures at +-S/2 to the one at 0.
+      -S/2, on the pictures; `drift`, `identity`: perceptual distance of the pictures at +-S/2 from
+      the one at 0, and 1 less the identity judge's distance. Of each kind the first judge counts.
 
     With S = 2, S/2 is strength 1. Under ZeRO 3 every worker must call it, since each holds a share
     of the base.
@@ -87,7 +89,9 @@ class Previewer:
     eta: float = 1.0
     max_strength: float = 2.0
     """S: strips show -S, -S/2, 0, S/2, S."""
-    judges: JudgeSet = field(default_factory=JudgeSet)
+    judges: Panel = field(default_factory=Panel)
+    detector: FaceDetector | None = None
+    """Finds the faces that judges look at, where they do."""
     latent_shape: tuple[int, int, int] | None = None
     """(C, h, w) of the pictures' latents; the base's native size where left out."""
     seeds: Sequence[int] = SEEDS
@@ -213,19 +217,25 @@ class Previewer:
 
     def _judged(self, slider: int, pictures: Tensor) -> dict[str, float]:
         """clip, drift and identity of pictures [N, 5, 3, H, W], each where its judge is at hand."""
-        down, still, up = pictures[:, 1], pictures[:, 2], pictures[:, 3]
-        moved, twice = torch.cat([down, up]), torch.cat([still, still])
         judges, found = self.judges, {}
         prompts = self.concepts.get(self.names[slider])
-        with torch.no_grad():
-            if judges.clip and prompts:
-                low, high = attribute_score(judges.clip, moved, prompts).chunk(2)
-                found["clip"] = float((high - low).mean())
-            if judges.perceptual:
-                found["drift"] = float(judges.perceptual.distance(moved, twice).mean())
-            if judges.identity:
-                found["identity"] = float(judges.identity.similarity(moved, twice).mean())
-        return found
+        moved = [[row[1], row[3]] for row in pixels_of(pictures)]
+        pairs = list(zip(self.subjects(pictures, still=2), moved, strict=True))
+        if judges.clip and prompts:
+            scores = [attribute_score(judges.clip[0], *pair, prompts) for pair in pairs]
+            found["clip"] = mean_of([high - low for low, high in scores])
+        if judges.perceptual:
+            found["drift"] = mean_of([judges.perceptual[0].distances(*pair) for pair in pairs])
+        if judges.identity:
+            found["identity"] = 1 - mean_of([judges.identity[0].distances(*p) for p in pairs])
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+    def subjects(self, pictures: Tensor, still: int) -> list[Subject]:
+        """What judges look at in pictures [N, K, 3, H, W], found on those of strength 0: [N].
+
+        still: number of that strength.
+        """
+        return [subject_of(photo, self.detector) for photo in pixels_of(pictures[:, still])]
 
 
 @dataclass(frozen=True)
@@ -258,10 +268,19 @@ def reach(moved: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     return share, beside.norm(dim=1) / direction.norm(dim=1)
 
 
-def attribute_score(clip: ClipScore, pictures: Tensor, prompts: Prompts) -> Tensor:
-    """CLIP score of the positive prompt minus that of the negative one, per picture [B]."""
-    score = clip.score(pictures, prompts.positive) - clip.score(pictures, prompts.negative)
-    return score if prompts.action == "enhance" else -score
+def attribute_score(
+    clip: TextJudge, subject: Subject, pictures: Sequence[np.ndarray], prompts: Prompts
+) -> np.ndarray:
+    """CLIP score of the positive prompt minus that of the negative one, per picture [K]."""
+    scores = clip.scores(subject, pictures, [prompts.positive, prompts.negative])
+    return (scores[:, 0] - scores[:, 1]) * (1 if prompts.action == "enhance" else -1)
+
+
+def mean_of(found: Sequence[np.ndarray | float]) -> float:
+    """The mean of what judges could tell; nan where they could tell nothing."""
+    told = np.asarray(found, np.float64)
+    told = told[np.isfinite(told)]
+    return float(told.mean()) if told.size else float("nan")
 
 
 # --- the picture ---------------------------------------------------------------------------------

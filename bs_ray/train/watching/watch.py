@@ -8,7 +8,8 @@ from functools import partial
 
 import torch
 
-from bs_ray.judges.load import JudgeSet
+from bs_ray.images.faces import CenterFace
+from bs_ray.judges.load import Panel
 from bs_ray.sliders.calibration import Calibration
 from bs_ray.train.checkpoint import Progress
 from bs_ray.train.engines import mean_over_workers
@@ -27,7 +28,7 @@ class Watch:
     """
 
     state: TrainState
-    judges: JudgeSet
+    judges: Panel
     open_tracker: Callable[[int], Tracker]
     shown: dict[str, float] = field(default_factory=dict)
     """Effect and drift of the last preview, for the progress bar."""
@@ -44,6 +45,7 @@ class Watch:
             job.losses.eta,
             job.losses.max_strength,
             self.judges,
+            CenterFace() if self.judges.needs_faces else None,
             state.photos.latent_shape,
         )
         self.plateau = Plateau(job.early_stop) if job.early_stop else None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bs_ray.config import EarlyStop, Prompts
-from bs_ray.judges.load import JudgeSet, find_judges
+from bs_ray.judges.load import Panel, find_judges
 from bs_ray.models import base_folder
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
@@ -121,12 +121,11 @@ def test_pairs_have_no_teacher_and_tell_the_change(model) -> None:
 
 def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
     none = find_judges(tmp_path)
-    assert none.absent == ["clip", "perceptual", "identity"]
-    assert (missing_judges_message(none, "b") or "").startswith(
-        "previews: no clip, perceptual, identity judge"
+    assert (missing_judges_message(none) or "").startswith(
+        "previews: no judge own-identity, own-perceptual, own-clip; "
     )
     judges = find_judges(base_folder("tiny"))
-    assert judges.absent == [] and missing_judges_message(judges, "b") is None
+    assert judges.absent == {} and missing_judges_message(judges) is None
     predict = partial(bank_of(model, ["smile"]).predict, model)
     numbers = previewer(model, {"smile": SMILE}, judges=judges)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers
@@ -135,14 +134,16 @@ def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
 @pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.filterwarnings("ignore:slider smile. got no effect")
 def test_a_slider_is_calibrated_with_and_without_judges(model, judged: bool) -> None:
-    judges = find_judges(base_folder("tiny")) if judged else JudgeSet()
+    judges = find_judges(base_folder("tiny")) if judged else Panel()
     predict = partial(bank_of(model, ["smile"]).predict, model)
     found = calibrate(previewer(model, {"smile": SMILE}, judges=judges), predict)["smile"]
     assert found.strengths == [-4, -3, -2, -1, 0, 1, 2, 3, 4]
     assert found.effect[4] == 0 and found.drift[4] == pytest.approx(0, abs=1e-6)
     assert found.judge.startswith("share of the target's change")
-    assert bool(found.identity) == judged
     assert bool(found.identity) == judged and found.low <= 0 <= found.high
+    assert [name.split(" ")[0] for name in found.judges] == (
+        ["own-perceptual", "own-identity"] if judged else []
+    )
 
 
 def test_the_strip_has_a_cell_for_each_seed_and_strength() -> None:
