@@ -32,7 +32,7 @@ def _print_figures(figures: dict) -> None:
     for title, heads, rows in terminal_table(figures):
         table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for head in heads:
-            table.add_column(head)
+            table.add_column(head, overflow="fold")
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -40,7 +40,7 @@ def comparison_figures(
         goal, arms, faces = compared(responses, items, job.at_effect)
         first, *rivals = arms
         between = {name: differences(arms[name], arms[first]) for name in rivals}
-        at = f"the same effect of {goal:.3g} {own.unit}"
+        at = f"the same effect of {goal:#.3g} {own.unit}"
         found[split] = {
             "measure": own.column,
             "unit": own.unit,

@@ -33,8 +33,12 @@ class Asked:
     """What an arm should move, by split."""
     titles: Mapping[str, str]
     """By split."""
-    trained_with: Mapping[tuple[str, Arm], list[str]]
-    """Judges that a slider was trained to please, by split."""
+    sliders: Mapping[Arm, Slider]
+
+    def trained_with(self, split: str, arm: Arm) -> list[str]:
+        """Judges that a slider was trained to please."""
+        training = self.sliders[arm].card.training
+        return self.judging[split].panel.trained_with(training)
 
     @classmethod
     def of(
@@ -52,7 +56,7 @@ class Asked:
             judging,
             {(s, a): judging[s].measure(a, named[a.group]) for s, a in pairs},
             {name: split.title for name, split in splits.items()},
-            {(s, a): judging[s].panel.trained_with(sliders[a].card.training) for s, a in pairs},
+            sliders,
         )
 
 
@@ -61,7 +65,10 @@ def figures_of(job: EvalJob, asked: Asked, table: pd.DataFrame) -> dict[str, Any
     grids = {(split, arm): Grid.of(table, split, arm) for split in job.splits for arm in asked.arms}
     figures: dict[str, Any] = {
         "name": job.name,
-        "splits": {name: _split_figures(asked, name) for name in job.splits},
+        "splits": {
+            name: _split_figures(asked, name, grids[name, asked.arms[0]].photos)
+            for name in job.splits
+        },
         "sliders": {},
         "interference": {},
     }
@@ -72,7 +79,8 @@ def figures_of(job: EvalJob, asked: Asked, table: pd.DataFrame) -> dict[str, Any
                 f"{grid.left_out}; expected some. Look at the photos, or at editor.region"
             )
         found = slider_figures(grid, asked.judging[split], asked.own[split, arm])
-        found["trained_with"] = asked.trained_with[split, arm]
+        found["slider"] = asked.sliders[arm].reference
+        found["trained_with"] = asked.trained_with(split, arm)
         figures["sliders"].setdefault(arm.label, {})[split] = found
     first = next(iter(job.splits))
     for arm in asked.arms:
@@ -84,13 +92,15 @@ def figures_of(job: EvalJob, asked: Asked, table: pd.DataFrame) -> dict[str, Any
     return without_nan(figures)
 
 
-def _split_figures(asked: Asked, name: str) -> dict[str, Any]:
+def _split_figures(asked: Asked, name: str, photos: pd.DataFrame) -> dict[str, Any]:
+    """What was measured on, by whom, and how; `spread` is what a move is divided by in a drift."""
     judging = asked.judging[name]
     return {
         "title": asked.titles[name],
         **judging.panel.described(),
         "readings": [
-            {"column": m.column, "name": m.name, "unit": m.unit} for m in judging.measures
+            {"column": m.column, "name": m.name, "unit": m.unit, "spread": spread_of(photos, m)}
+            for m in judging.measures
         ],
     }
 

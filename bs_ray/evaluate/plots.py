@@ -41,9 +41,10 @@ def measured(own: Mapping[str, Any]) -> str:
 
 
 def moves(found: Mapping[str, Any]) -> bytes | None:
-    """How far every other reading moves from -1 to +1; None where there is none."""
+    """How far every other reading moves from -1 to +1; None for fewer than two, as the table has
+    them."""
     names = list(dict.fromkeys(name for own in found.values() for name in own["drifts"]))
-    if not names:
+    if len(names) < 2:
         return None
     figure, axes = _axes()
     width = 0.8 / len(found)
@@ -53,7 +54,8 @@ def moves(found: Mapping[str, Any]) -> bytes | None:
     ticks = [name.rpartition("/")[2] for name in names]
     axes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, ticks, rotation=45, ha="right")
     axes.set_ylabel("mean |move|, −1 to +1")
-    axes.legend(frameon=False)
+    if len(found) > 1:
+        axes.legend(frameon=False)
     return _png(figure)
 
 
@@ -80,18 +82,23 @@ def fronts(responses: Mapping[str, Any], unit: str, effect: float | None) -> byt
     return _png(figure)
 
 
-def interference(matrix: Mapping[str, Mapping[str, float]], own: Mapping[str, str]) -> bytes:
-    """What every slider does to every reading, each reading's colour by its largest move.
+def interference(
+    matrix: Mapping[str, Mapping[str, float]],
+    own: Mapping[str, str],
+    spreads: Mapping[str, float],
+) -> bytes:
+    """What every slider does to every reading.
 
-    own: by slider, the name of what it should move, which gets a frame.
+    own: by slider, the name of what it should move, in bold. spreads: by reading, what a move is
+    divided by for its colour.
     """
     sliders, readings = list(matrix), list(next(iter(matrix.values())))
     values = np.array([[matrix[s][r] for s in sliders] for r in readings], float)
-    scale = np.maximum(np.abs(values).max(1, keepdims=True), 1e-12)
+    scale = np.array([[spreads[reading]] for reading in readings])
     height = 1.2 + 0.34 * len(readings)
     figure = Figure(figsize=(2.2 + 0.95 * len(sliders), height), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(values / scale, cmap="RdBu_r", vmin=-1.4, vmax=1.4, aspect="auto")
+    axes.imshow(values / scale, cmap="RdBu_r", vmin=-1.5, vmax=1.5, aspect="auto")
     for y, reading in enumerate(readings):
         for x, slider in enumerate(sliders):
             weight = "bold" if own[slider] == reading else "normal"

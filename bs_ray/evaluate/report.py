@@ -44,6 +44,7 @@ def render_report(
         interference_split=figures["splits"][next(iter(job.splits))]["title"],
         splits=figures["splits"],
         judges=_judges(figures),
+        absent=_absent(figures),
         trained_with=_trained_with(figures),
         base=figures.get("base"),
     )
@@ -112,6 +113,7 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) 
     return {
         "name": arm.label,
         "measures": list(dict.fromkeys(plots.measured(own) for own in found.values())),
+        "reference": next(iter(found.values()))["slider"],
         "splits": list(found),
         "left_out": {s: own["left_out"] for s, own in found.items() if own["left_out"]},
         "rows": [
@@ -135,7 +137,8 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) 
 def _interference(figures: Mapping[str, Any]) -> bytes:
     first = next(iter(figures["splits"]))
     own = {name: splits[first]["reads"] for name, splits in figures["sliders"].items()}
-    return plots.interference(figures["interference"], own)
+    spreads = {one["name"]: one["spread"] for one in figures["splits"][first]["readings"]}
+    return plots.interference(figures["interference"], own, spreads)
 
 
 def _judges(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,6 +148,13 @@ def _judges(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         for card in its["judges"]:
             found.setdefault(card["name"], {**card, "splits": []})["splits"].append(split)
     return list(found.values())
+
+
+def _absent(figures: Mapping[str, Any]) -> list[str]:
+    """Why public judges are not at hand, each once. A base's own are nothing to miss: only the tiny
+    world's bases bring some."""
+    reasons = {n: why for its in figures["splits"].values() for n, why in its["absent"].items()}
+    return [why for name, why in reasons.items() if not name.startswith("own-")]
 
 
 def _trained_with(figures: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -20,12 +20,12 @@ from bs_ray.evaluate.parts import Parts
 from bs_ray.evaluate.splits import Split, open_splits
 from bs_ray.evaluate.sweep import (
     BaseTask,
-    CostTask,
     PairTask,
     Sweeper,
     SweepTask,
     Task,
     base_tasks,
+    cost_tasks,
     pair_tasks,
     sweep_tasks,
 )
@@ -49,7 +49,7 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     asked = check(job, arms, splits)
     parts = Parts(job, splits, asked.judging)
     sweeps = sweep_tasks(job, arms, splits)
-    costs = [CostTask(next(iter(splits)))] if job.methods or job.compare else []
+    costs = cost_tasks(splits) if job.methods or job.compare else []
     with ray_session(num_cpus=max(4, job.workers + 1)):
         tasks = [*sweeps, *pair_tasks(splits), *base_tasks(job)]
         frames = _measured(job, splits, parts, tasks, console)

@@ -66,7 +66,7 @@ class CostTask:
     """What one edit costs, by every arm in turn."""
 
     split: str
-    count: int = 0
+    count: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,12 @@ def base_tasks(job: EvalJob) -> list[BaseTask]:
         BaseTask(first, min(job.batch_size, job.base_images - first))
         for first in range(0, job.base_images, job.batch_size)
     ]
+
+
+def cost_tasks(splits: Mapping[str, Split]) -> list[CostTask]:
+    """Edits of the first split that has photos; nothing where all are generated."""
+    named = [(n, split) for n, split in splits.items() if not split.generates]
+    return [CostTask(name, min(_TIMED, len(split))) for name, split in named[:1]]
 
 
 def pair_tasks(splits: Mapping[str, Split]) -> list[PairTask]:
@@ -298,7 +304,7 @@ class Sweeper:
 
     def _measure_costs(self, task: CostTask) -> list[Row]:
         """One edit of a batch, alone: its evaluations and its seconds, the median of some turns."""
-        items = [i for i in self._splits[task.split].items(0, _TIMED) if not i.problem]
+        items = [i for i in self._splits[task.split].items(0, task.count) if not i.problem]
         taken: dict[Arm, list[float]] = {arm: [] for arm in self._arms}
         evaluations: dict[Arm, float] = {}
         for _ in range(_TIMED_TURNS):
@@ -355,7 +361,7 @@ def _nothing(settings: EditorSettings, outcome: Sequence[Edited]) -> str:
 def _thumbnail(pixels: np.ndarray, region: Region | None) -> bytes:
     """A PNG of what was edited, at most _THUMBNAIL_PX wide and high."""
     if region is not None:
-        pixels = crop(pixels, region, min(_THUMBNAIL_PX, max(1, round(region.side))))
+        pixels = crop(pixels, region, _THUMBNAIL_PX)
     image = Image.fromarray(pixels)
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BICUBIC)
     file = BytesIO()

@@ -10,7 +10,7 @@ from typing import Any
 
 FIGURES = {
     "faces": ("N", "{:d}"),
-    "effect": ("effect, −1 to +1", "{:+.3g}"),
+    "effect": ("effect, −1 to +1", "{:+#.3g}"),
     "drift_other": ("drift of others", "{:.3f}"),
     "monotone_share": ("monotone", "{:.1%}"),
     "strictly_monotone_share": ("strictly monotone", "{:.1%}"),
@@ -27,7 +27,7 @@ FIGURES = {
 """Figure of a slider -> its heading and format."""
 AT_EFFECT = {
     "strength": ("strength", "{:.2f}"),
-    "effect": ("effect", "{:+.3g}"),
+    "effect": ("effect", "{:+#.3g}"),
     "drift": ("drift of others", "{:.4f}"),
     "identity_distance": ("identity distance", "{:.4f}"),
     "perceptual": ("perceptual", "{:.4f}"),
@@ -108,7 +108,7 @@ def _sliders(figures: Mapping[str, Any]) -> Table:
         for name, split, its in each
     ]
     heads = [head for head, _ in shown.values()]
-    return Table("Sliders", ("slider", "split", "unit of effect"), heads, rows)
+    return Table("Sliders", ("slider", "split", "unit"), heads, rows)
 
 
 def _comparison(figures: Mapping[str, Any], split: str, its: Mapping[str, Any]) -> Table:
@@ -119,7 +119,7 @@ def _comparison(figures: Mapping[str, Any], split: str, its: Mapping[str, Any]) 
         ((name,), [cell(arm, key, form) for key, (_, form) in shown.items()])
         for name, arm in arms.items()
     ]
-    title = f"At the same effect on {split}: {its['effect']:.3g} {its['unit']}, N = {its['faces']}"
+    title = f"At the same effect on {split}: {its['effect']:#.3g} {its['unit']}, N = {its['faces']}"
     return Table(title, ("arm",), [head for head, _ in shown.values()], rows)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bs_ray.evaluate.compare import match
 from rich.console import Console
 
 from bs_ray.config import EditorSettings, EvalJob
 from bs_ray.config.evaluate import ComparedSettings
-from bs_ray.evaluate.compare import match
 from bs_ray.evaluate.methods import compare, methods_table
 from bs_ray.evaluate.run import check, evaluate
 from bs_ray.evaluate.sweep import tasks

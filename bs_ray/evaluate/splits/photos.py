@@ -29,7 +29,8 @@ class Photos:
         seed: int,
     ):
         """pairs: two photos each of some people, for the test of an identity judge."""
-        self.title = f"Photos of {source.place}"
+        place = source.place
+        self.title = f"Photos of {place if '://' in place else place.rpartition('/')[2]}"
         self._source, self._chosen, self._seed = source, list(chosen), seed
         self.pairs = list(pairs)
         content = "".join(f"{one.key}:{one.tag}\n" for one in chosen)
