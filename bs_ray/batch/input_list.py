@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from bs_ray.batch.listing import Listing
 from bs_ray.batch.rows import INPUT_SCHEMA, LISTING_SCHEMA, ImageRow
-from bs_ray.config import JobError, QualityGate, editor_settings, flat_settings
+from bs_ray.config import JobError, editor_settings, flat_settings
 from bs_ray.storage import MissingKeyError, Store
 
 INPUT_KEY = "_bs_ray/input.parquet"
@@ -118,10 +118,7 @@ def _as_stored_today(settings: dict[str, Any]) -> dict[str, Any]:
         editor = editor_settings(settings.get("editor", {}))
     except JobError:
         return settings  # no editor of this version: the comparison names what differs
-    gate = settings.get("gate")
-    if gate:
-        gate = QualityGate.model_validate(gate).model_dump(mode="json")
-    return settings | {"editor": editor.model_dump(mode="json", by_alias=True), "gate": gate}
+    return settings | {"editor": editor.model_dump(mode="json", by_alias=True)}
 
 
 def _group_rows(shard_images: int) -> int:

@@ -127,6 +127,29 @@ def bench_full_size(
     _show_bench(fullsize(report, base, px, device, zero_stage), json_file)
 
 
+@app.command("judges", epilog="Example: bs-ray bench judges --faces lfw.tgz --faces utkface.tar")
+def bench_judges(
+    faces: Annotated[
+        list[str], typer.Option(help="An archive of LFW or of UTKFace; may be given again.")
+    ],
+    pairs: Annotated[
+        str | None, typer.Option(help="LFW's pairs.txt; beside the archive by default.")
+    ] = None,
+    count: Annotated[
+        int, typer.Option(help="Pairs of each kind; twice as many photos with an age.", min=2)
+    ] = 300,
+    json_file: JsonFile = None,
+) -> None:
+    """Public judges on photos whose truth is known: identity, age and gender."""
+    from bs_ray.bench.judges import judges
+
+    figures = judges(faces, pairs, count, report)
+    for part in ("pairs", "ages"):
+        if part in figures:
+            _show_bench({f"{part}: {name}": value for name, value in figures[part].items()}, None)
+    write_json(json_file, figures)
+
+
 @app.command("gpu", epilog="Example: bs-ray bench gpu --json gpu.json")
 def bench_gpu(
     base: Annotated[

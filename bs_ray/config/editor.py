@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from bs_ray.config.base import Settings, with_new_name
-from bs_ray.config.judges import JudgeSettings
+from bs_ray.config.judges import UNSET_AS_BEFORE, JudgeSettings
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"steps": 10, "start": 0.6},
@@ -103,7 +103,7 @@ JobEditor = Annotated[EditorSettings, AfterValidator(_without_boxes)]
 class QualityGate(Settings):
     """What an edit must keep; an edit that does not is made again, weaker."""
 
-    judges: JudgeSettings | None = None
+    judges: JudgeSettings | None = UNSET_AS_BEFORE
     """Who measures identity and effect: of each kind the first that is named. The base's own where
     left out."""
     identity: float = Field(0.8, ge=-1, le=1)

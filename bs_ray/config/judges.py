@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from bs_ray.config.base import Settings
 
@@ -34,3 +34,8 @@ class JudgeSettings(Settings):
     """Folders of transformers with a network of features, such as DINOv2."""
     clip: Names = None
     """How well pictures fit texts: folders of transformers with a CLIP, `own`."""
+
+
+UNSET_AS_BEFORE: Any = Field(None, exclude_if=lambda value: value is None)
+"""For a section of judges in settings that are stored: where it is left out it is not stored
+either, as in earlier versions, which had none."""

@@ -85,8 +85,6 @@ def shipped_job(name: str, overrides: list[str] | None = None) -> Job:
 def job_hash(job: Job) -> str:
     """16 hex digits that name the job's settings. A run resumes only under the same ones."""
     values = job.model_dump(by_alias=True)  # under their stored names, which never change
-    if values.get("judges", ...) is None:
-        del values["judges"]  # as in earlier versions, which had no such setting
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import Prompts, Settings, check_name
-from bs_ray.config.judges import JudgeSettings
+from bs_ray.config.judges import UNSET_AS_BEFORE, JudgeSettings
 
 
 class Pairs(Settings):
@@ -186,7 +186,7 @@ class TrainJob(Settings):
     tracking: Tracking = Tracking()
     calibrate: bool = True
     """Measure the finished slider over a range of strengths; its card then says what they do."""
-    judges: JudgeSettings | None = None
+    judges: JudgeSettings | None = UNSET_AS_BEFORE
     """What looks at the pictures of previews and of the calibration; the base's own judges where
     left out."""
     max_failures: int = Field(2, ge=0)

@@ -120,9 +120,11 @@ class GatedEditor:
         """What judges look at: each region that was edited, or the whole photo, and its largest
         face."""
         faces = self._detector.find(photo) if self.judges.identity[0].needs_face else []
+        if not regions:
+            return [Subject(photo, largest(faces))]
         return [
             Subject(photo, largest([face for face in faces if _is_in(face, region)]), region)
-            for region in regions or [None]
+            for region in regions
         ]
 
     def _measure(self, subjects: Sequence[Subject], output: Edited, mix: Mix) -> dict[str, float]:
@@ -147,10 +149,8 @@ class GatedEditor:
         return float(np.mean(moves)) if moves else 0.0
 
 
-def _is_in(face: Face, region: Region | None) -> bool:
-    """Whether the middle of a face's box is in the region; None stands for the whole photo."""
-    if region is None:
-        return True
+def _is_in(face: Face, region: Region) -> bool:
+    """Whether the middle of a face's box is in the region."""
     left, top, right, bottom = face.box
     x, y = (left + right) / 2 - region.x, (top + bottom) / 2 - region.y
     turned = complex(x, y) * cmath.exp(-1j * region.angle)

@@ -78,8 +78,14 @@ def subject_of(photo: np.ndarray, detector: FaceDetector | None) -> Subject:
 
 
 def largest(faces: Sequence[Face]) -> Face | None:
-    """The largest of the faces; None where there is none."""
-    return max(faces, key=lambda face: face.size, default=None)
+    """The face of the largest area, since a bystander's at the border is often tall and narrow;
+    None where there is none."""
+    return max(faces, key=_area, default=None)
+
+
+def _area(face: Face) -> float:
+    left, top, right, bottom = face.box
+    return (right - left) * (bottom - top)
 
 
 class DistanceJudge(Protocol):

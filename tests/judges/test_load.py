@@ -1,4 +1,4 @@
-"""Which judges are found: named, at hand, absent; and which of them a slider was trained to please."""
+"""Which judges are found, which are absent, and which of them a slider was trained to please."""
 
 from pathlib import Path
 

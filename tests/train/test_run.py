@@ -20,6 +20,7 @@ from bs_ray.sliders.registry import Registry
 from bs_ray.storage import StorageError, Store
 from bs_ray.storage.seaweed import LocalObjectStore
 from bs_ray.train import run as train_run
+from bs_ray.train.features import features_trunk
 from bs_ray.train.run import JobRefused, train
 from tests.promptly import promptly
 from tests.train.conftest import PROMPTS, jpeg, make_job, photo_rows
@@ -65,6 +66,7 @@ def test_train_resume_and_finish(ray_cluster, places, monkeypatch) -> None:
     training = slider.card.training
     assert training["world_size"] == 2 and training["photos_broken"] == 1
     assert training["job"] == job.model_dump() and "deepspeed" in training["versions"]
+    assert training["judges"] == [features_trunk(Path(job.base))]
     slider.check_base(load_base(job.base).base_id)
     assert any(b.any() for _, b in slider.factors.values())
 

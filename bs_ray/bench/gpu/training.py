@@ -20,7 +20,7 @@ from bs_ray.bench.gpu.base import GB, TRAIN_MODES, Bench
 from bs_ray.bench.gpu.run import Put
 from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import PhotoPool
-from bs_ray.judges.load import JudgeSet
+from bs_ray.judges.load import Panel
 from bs_ray.train import checkpoint, loop
 from bs_ray.train.checkpoint import Progress
 from bs_ray.train.engines import PlainEngine
@@ -175,7 +175,7 @@ def preview(bench: Bench, put: Put) -> None:
         for up in state.bank.up.values():
             up.normal_(std=0.01)
     bench.start_peak()
-    watch = Watch(state, JudgeSet(), mock.Mock())
+    watch = Watch(state, Panel(), mock.Mock())
     # One GPU cannot be two workers. With this the reduction runs, over one.
     with mock.patch("torch.distributed.get_world_size", return_value=2):
         seconds = bench.once(lambda: watch.after_step(Progress(step=job.steps), {}))

@@ -96,18 +96,18 @@ def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Me
     subjects = previewer.subjects(pictures, zero)
     rows = list(zip(subjects, pixels_of(pictures), [subjects[-1], *subjects[:-1]], strict=True))
 
-    def told(judge: DistanceJudge) -> tuple[np.ndarray, float]:
+    def found_by(judge: DistanceJudge) -> tuple[np.ndarray, float]:
         """Distances [P, K] of the seeds of which the judge can tell, and the mean of those to
         another seed's picture."""
         own = np.array([judge.distances(subject, row) for subject, row, _ in rows])
         apart = [judge.distances(subject, [other.photo]) for subject, _, other in rows]
         return own[np.isfinite(own).all(1)], mean_of(apart)
 
-    drift, apart = told(judges.perceptual[0])
+    drift, apart = found_by(judges.perceptual[0])
     cards = [judges.perceptual[0].card]
     seen = replace(seen, drift=drift, max_drift=apart / 2)
     if judges.identity:
-        away, apart = told(judges.identity[0])
+        away, apart = found_by(judges.identity[0])
         if len(away):
             cards.append(judges.identity[0].card)
             seen = replace(seen, identity=1 - away, min_identity=1 - apart / 2)

@@ -278,9 +278,9 @@ def attribute_score(
 
 def mean_of(found: Sequence[np.ndarray | float]) -> float:
     """The mean of what judges could tell; nan where they could tell nothing."""
-    told = np.asarray(found, np.float64)
-    told = told[np.isfinite(told)]
-    return float(told.mean()) if told.size else float("nan")
+    values = np.asarray(found, np.float64)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else float("nan")
 
 
 # --- the picture ---------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from bs_ray.config import EarlyStop, Prompts
+from bs_ray.images.faces import Face
+from bs_ray.judges.judge import Card, Subject
 from bs_ray.judges.load import Panel, find_judges
 from bs_ray.models import base_folder
 from bs_ray.models.base import DiffusionModel
@@ -129,6 +131,46 @@ def test_judges_are_used_where_they_are(model, tmp_path: Path) -> None:
     predict = partial(bank_of(model, ["smile"]).predict, model)
     numbers = previewer(model, {"smile": SMILE}, judges=judges)(1, predict)["smile"].numbers
     assert numbers["drift"] > 0 and -1 <= numbers["identity"] <= 1 and "clip" in numbers
+
+
+class Brightness:
+    """A judge of faces by hand: how much brighter; it sees faces in pictures that are no black."""
+
+    card = Card("brightness", "1", "MIT", "difference of brightness")
+    needs_face = True
+
+    def distances(self, subject: Subject, pictures: list[np.ndarray]) -> np.ndarray:
+        away = [abs(p.mean() - subject.photo.mean()) / 255 for p in pictures]
+        return np.array(away) if subject.face else np.full(len(away), np.nan)
+
+
+class Detector:
+    """Finds a face in so many pictures, and none in the others."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def find(self, pixels: np.ndarray) -> list[Face]:
+        self.left -= 1
+        return [Face((0, 0, 9, 9))] if self.left >= 0 else []
+
+
+@pytest.mark.parametrize("faces", [1, 0])
+@pytest.mark.filterwarnings("ignore:slider smile. got no effect")
+def test_only_pictures_with_a_face_count_for_judges_of_faces(model, faces: int) -> None:
+    panel = Panel(identity=(Brightness(),), perceptual=find_judges(base_folder("tiny")).perceptual)  # type: ignore[arg-type]
+    predict = partial(bank_of(model, ["smile"]).predict, model)
+
+    def make() -> Previewer:
+        return previewer(model, {"smile": SMILE}, judges=panel, detector=Detector(faces))
+
+    numbers = make()(1, predict)["smile"].numbers
+    assert ("identity" in numbers) == (faces > 0) and numbers["drift"] > 0
+    found = calibrate(make(), predict)["smile"]
+    assert len(found.identity) == (9 if faces else 0)
+    assert ("brightness 1" in found.judges) == (faces > 0)
+    if faces:
+        assert found.identity[4] == 1 and 0 < 1 - numbers["identity"] < 1
 
 
 @pytest.mark.parametrize("judged", [True, False])
