@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -30,6 +31,7 @@ from bs_ray.evaluate.sweep import (
     sweep_tasks,
 )
 from bs_ray.evaluate.trust import identity_test
+from bs_ray.images.faces import need_centerface
 from bs_ray.models import identify_base
 from bs_ray.progress import bar
 from bs_ray.ray_session import ray_session
@@ -82,6 +84,9 @@ def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Ask
             slider.card.lora_scale(strength, arm.editor.calibrated)
     if job.base_images:
         BaseReader(job.base)
+    regions = {arm.editor.region for arm in arms}
+    if "face" in regions or any(its.panel.needs_faces for its in judging.values()):
+        need_centerface()
     return Asked.of(arms, sliders, judging, splits)
 
 
@@ -107,10 +112,12 @@ def _measured(
     found = parts.done(tasks)
     missing = [task for task in tasks if task not in found]
     if missing:
-        device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        device = "cuda" if gpus else "cpu"
         with bar(console, "Evaluating", sum(task.count for task in missing), "faces") as report:
+            worker = partial(Sweeper, job, splits, device)
             for number, rows in _stream(
-                job, lambda: Sweeper(job, splits, device), missing, device == "cuda"
+                worker, missing, min(job.workers, gpus or job.workers), gpus
             ):
                 parts.keep(missing[number], rows)
                 found[missing[number]] = rows
@@ -119,19 +126,20 @@ def _measured(
 
 
 def _stream(
-    job: EvalJob, worker: Callable[[], Any], tasks: Sequence[Task], on_gpu: bool
+    worker: Callable[[], Any], tasks: Sequence[Task], actors: int, gpus: int
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    """(number of the task, its rows) as they come, through a pool of actors."""
+    """(number of the task, its rows) as they come, through a pool of actors. gpus: the cluster's,
+    of which each actor takes one where there are any."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
         _Measurer,
         fn_constructor_args=(worker, list(tasks)),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=job.workers, initial_size=min(job.workers, len(tasks))
+            min_size=1, max_size=actors, initial_size=min(actors, len(tasks))
         ),
         num_cpus=1,
-        num_gpus=1 if on_gpu else None,
+        num_gpus=1 if gpus else None,
     )
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for number, rows in batch.to_pandas().groupby("task"):

@@ -250,8 +250,8 @@ class Sweeper:
         if sweep.problem:
             return [self._left_out(task, item, sweep.problem)]
         judging = self._judging[task.split]
-        needed = judging.panel.needs_faces or sweep.region is not None
-        subject = subject_of(sweep.photo, self._faces() if needed else None)
+        detector = self._faces() if judging.panel.needs_faces else None
+        subject = subject_of(sweep.photo, detector)
         subject = Subject(subject.photo, subject.face, sweep.region)
         if judging.panel.needs_faces and subject.face is None:
             return [self._left_out(task, item, "no face: the judges of faces see nothing")]

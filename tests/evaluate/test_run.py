@@ -53,7 +53,7 @@ def make_job(random_base: Path, registry: str, output: Path, **changes) -> EvalJ
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks are measured here, one after another: what is tested needs no actors."""
 
-    def stream(job, worker, tasks, on_gpu):
+    def stream(worker, tasks, actors, gpus):
         at_work = worker()
         for number, task in enumerate(tasks):
             yield number, pd.DataFrame(at_work.measure(task))
@@ -113,8 +113,8 @@ def test_a_killed_run_goes_on_where_it_stopped(
     whole = evaluate(job)
     stream, done = run_module._stream, []
 
-    def killed(job, worker, tasks, on_gpu):
-        for number, rows in stream(job, worker, tasks, on_gpu):
+    def killed(*asked):
+        for number, rows in stream(*asked):
             if len(done) == 1:
                 raise KeyboardInterrupt
             done.append(number)
@@ -126,9 +126,9 @@ def test_a_killed_run_goes_on_where_it_stopped(
         evaluate(again)
     asked: list[int] = []
 
-    def counted(job, worker, tasks, on_gpu):
+    def counted(worker, tasks, *rest):
         asked.append(len(tasks))
-        return stream(job, worker, tasks, on_gpu)
+        return stream(worker, tasks, *rest)
 
     monkeypatch.setattr(run_module, "_stream", counted)
     assert evaluate(again) == whole and asked == [2]

@@ -54,7 +54,7 @@ def source_of(uri: str) -> PhotoSource:
     if uri.lower().endswith((*_TARS, *_ZIPS)):
         return Archive(uri)
     store = Store(uri)
-    return Shards(uri) if shard_keys(store) else Files(store)
+    return Shards(store) if shard_keys(store) else Files(store)
 
 
 class Files:
@@ -86,8 +86,8 @@ class Shards:
 
     packed = True
 
-    def __init__(self, uri: str):
-        self.place = uri
+    def __init__(self, store: Store):
+        self.place = store.uri
 
     def list(self) -> Iterator[Listed]:
         for row in iter_photos(self.place):
@@ -105,7 +105,8 @@ class Archive:
     packed = True
 
     def __init__(self, uri: str):
-        self.place = uri
+        self._store, self._key = split_uri(uri)
+        self.place = f"{self._store.uri}/{self._key}"
 
     def list(self) -> Iterator[Listed]:
         for key, size, _ in self._members():
@@ -120,8 +121,7 @@ class Archive:
 
     def _members(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         """(name, bytes, a function that reads it) of every photo, in order."""
-        store, key = split_uri(self.place)
-        path = store.local_copy(key)
+        path, key = self._store.local_copy(self._key), self._key
         with _damage_named(self.place):
             if key.lower().endswith(_ZIPS):
                 with zipfile.ZipFile(path) as archive:
