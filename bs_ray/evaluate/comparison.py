@@ -20,22 +20,22 @@ from bs_ray.evaluate.matched import (
 )
 
 if TYPE_CHECKING:
-    from bs_ray.evaluate.figures import Asked
+    from bs_ray.evaluate.figures import Wanted
 
 
 def comparison_figures(
-    job: EvalJob, asked: Asked, grids: Mapping[tuple[str, Arm], Grid]
+    job: EvalJob, wanted: Wanted, grids: Mapping[tuple[str, Arm], Grid]
 ) -> dict[str, Any]:
     """By split: the effect that all were brought to, every arm there, the differences from the
     first arm, and a verdict for each of the others."""
     found = {}
     for split in job.splits:
-        own = asked.own[split, asked.arms[0]]
+        own = wanted.own[split, wanted.arms[0]]
         responses, items = {}, {}
-        for arm in asked.arms:
+        for arm in wanted.arms:
             grid = grids[split, arm]
             noise = noise_of(grid.photos, own)
-            responses[arm.name] = response_of(grid, asked.judging[split], own, noise)
+            responses[arm.name] = response_of(grid, wanted.judging[split], own, noise)
             items[arm.name] = grid.items
         goal, arms, faces = compared(responses, items, job.at_effect)
         first, *rivals = arms

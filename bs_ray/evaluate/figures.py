@@ -23,7 +23,7 @@ from bs_ray.sliders.slider import Slider
 
 
 @dataclass(frozen=True)
-class Asked:
+class Wanted:
     """What is measured on whom, by whom."""
 
     arms: Sequence[Arm]
@@ -47,7 +47,7 @@ class Asked:
         sliders: Mapping[Arm, Slider],
         judging: Mapping[str, Judging],
         splits: Mapping[str, Split],
-    ) -> Asked:
+    ) -> Wanted:
         """Raises JudgeUnavailable where no judge reads what an arm should move."""
         named = {arm.group: sliders[arm].card.name for arm in reversed(arms)}
         pairs = [(split, arm) for split in splits for arm in arms]
@@ -60,13 +60,15 @@ class Asked:
         )
 
 
-def figures_of(job: EvalJob, asked: Asked, table: pd.DataFrame) -> dict[str, Any]:
+def figures_of(job: EvalJob, wanted: Wanted, table: pd.DataFrame) -> dict[str, Any]:
     """All figures that follow from the table: plain JSON, without nan."""
-    grids = {(split, arm): Grid.of(table, split, arm) for split in job.splits for arm in asked.arms}
+    grids = {
+        (split, arm): Grid.of(table, split, arm) for split in job.splits for arm in wanted.arms
+    }
     figures: dict[str, Any] = {
         "name": job.name,
         "splits": {
-            name: _split_figures(asked, name, grids[name, asked.arms[0]].photos)
+            name: _split_figures(wanted, name, grids[name, wanted.arms[0]].photos)
             for name in job.splits
         },
         "sliders": {},
@@ -78,25 +80,25 @@ def figures_of(job: EvalJob, asked: Asked, table: pd.DataFrame) -> dict[str, Any
                 f"splits.{split}: got no photo that can be measured with {arm.name}: "
                 f"{grid.left_out}; expected some. Look at the photos, or at editor.region"
             )
-        found = slider_figures(grid, asked.judging[split], asked.own[split, arm])
-        found["slider"] = asked.sliders[arm].reference
-        found["trained_with"] = asked.trained_with(split, arm)
+        found = slider_figures(grid, wanted.judging[split], wanted.own[split, arm])
+        found["slider"] = wanted.sliders[arm].reference
+        found["trained_with"] = wanted.trained_with(split, arm)
         figures["sliders"].setdefault(arm.label, {})[split] = found
     first = next(iter(job.splits))
-    for arm in asked.arms:
-        figures["interference"][arm.label] = moves(grids[first, arm], asked.judging[first])
+    for arm in wanted.arms:
+        figures["interference"][arm.label] = moves(grids[first, arm], wanted.judging[first])
     if job.methods:
-        figures |= methods_figures(job, asked, grids)
+        figures |= methods_figures(job, wanted, grids)
     elif job.compare:
-        figures["comparisons"] = comparison_figures(job, asked, grids)
+        figures["comparisons"] = comparison_figures(job, wanted, grids)
     return without_nan(figures)
 
 
-def _split_figures(asked: Asked, name: str, photos: pd.DataFrame) -> dict[str, Any]:
+def _split_figures(wanted: Wanted, name: str, photos: pd.DataFrame) -> dict[str, Any]:
     """What was measured on, by whom, and how; `spread` is what a move is divided by in a drift."""
-    judging = asked.judging[name]
+    judging = wanted.judging[name]
     return {
-        "title": asked.titles[name],
+        "title": wanted.titles[name],
         **judging.panel.described(),
         "readings": [
             {"column": m.column, "name": m.name, "unit": m.unit, "spread": spread_of(photos, m)}

@@ -128,9 +128,9 @@ class Judging:
         name: of the slider. Where the job says nothing, it stands for the reading of that name,
         else for the words.
         """
-        asked = arm.measure or name
+        wanted = arm.measure or name
         measures = self.measures
-        named = [m for m in measures if not m.of and asked in (m.name, m.column)]
+        named = [m for m in measures if not m.of and wanted in (m.name, m.column)]
         worded = [m for m in measures if m.of == arm.group]
         if named:
             return named[0]
@@ -139,7 +139,7 @@ class Judging:
         names = [m.name for m in measures if not m.of] + ([WORDS] if worded else [])
         absent = "".join(f"\n  {judge}: {why}" for judge, why in self.panel.absent.items())
         raise JudgeUnavailable(
-            f"sliders.{arm.slider}: got attribute {asked!r}; expected one of "
+            f"sliders.{arm.slider}: got attribute {wanted!r}; expected one of "
             f"{', '.join(dict.fromkeys(names)) or '(nothing: no judge reads)'}"
             + (f". Judges that are not at hand:{absent}" if absent else "")
         )

@@ -16,11 +16,11 @@ from bs_ray.evaluate.judging import Judging, Measure
 from bs_ray.evaluate.matched import Response, place_of, response_of, value_at
 
 if TYPE_CHECKING:
-    from bs_ray.evaluate.figures import Asked
+    from bs_ray.evaluate.figures import Wanted
 
 
 def methods_figures(
-    job: EvalJob, asked: Asked, grids: Mapping[tuple[str, Arm], Grid]
+    job: EvalJob, wanted: Wanted, grids: Mapping[tuple[str, Arm], Grid]
 ) -> dict[str, Any]:
     """`goals`; `matched`, the scale of each method, split and slider; `methods`, a row for each
     method and split: means over faces and sliders, with the `spread` over seeds and the same means
@@ -30,10 +30,10 @@ def methods_figures(
     for method in job.methods:
         for split in job.splits:
             cells: dict[tuple[int, str], dict[str, float]] = {}
-            for arm in (one for one in asked.arms if one.name == method):
-                grid, own = grids[split, arm], asked.own[split, arm]
+            for arm in (one for one in wanted.arms if one.name == method):
+                grid, own = grids[split, arm], wanted.own[split, arm]
                 noise = noise_of(grid.photos, own)
-                response = response_of(grid, asked.judging[split], own, noise)
+                response = response_of(grid, wanted.judging[split], own, noise)
                 by_slider = curves.setdefault(split, {}).setdefault(arm.group, {})
                 by_slider[method] = response.means()
                 goal, means = job.effects[arm.group], response.effect.mean(0)
@@ -50,17 +50,17 @@ def methods_figures(
                 )
                 for seed in np.unique(grid.seeds):
                     part = response.faces(np.flatnonzero(grid.seeds == seed))
-                    still = _at_zero(grid, asked.judging[split], own, grid.seeds == seed)
+                    still = _at_zero(grid, wanted.judging[split], own, grid.seeds == seed)
                     cells[int(seed), arm.group] = _figures(part, place) | still
             frame = pd.DataFrame(cells).T
-            if _is_own(asked.judging[split]):
+            if _is_own(wanted.judging[split]):
                 frame["perceptual_64"] = frame["perceptual"]  # its older name
             by_seed = frame.groupby(level=0).mean()
             rows.append(
                 {
                     "method": method,
                     "setting": split,
-                    "faces": max(len(grids[split, a].items) for a in asked.arms),
+                    "faces": max(len(grids[split, a].items) for a in wanted.arms),
                     "seeds": len(by_seed),
                     **by_seed.mean().to_dict(),
                     "spread": by_seed.std(ddof=0).to_dict(),

@@ -14,7 +14,7 @@ from rich.console import Console
 from bs_ray.config import EvalJob
 from bs_ray.evaluate.arms import Arm, arms_of
 from bs_ray.evaluate.base import BaseReader
-from bs_ray.evaluate.figures import Asked, figures_of
+from bs_ray.evaluate.figures import Wanted, figures_of
 from bs_ray.evaluate.judging import judging_of
 from bs_ray.evaluate.outputs import write_outputs
 from bs_ray.evaluate.parts import Parts
@@ -48,8 +48,8 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     console = console or Console()
     arms = arms_of(job)
     splits = open_splits(job)
-    asked = check(job, arms, splits)
-    parts = Parts(job, splits, asked.judging)
+    wanted = check(job, arms, splits)
+    parts = Parts(job, splits, wanted.judging)
     sweeps = sweep_tasks(job, arms, splits)
     costs = cost_tasks(splits) if job.methods or job.compare else []
     with ray_session(num_cpus=max(4, job.workers + 1)):
@@ -59,7 +59,7 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     table = pd.concat([frame for task, frame in frames if isinstance(task, SweepTask)])
     order = ["split", "group", "arm", "item", "strength"]
     table = table.sort_values(order, ignore_index=True)
-    figures = figures_of(job, asked, table)
+    figures = figures_of(job, wanted, table)
     if job.base_images:
         rows = pd.concat([frame for task, frame in frames if isinstance(task, BaseTask)])
         figures["base"] = BaseReader(job.base).figures(rows.sort_values("item"))
@@ -67,14 +67,14 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
         figures["costs"] = _costs(spent[0][1])
     for task, rows in frames:
         if isinstance(task, PairTask):
-            judges = asked.judging[task.split].panel.identity
+            judges = wanted.judging[task.split].panel.identity
             figures["splits"][task.split]["identity_test"] = identity_test(judges, rows)
     write_outputs(job, figures, table)
     return json.loads(Store(job.output).read("metrics.json"))
 
 
-def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Asked:
-    """What is asked of which judges, once everything that takes seconds is checked."""
+def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Wanted:
+    """What is wanted of which judges, once everything that takes seconds is checked."""
     Store(job.output).check(write=True)
     judging = judging_of(job, arms, splits)
     sliders = {arm: arm.resolved() for arm in arms}
@@ -87,7 +87,7 @@ def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Ask
     regions = {arm.editor.region for arm in arms}
     if "face" in regions or any(its.panel.needs_faces for its in judging.values()):
         need_centerface()
-    return Asked.of(arms, sliders, judging, splits)
+    return Wanted.of(arms, sliders, judging, splits)
 
 
 class _Measurer:
