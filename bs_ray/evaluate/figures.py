@@ -68,8 +68,7 @@ def figures_of(job: EvalJob, wanted: Wanted, table: pd.DataFrame) -> dict[str, A
     figures: dict[str, Any] = {
         "name": job.name,
         "splits": {
-            name: _split_figures(wanted, name, grids[name, wanted.arms[0]].photos)
-            for name in job.splits
+            name: _split_figures(wanted, name, grids[name, arms[0]].photos) for name in job.splits
         },
         "sliders": {},
         "interference": {},
@@ -85,7 +84,7 @@ def figures_of(job: EvalJob, wanted: Wanted, table: pd.DataFrame) -> dict[str, A
         found["trained_with"] = wanted.trained_with(split, arm)
         figures["sliders"].setdefault(arm.label, {})[split] = found
     first = next(iter(job.splits))
-    for arm in wanted.arms:
+    for arm in arms:
         figures["interference"][arm.label] = moves(grids[first, arm], wanted.judging[first])
     if job.methods:
         figures |= methods_figures(job, wanted, grids)
