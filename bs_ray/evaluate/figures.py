@@ -62,9 +62,8 @@ class Wanted:
 
 def figures_of(job: EvalJob, wanted: Wanted, table: pd.DataFrame) -> dict[str, Any]:
     """All figures that follow from the table: plain JSON, without nan."""
-    grids = {
-        (split, arm): Grid.of(table, split, arm) for split in job.splits for arm in wanted.arms
-    }
+    arms = wanted.arms
+    grids = {(split, arm): Grid.of(table, split, arm) for split in job.splits for arm in arms}
     figures: dict[str, Any] = {
         "name": job.name,
         "splits": {
