@@ -83,8 +83,11 @@ def figures_of(job: EvalJob, wanted: Wanted, table: pd.DataFrame) -> dict[str, A
         found["trained_with"] = wanted.trained_with(split, arm)
         figures["sliders"].setdefault(arm.label, {})[split] = found
     first = next(iter(job.splits))
+    measures = wanted.judging[first].measures
+    by_words = any(wanted.own[first, arm].of for arm in arms)
+    shown = [one for one in measures if by_words or not one.of]
     for arm in arms:
-        figures["interference"][arm.label] = moves(grids[first, arm], wanted.judging[first])
+        figures["interference"][arm.label] = moves(grids[first, arm], shown)
     if job.methods:
         figures |= methods_figures(job, wanted, grids)
     elif job.compare:
@@ -162,10 +165,9 @@ def _harms_by_face(grid: Grid, judging: Judging, ends: list[int]) -> dict[str, n
     return found
 
 
-def moves(grid: Grid, judging: Judging) -> dict[str, float]:
+def moves(grid: Grid, shown: list[Measure]) -> dict[str, float]:
     """By reading, how far it moves from strength -1 to +1, mean and with its sign. For all but the
     slider's own, 0 would be best."""
-    shown = [m for m in judging.measures if not m.of] or judging.measures
     move = grid.columns(shown)
     return {
         m.name: float(v)
