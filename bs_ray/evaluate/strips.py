@@ -36,22 +36,24 @@ def halves(rows: pd.DataFrame) -> list[Image.Image]:
 
 
 def side_by_side(
-    table: pd.DataFrame, split: str, arms: Sequence[Arm], faces: int = 2
+    table: pd.DataFrame, split: str, arms: Sequence[Arm], faces: int = 3
 ) -> Image.Image | None:
-    """The first faces that all arms kept, an arm a row; None where there is none."""
+    """The first faces that all arms kept, each under one arm after the other; None where there is
+    none."""
     rows = [kept(table, split, arm) for arm in arms]
     shared = set.intersection(*(set(one["item"]) for one in rows))
-    chosen = sorted(shared)[:faces]
-    if not chosen:
+    lines, numbers, columns = [], [], []
+    for face in sorted(shared)[:faces]:
+        for number, one in enumerate(rows, start=1):
+            own = one[one["item"] == face]
+            columns = [f"{strength:+g}" if strength else "0" for strength in own["strength"]]
+            lines.append([_opened(picture) for picture in own["picture"]])
+            numbers.append(str(number))
+    if not lines:
         return None
-    lines = [
-        [_opened(picture) for picture in one[one["item"].isin(chosen)]["picture"]] for one in rows
-    ]
-    size = max(picture.size for line in lines for picture in line)
+    size = lines[0][0].size
     pixels = [[np.asarray(picture.resize(size)) for picture in line] for line in lines]
-    first = rows[0][rows[0]["item"] == chosen[0]]
-    columns = [f"{s:+g}" if s else "0" for s in first["strength"]] * len(chosen)
-    return draw_strip(pixels, columns, [str(n + 1) for n in range(len(arms))], split)
+    return draw_strip(pixels, columns, numbers, split)
 
 
 def _opened(png: bytes) -> Image.Image:
