@@ -93,7 +93,7 @@ def _comparisons(figures: dict, table: pd.DataFrame, arms: list[Arm]) -> list[di
     sections = []
     for split, group, curves, unit, effect in _fronts(figures):
         rows = [arm for arm in arms if arm.group == group]
-        strip = strips.side_by_side(table, split, rows)
+        strip = strips.side_by_side(table, split, rows, faces=max(1, 6 // len(rows)))
         sections.append(
             {
                 "title": split if group == COMPARED else f"{group}, {split}",

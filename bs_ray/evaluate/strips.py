@@ -36,7 +36,7 @@ def halves(rows: pd.DataFrame) -> list[Image.Image]:
 
 
 def side_by_side(
-    table: pd.DataFrame, split: str, arms: Sequence[Arm], faces: int = 3
+    table: pd.DataFrame, split: str, arms: Sequence[Arm], faces: int
 ) -> Image.Image | None:
     """The first faces that all arms kept, each under one arm after the other; None where there is
     none."""
