@@ -71,6 +71,7 @@ def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> d
     console = console or Console()
     size = QUICK if quick else FULL
     shutil.rmtree(out / "runs", ignore_errors=True)
+    shutil.rmtree(out / "evaluate", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     # Workers take the cores. This process only draws photos, with operations so small that two
     # threads for each would mostly wait for each other.

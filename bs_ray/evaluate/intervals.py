@@ -1,4 +1,4 @@
-"""Confidence intervals of 95%, for figures that are means over faces."""
+"""Confidence intervals of 95%, for figures that are means over faces, and for differences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from scipy import stats
 
 _LEVEL = 0.95
+DRAWS = 2000
 
 
 def interval(values: np.ndarray) -> list[float] | None:
@@ -22,3 +23,20 @@ def interval(values: np.ndarray) -> list[float] | None:
         return [float(found.low), float(found.high)]
     reach = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * stats.sem(values)
     return [float(values.mean() - reach), float(values.mean() + reach)]
+
+
+def resampled(count: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """The bootstrap's weights, float64 [draws, count]: each row is one draw of as many faces, with
+    replacement, and sums to 1. Arms that share the rows are paired by face."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), size=draws) / count
+
+
+def percentiles(drawn: np.ndarray) -> list[float] | None:
+    """[low, high] of what the draws [B] gave; None where they gave nothing."""
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return None
+    tail = 50 * (1 - _LEVEL)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return [float(low), float(high)]

@@ -1,99 +1,73 @@
-"""What is measured on a slider, as functions of arrays (docs/method.md, "Measuring").
+"""What is measured on a sweep, as functions of arrays (docs/method.md, "Measuring").
 
-Legend: F faces, K strengths (ascending), A attributes; readings float [F, K, A] in about [0, 1].
+Legend: F faces, K strengths (ascending), A attributes.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import numpy as np
-
-from bs_ray.evaluate.intervals import interval
 
 Array = np.ndarray
 
-READER_NOISE = 0.02
-"""The attribute reader's own rms error on held-out faces: a smaller fall counts for none.
+NOISE = 0.02
+"""The tiny world's attribute reader's own rms error on held-out faces, whose range is 1: a smaller
+fall counts for none.
 
 A face at the end of an attribute's range, such as a full frown, cannot move further, and its
 readings vary by this much.
 """
+NOISE_OF_SPREAD = 0.08
+"""The same for a reading without a range, as a share of its standard deviation among the photos:
+four of those stand for a range."""
 
 
-@dataclass(frozen=True)
-class SliderFigures:
-    """One slider on one split; shares and readings have range 1."""
+def shape_by_face(strengths: Array, curve: Array, noise: float) -> dict[str, Array]:
+    """How each face's reading [F, K] follows the strengths, by name of the figure: [F] each.
 
-    faces: int
-    effect: float
-    """Mean move of the slider's own attribute from strength -1 to +1."""
-    drift_other: float
-    """Mean absolute move of the other attributes from -1 to +1."""
-    monotone_share: float
-    """Share of faces whose reading rises overall and never falls by more than READER_NOISE."""
-    strictly_monotone_share: float
-    """Share of faces whose reading rises with every strength, by however little."""
-    spearman_share: float
-    """Share of faces whose reading has a rank correlation above 0.8 with strength."""
-    linearity: float
-    """Mean Pearson correlation of reading and strength."""
-    identity: float
-    """Mean cosine similarity of the identity embedding at +-1 with strength 0."""
-    perceptual: float
-    """Mean perceptual distance of +-1 from strength 0."""
-    clip_change: float
-    """Mean CLIP score of the positive prompt at +1 less that at -1."""
-    zero_exact: bool
-    """Whether strength 0 returned every input bit for bit; true for text, which has no input."""
-    intervals: dict[str, list[float] | None]
-    """By the name of a mean or a share above, its 95% confidence interval over faces."""
-
-    def as_dict(self) -> dict:
-        return asdict(self)
-
-
-def slider_figures(
-    strengths: Array,
-    readings: Array,
-    own: int,
-    identity: Array,
-    perceptual: Array,
-    clip: Array,
-    zero_exact: bool,
-) -> SliderFigures:
-    """Summarise a sweep. identity, perceptual, clip: float [F, K]; own: index of the attribute."""
-    low, high = int(np.argmax(strengths == -1)), int(np.argmax(strengths == 1))
-    move = readings[:, high] - readings[:, low]
-    curve = readings[:, :, own]
-    by_face = {
-        "effect": move[:, own],
-        "drift_other": drift_of_others(move, own),
-        "monotone_share": is_monotone(curve),
+    monotone_share: it rises overall and never falls by more than `noise`; strictly: it rises with
+    every strength, by however little; spearman_share: its rank correlation with strength is above
+    0.8; linearity: its Pearson correlation.
+    """
+    return {
+        "monotone_share": is_monotone(curve, noise),
         "strictly_monotone_share": (np.diff(curve, axis=1) > 0).all(axis=1),
         "spearman_share": row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8,
         "linearity": row_correlation(curve, strengths[None]),
-        "identity": identity[:, [low, high]].mean(1),
-        "perceptual": perceptual[:, [low, high]].mean(1),
-        "clip_change": clip[:, high] - clip[:, low],
     }
-    return SliderFigures(
-        faces=len(readings),
-        zero_exact=zero_exact,
-        intervals={name: interval(values) for name, values in by_face.items()},
-        **{name: float(values.mean()) for name, values in by_face.items()},
-    )
 
 
-def drift_of_others(move: Array, own: int) -> Array:
-    """Each face's mean absolute move of all attributes but `own`: [F], from move [F, A]."""
-    return np.delete(np.abs(move), own, axis=1).mean(1)
-
-
-def is_monotone(curve: Array) -> Array:
-    """Which faces' readings [F, K] rise, and never fall by more than READER_NOISE: bool [F]."""
+def is_monotone(curve: Array, noise: float = NOISE) -> Array:
+    """Which faces' readings [F, K] rise, and never fall by more than `noise`: bool [F]."""
     steps = np.diff(curve, axis=1)
-    return (steps > -READER_NOISE).all(axis=1) & (steps.sum(axis=1) > 0)
+    return (steps > -noise).all(axis=1) & (steps.sum(axis=1) > 0)
+
+
+def smoothness_by_face(strengths: Array, following: Array, after: Array) -> dict[str, Array]:
+    """How even a sweep looks, after Kontinuous Kontext (arXiv 2510.08532): [F] each, 0 is best.
+
+    following, after: perceptual distances [F, K] of each picture from the next one and from the one
+    behind that; nan where there is none. step_spread: standard deviation of the distances between
+    neighbours, whose sum is made 1 (each for an equal step of strength). triangle_deficit: by how
+    much the way over the neighbour is longer than the direct one, as a share of that; mean over the
+    triples. nan for a face that does not move.
+    """
+    rates = following[:, :-1] / np.diff(strengths)
+    total = rates.sum(1, keepdims=True)
+    direct = after[:, :-2]
+    detour = following[:, :-2] + following[:, 1:-1] - direct
+    moves = (total[:, 0] > 0) & (direct > 0).all(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = {
+            "step_spread": (rates / total).std(1),
+            "triangle_deficit": (detour / direct).mean(1),
+        }
+    return {name: np.where(moves, values, np.nan) for name, values in found.items()}
+
+
+def drift_by_face(move: Array) -> Array:
+    """Each face's mean absolute move of the other attributes: [F], from move [F, A]; nan for A =
+    0."""
+    return np.abs(move).mean(1) if move.shape[1] else np.full(len(move), np.nan)
 
 
 def row_correlation(a: Array, b: Array) -> Array:

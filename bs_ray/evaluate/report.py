@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, Template
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EvalJob
-from bs_ray.evaluate.compare import SHARES
-from bs_ray.images.sheets import draw_strip
-
-SPLITS = {
-    "faces": "Held-out faces, edited",
-    "wild": "In-the-wild photos, edited",
-    "text": "Text-guided generation",
-}
-_FIGURES = {
-    "faces": ("N", "{:d}"),
-    "effect": ("effect, −1 to +1", "{:+.3f}"),
-    "drift_other": ("drift of others", "{:.3f}"),
-    "monotone_share": ("monotone", "{:.1%}"),
-    "strictly_monotone_share": ("strictly monotone", "{:.1%}"),
-    "linearity": ("linearity r", "{:.3f}"),
-    "identity": ("identity at ±1", "{:.3f}"),
-    "perceptual": ("perceptual at ±1", "{:.4f}"),
-    "clip_change": ("CLIP change", "{:+.2f}"),
-    "zero_exact": ("zero exact", "{}"),
-}
+from bs_ray.evaluate import plots, strips
+from bs_ray.evaluate.arms import COMPARED, Arm, arms_of
+from bs_ray.evaluate.tables import FIGURES, cell, tables_of
 
 
 def render_report(
@@ -45,198 +26,149 @@ def render_report(
     contact_sheet: bytes | None = None,
 ) -> str:
     """The page as HTML. `summary` (label -> value) and `contact_sheet` (a PNG) come from a demo."""
-    return _template("report").render(
+    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
+    found = tables_of(figures)
+    arms = arms_of(job)
+    return pages.get_template("evaluate/report.html.j2").render(
         title=f"bs_ray: {job.name}",
         job=job,
         version=__version__,
         summary=summary,
-        contact_sheet=_data_uri(contact_sheet) if contact_sheet else None,
-        sliders=[_slider_section(job, figures, table, name) for name in job.sliders],
-        interference=_interference(job, figures["interference"]),
-        interference_split=SPLITS[next(iter(job.splits))].lower(),
+        contact_sheet=_data_uri(contact_sheet, "image/png") if contact_sheet else None,
+        verdicts=_verdicts(figures),
+        tables=[one for one in found if one.title not in ("Sliders", "Interference")],
+        missed=[m for m in figures.get("matched", []) if not m["reached"]],
+        comparisons=_comparisons(figures, table, arms),
+        sliders=[] if job.methods else [_slider_section(job, figures, table, arm) for arm in arms],
+        interference=_data_uri(_interference(figures), "image/png"),
+        interference_split=figures["splits"][next(iter(job.splits))]["title"],
+        splits=figures["splits"],
+        judges=_judges(figures),
+        absent=_absent(figures),
+        trained_with=_trained_with(figures),
         base=figures.get("base"),
     )
 
 
-def render_methods_report(job: EvalJob, figures: dict, table: pd.DataFrame) -> str:
-    """The comparison of edit methods as HTML: the table, and one strip for each slider."""
-    rows = [
-        {**row, **{f"cost_{k}": v for k, v in figures["costs"][row["method"]].items()}}
-        for row in figures["methods"]
+def report_plots(job: EvalJob, figures: dict, table: pd.DataFrame) -> dict[str, bytes]:
+    """The page's plots as files of their own: name -> PNG."""
+    found = {"interference.png": _interference(figures)}
+    for arm in [] if job.methods else arms_of(job):
+        curve = plots.response_curve(arm, table, figures["sliders"][arm.label])
+        found[f"response-{_file_name(arm.label)}.png"] = curve
+    for split, group, curves, unit, effect in _fronts(figures):
+        name = _file_name(f"{split}-{group}")
+        found[f"fronts-{name}.png"] = plots.fronts(curves, unit, effect)
+    return found
+
+
+def _file_name(label: str) -> str:
+    return label.replace(" ", "-").replace(",", "")
+
+
+def _verdicts(figures: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        verdict
+        for its in figures.get("comparisons", {}).values()
+        for verdict in its["verdicts"].values()
     ]
-    return _template("methods").render(
-        title=f"bs_ray: {job.name}",
-        job=job,
-        version=__version__,
-        rows=rows,
-        missed=[m for m in figures["matched"] if not m["reached"]],
-        strips=[
+
+
+def _fronts(figures: Mapping[str, Any]) -> list[tuple[str, str, dict, str, float | None]]:
+    """(split, group, curves of its arms, unit, effect that they were brought to)."""
+    found: list[tuple[str, str, dict, str, float | None]] = [
+        (split, COMPARED, its["curves"], its["unit"], its["effect"])
+        for split, its in figures.get("comparisons", {}).items()
+    ]
+    for split, groups in figures.get("curves", {}).items():
+        for group, curves in groups.items():
+            label = f"{group}, {next(iter(curves))}"
+            unit = figures["sliders"].get(label, {}).get(split, {}).get("unit", "")
+            found.append((split, group, curves, unit, figures["goals"][group]))
+    return found
+
+
+def _comparisons(figures: dict, table: pd.DataFrame, arms: list[Arm]) -> list[dict[str, Any]]:
+    """Of every split and group: its fronts, and a strip with an arm a row."""
+    sections = []
+    for split, group, curves, unit, effect in _fronts(figures):
+        rows = [arm for arm in arms if arm.group == group]
+        strip = strips.side_by_side(table, split, rows, faces=max(1, 6 // len(rows)))
+        sections.append(
             {
-                "image": _image_uri(_methods_strip(table, split, slider, list(job.methods))),
-                "caption": f"{slider}, {SPLITS[split].lower()}: two of them at shares of "
-                "the matched strength, a method a row",
+                "title": split if group == COMPARED else f"{group}, {split}",
+                "fronts": _data_uri(plots.fronts(curves, unit, effect), "image/png"),
+                "strip": _image_uri(strip) if strip else None,
+                "arms": [arm.name for arm in rows],
             }
-            for split in job.splits
-            for slider in job.sliders
-        ],
-    )
+        )
+    return sections
 
 
-def _template(name: str) -> Template:
-    pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
-    return pages.get_template(f"evaluate/{name}.html.j2")
-
-
-def _methods_strip(table: pd.DataFrame, split: str, slider: str, methods: list[str]) -> Image.Image:
-    """The first two kept faces under every method."""
-    kept = table[
-        (table["setting"] == split) & (table["slider"] == slider) & table["picture"].notna()
-    ]
-    lines = []
-    for method in methods:
-        own = kept[kept["method"] == method].sort_values(["face", "place"])
-        own = own[own["face"].isin(sorted(own["face"].unique())[:2])]
-        lines.append([np.frombuffer(p, np.uint8).reshape(64, 64, 3) for p in own["picture"]])
-    columns = [f"{share:+g}" if share else "0" for share in SHARES] * 2
-    return draw_strip(lines, columns, [str(n + 1) for n in range(len(methods))], slider)
-
-
-def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, slider: str) -> dict:
-    rows = table[table["slider"] == slider]
-    found = figures["sliders"][slider]
-    splits = [split for split in SPLITS if split in found]
+def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) -> dict:
+    found = figures["sliders"][arm.label]
     shown = ", ".join(f"{strength:g}" for strength in job.strengths)
-    names = list(figures["interference"][slider])
+    titles = {split: its["title"] for split, its in figures["splits"].items()}
+    drawn = [plots.response_curve(arm, table, found), plots.moves(found)]
     return {
-        "name": slider,
-        "attribute": job.sliders[slider],
-        "splits": [SPLITS[split] for split in splits],
-        "figures": [
-            (label, [_cell(found[split], split, key, form) for split in splits])
-            for key, (label, form) in _FIGURES.items()
+        "name": arm.label,
+        "measures": list(dict.fromkeys(plots.measured(own) for own in found.values())),
+        "reference": next(iter(found.values()))["slider"],
+        "splits": list(found),
+        "left_out": {s: own["left_out"] for s, own in found.items() if own["left_out"]},
+        "rows": [
+            ((head,), [cell(own, key, form) for own in found.values()])
+            for key, (head, form) in FIGURES.items()
+            if any(own.get(key) is not None for own in found.values())
         ],
-        "plots": [_curve(job, rows, splits, slider, names), _moves(job, rows, splits, names)],
+        "plots": [_data_uri(png, "image/png") for png in drawn if png],
         "strips": [
             {
-                "images": [_image_uri(half) for half in strips(rows[rows["setting"] == split])],
-                "caption": f"{SPLITS[split]}: strengths {shown}, one face a row",
+                "images": [
+                    _image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
+                ],
+                "caption": f"{titles[split]}: strengths {shown}, one face a row",
             }
-            for split in splits
+            for split in found
         ],
     }
 
 
-def _cell(found: dict, split: str, key: str, form: str) -> tuple[str, str]:
-    """A figure and its interval, as text."""
-    value, interval = found[key], found["intervals"].get(key)
-    if key == "zero_exact":
-        return "–" if split == "text" else "yes" if value else "no", ""
-    between = " to ".join(map(form.format, interval)) if interval else ""
-    return form.format(value), between
+def _interference(figures: Mapping[str, Any]) -> bytes:
+    first = next(iter(figures["splits"]))
+    own = {name: splits[first]["reads"] for name, splits in figures["sliders"].items()}
+    spreads = {one["name"]: one["spread"] for one in figures["splits"][first]["readings"]}
+    return plots.interference(figures["interference"], own, spreads)
 
 
-def _interference(job: EvalJob, moves: dict[str, dict[str, float]]) -> list[dict]:
-    """A row for each attribute: how far every slider moves it, and how strongly that is coloured.
-
-    `share` is the move as a share of the largest one.
-    """
-    attributes = list(next(iter(moves.values())))
-    largest = max(abs(move) for row in moves.values() for move in row.values()) or 1.0
-    return [
-        {
-            "attribute": name,
-            "cells": [
-                {
-                    "move": moves[slider][name],
-                    "share": moves[slider][name] / largest,
-                    "own": own == name,
-                }
-                for slider, own in job.sliders.items()
-            ],
-        }
-        for name in attributes
-    ]
+def _judges(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every judge once, with the splits that it looked at."""
+    found: dict[str, dict[str, Any]] = {}
+    for split, its in figures["splits"].items():
+        for card in its["judges"]:
+            found.setdefault(card["name"], {**card, "splits": []})["splits"].append(split)
+    return list(found.values())
 
 
-def strips(rows: pd.DataFrame, scale: int = 2) -> list[Image.Image]:
-    """The kept pictures of one slider in one split: a row for each face, a column a strength.
-
-    In two halves, which stand side by side where there is room.
-    """
-    kept = rows[rows["picture"].notna()]
-    lines = []
-    for _, face in kept.sort_values(["face", "strength"]).groupby("face"):
-        side = int(face["picture_px"].iloc[0])
-        lines.append(
-            np.concatenate(
-                [np.frombuffer(p, np.uint8).reshape(side, side, 3) for p in face["picture"]], axis=1
-            )
-        )
-    half = (len(lines) + 1) // 2
-    pictures = [
-        Image.fromarray(np.concatenate(part)) for part in (lines[:half], lines[half:]) if part
-    ]
-    return [
-        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        for picture in pictures
-    ]
+def _absent(figures: Mapping[str, Any]) -> list[str]:
+    """Why public judges are not at hand, each once. A base's own are nothing to miss: only the tiny
+    world's bases bring some."""
+    reasons = {n: why for its in figures["splits"].values() for n, why in its["absent"].items()}
+    return [why for name, why in reasons.items() if not name.startswith("own-")]
 
 
-def _curve(
-    job: EvalJob, rows: pd.DataFrame, splits: list[str], slider: str, attributes: list[str]
-) -> str:
-    """The slider's own attribute against strength."""
-    attribute = job.sliders[slider]
-    figure, axes = _axes()
-    for split in splits:
-        readings = _readings(job, rows, split)[:, :, attributes.index(attribute)]
-        low, high = np.percentile(readings, [10, 90], axis=0)
-        (line,) = axes.plot(job.strengths, readings.mean(0), "o-", ms=4, label=split)
-        axes.fill_between(job.strengths, low, high, alpha=0.15, color=line.get_color())
-    axes.set(xlabel="strength", ylabel=f"reader: {attribute}")
-    axes.legend(frameon=False)
-    return _figure_uri(figure)
-
-
-def _moves(job: EvalJob, rows: pd.DataFrame, splits: list[str], attributes: list[str]) -> str:
-    """How far every attribute moves."""
-    figure, axes = _axes()
-    width = 0.8 / len(splits)
-    for place, split in enumerate(splits):
-        readings = _readings(job, rows, split)
-        move = readings[:, job.strengths.index(1)] - readings[:, job.strengths.index(-1)]
-        axes.bar(np.arange(len(attributes)) + place * width, np.abs(move).mean(0), width)
-    axes.set_xticks(
-        np.arange(len(attributes)) + 0.4 - width / 2, attributes, rotation=45, ha="right"
-    )
-    axes.set_ylabel("mean |move|, −1 to +1")
-    return _figure_uri(figure)
-
-
-def _readings(job: EvalJob, rows: pd.DataFrame, split: str) -> np.ndarray:
-    """float [faces, strengths, attributes]."""
-    values = np.stack(rows[rows["setting"] == split]["readings"].to_list())
-    return values.reshape(-1, len(job.strengths), values.shape[-1])
-
-
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _figure_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    return _data_uri(buffer.getvalue())
+def _trained_with(figures: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Slider -> the judges that it was trained to please."""
+    return {
+        name: sorted({judge for own in splits.values() for judge in own["trained_with"]})
+        for name, splits in figures["sliders"].items()
+        if any(own["trained_with"] for own in splits.values())
+    }
 
 
 def _image_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", optimize=True)
-    return _data_uri(buffer.getvalue())
+    return _data_uri(*strips.as_file(image))
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _data_uri(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -1,159 +1,152 @@
-"""Evaluate sliders: a grid as a Ray Data job, one table of measurements, figures and a page."""
+"""Evaluate: tasks through Ray Data, one table of measurements, and all that follows from it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from io import BytesIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray
 from rich.console import Console
 
 from bs_ray.config import EvalJob
-from bs_ray.evaluate.metrics import slider_figures
-from bs_ray.evaluate.report import render_report
-from bs_ray.evaluate.sweep import BASE, Sweeper, tasks
-from bs_ray.evaluate.worlds import open_world
-from bs_ray.models import absolute_base, identify_base
-from bs_ray.models.base import BaseNotFound
+from bs_ray.evaluate.arms import Arm, arms_of
+from bs_ray.evaluate.base import BaseReader
+from bs_ray.evaluate.figures import Wanted, figures_of
+from bs_ray.evaluate.judging import judging_of
+from bs_ray.evaluate.outputs import write_outputs
+from bs_ray.evaluate.parts import Parts
+from bs_ray.evaluate.splits import Split, open_splits
+from bs_ray.evaluate.sweep import (
+    BaseTask,
+    PairTask,
+    Sweeper,
+    SweepTask,
+    Task,
+    base_tasks,
+    cost_tasks,
+    pair_tasks,
+    sweep_tasks,
+)
+from bs_ray.evaluate.trust import identity_test
+from bs_ray.images.faces import need_centerface
+from bs_ray.models import identify_base
 from bs_ray.progress import bar
 from bs_ray.ray_session import ray_session
-from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store
 
 
 def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
-    """Measure every slider of the job on every split; the figures, as written to metrics.json.
+    """Measure what the job asks for; the figures, as written to metrics.json.
 
-    Writes report.html, metrics.json and metrics.parquet (a row for each face and strength) below
-    `job.output`, a folder or s3://. Raises BaseNotFound, SliderError, JobError or StorageError
-    before any work.
+    Writes below `job.output`, a folder or s3://, what `write_outputs` lists. The same command goes
+    on after an interruption. Raises BaseNotFound, SliderError, JudgeUnavailable, FacesUnavailable,
+    EmptyInputError, JobError, ValueError or StorageError before any work.
     """
     console = console or Console()
-    names = check(job)
-    job = with_places(job)
-    output = Store(job.output)
+    arms = arms_of(job)
+    splits = open_splits(job)
+    wanted = check(job, arms, splits)
+    parts = Parts(job, splits, wanted.judging)
+    sweeps = sweep_tasks(job, arms, splits)
+    costs = cost_tasks(splits) if job.methods or job.compare else []
     with ray_session(num_cpus=max(4, job.workers + 1)):
-        frames = list(measured(job, Sweeper, tasks(job), console))
-    base = [frame for frame in frames if frame["setting"].iloc[0] == BASE]
-    table = pd.concat([frame for frame in frames if frame["setting"].iloc[0] != BASE])
-    table = table.sort_values(["setting", "slider", "face", "strength"], ignore_index=True)
-    figures: dict = {
-        "name": job.name,
-        "sliders": summarise(job, table, names),
-        "interference": interference(job, table, names),
-    }
-    if base:
-        rows = pd.concat(base).sort_values("face")
-        figures["base"] = open_world(job.base).base_figures(rows)
-    output.write("metrics.parquet", to_parquet(table))
-    output.write("metrics.json", (json.dumps(figures, indent=2) + "\n").encode())
-    output.write("report.html", render_report(job, figures, table).encode())
-    return figures
+        tasks = [*sweeps, *pair_tasks(splits), *base_tasks(job)]
+        frames = _measured(job, splits, parts, tasks, console)
+        spent = _measured(job, splits, parts, costs, console)  # alone, since it takes the time
+    table = pd.concat([frame for task, frame in frames if isinstance(task, SweepTask)])
+    order = ["split", "group", "arm", "item", "strength"]
+    table = table.sort_values(order, ignore_index=True)
+    figures = figures_of(job, wanted, table)
+    if job.base_images:
+        rows = pd.concat([frame for task, frame in frames if isinstance(task, BaseTask)])
+        figures["base"] = BaseReader(job.base).figures(rows.sort_values("item"))
+    if spent:
+        figures["costs"] = _costs(spent[0][1])
+    for task, rows in frames:
+        if isinstance(task, PairTask):
+            judges = wanted.judging[task.split].panel.identity
+            figures["splits"][task.split]["identity_test"] = identity_test(judges, rows)
+    write_outputs(job, figures, table)
+    return json.loads(Store(job.output).read("metrics.json"))
 
 
-def to_parquet(table: pd.DataFrame) -> bytes:
-    """The table as a Parquet file."""
-    file = BytesIO()
-    table.to_parquet(file)
-    return file.getvalue()
-
-
-def with_places(job: EvalJob) -> EvalJob:
-    """The job with absolute places, since actors elsewhere have working folders of their own."""
-    places = {"registry": Registry(job.registry).store.uri, "base": absolute_base(job.base)}
-    return job.model_copy(update=places)
-
-
-def check(job: EvalJob) -> list[str]:
-    """The names of the reader's attributes, once everything that takes seconds is checked."""
-    base_id = identify_base(job.base)
-    reader = open_world(job.base).judges.reader
+def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Wanted:
+    """What is wanted of which judges, once everything that takes seconds is checked."""
     Store(job.output).check(write=True)
-    registry = Registry(job.registry)
-    registry.store.check()
-    for reference, attribute in job.sliders.items():
-        registry.resolve(reference).check_base(base_id)
-        if attribute not in reader.names:
-            raise BaseNotFound(
-                f"sliders.{reference}: got attribute {attribute!r}; expected one of "
-                f"{', '.join(reader.names)}"
-            )
-    return list(reader.names)
+    judging = judging_of(job, arms, splits)
+    sliders = {arm: arm.resolved() for arm in arms}
+    for arm, slider in sliders.items():
+        slider.check_base(identify_base(arm.base))
+        for strength in job.strengths:
+            slider.card.lora_scale(strength, arm.editor.calibrated)
+    if job.base_images:
+        BaseReader(job.base)
+    regions = {arm.editor.region for arm in arms}
+    if "face" in regions or any(its.panel.needs_faces for its in judging.values()):
+        need_centerface()
+    return Wanted.of(arms, sliders, judging, splits)
 
 
 class _Measurer:
-    """The Ray Data actor: numbers of items come in, the rows that its worker measures go out."""
+    """The Ray Data actor: numbers of tasks come in, the rows that its worker measures go out."""
 
-    def __init__(self, worker: Callable[[EvalJob], Any], job: EvalJob, items: list):
-        self.worker, self.items = worker(job), items
+    def __init__(self, worker: Callable[[], Any], tasks: list[Task]):
+        self.worker, self.tasks = worker(), tasks
 
     def __call__(self, batch: dict) -> pd.DataFrame:
-        return pd.DataFrame(
-            [row for index in batch["id"] for row in self.worker.measure(self.items[int(index)])]
-        )
+        [number] = batch["id"]
+        return pd.DataFrame(self.worker.measure(self.tasks[int(number)])).assign(task=int(number))
 
 
-def measured(
-    job: EvalJob, worker: Callable[[EvalJob], Any], items: Sequence[Any], console: Console
-) -> Iterator[pd.DataFrame]:
-    """Every item's rows as they come, through a pool of actors, with a bar that counts faces.
+def _measured(
+    job: EvalJob,
+    splits: Mapping[str, Split],
+    parts: Parts,
+    tasks: Sequence[Task],
+    console: Console,
+) -> list[tuple[Task, pd.DataFrame]]:
+    """Every task's rows: an earlier run's are read, the others are measured and kept."""
+    found = parts.done(tasks)
+    missing = [task for task in tasks if task not in found]
+    if missing:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        device = "cuda" if gpus else "cpu"
+        with bar(console, "Evaluating", sum(task.count for task in missing), "faces") as report:
+            worker = partial(Sweeper, job, splits, device)
+            for number, rows in _stream(
+                worker, missing, min(job.workers, gpus or job.workers), gpus
+            ):
+                parts.keep(missing[number], rows)
+                found[missing[number]] = rows
+                report(missing[number].count)
+    return [(task, found[task]) for task in tasks]
 
-    worker(job) is an object with `measure(item) -> rows`; an item has a `count` of faces.
-    """
+
+def _stream(
+    worker: Callable[[], Any], tasks: Sequence[Task], actors: int, gpus: int
+) -> Iterator[tuple[int, pd.DataFrame]]:
+    """(number of the task, its rows) as they come, through a pool of actors. gpus: the cluster's,
+    of which each actor takes one where there are any."""
     ray.data.DataContext.get_current().enable_progress_bars = False
-    done = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(
+    done = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
         _Measurer,
-        fn_constructor_args=(worker, job, list(items)),
+        fn_constructor_args=(worker, list(tasks)),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=job.workers),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=actors, initial_size=min(actors, len(tasks))
+        ),
         num_cpus=1,
+        num_gpus=1 if gpus else None,
     )
-    with bar(console, "Evaluating", sum(item.count for item in items), "faces") as report:
-        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            rows = batch.to_pandas()
-            report(rows["face"].nunique())
-            yield rows
+    for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for number, rows in batch.to_pandas().groupby("task"):
+            yield int(number), rows.drop(columns="task")
 
 
-def summarise(job: EvalJob, table: pd.DataFrame, names: list[str]) -> dict:
-    """Figures by slider and split."""
-    count = len(job.strengths)
-    found: dict = {}
-    for (slider, split), rows in table.groupby(["slider", "setting"]):
-
-        def grid(column: str, rows: pd.DataFrame = rows) -> np.ndarray:
-            values = np.stack(rows[column].to_list())
-            return values.reshape(-1, count, *values.shape[1:])
-
-        figures = slider_figures(
-            np.array(job.strengths, dtype=float),
-            grid("readings"),
-            names.index(job.sliders[slider]),
-            grid("identity"),
-            grid("perceptual"),
-            grid("clip"),
-            bool(rows["zero_exact"].all()),
-        )
-        found.setdefault(slider, {})[split] = figures.as_dict()
-    return found
-
-
-def interference(job: EvalJob, table: pd.DataFrame, names: list[str]) -> dict:
-    """By slider, how far every attribute moves from strength -1 to +1, mean and with its sign.
-
-    Over the job's first split. For all attributes but the slider's own, 0 would be best.
-    """
-    split = next(iter(job.splits))
-    found = {}
-    for slider in job.sliders:
-        rows = table[(table["setting"] == split) & (table["slider"] == slider)]
-        ends = [
-            np.stack(rows[rows["strength"] == strength].sort_values("face")["readings"].to_list())
-            for strength in (-1.0, 1.0)
-        ]
-        found[slider] = dict(zip(names, (ends[1] - ends[0]).mean(0).tolist(), strict=True))
-    return found
+def _costs(rows: pd.DataFrame) -> dict:
+    """By arm, with the means over groups."""
+    columns = ["evaluations", "seconds", "seconds_spread"]
+    return rows.groupby("arm", sort=False)[columns].mean().to_dict("index")

@@ -3,43 +3,73 @@
 import numpy as np
 import pytest
 
-from bs_ray.evaluate.intervals import interval
-from bs_ray.evaluate.metrics import psnr_db, row_correlation, slider_figures
+from bs_ray.evaluate.intervals import interval, percentiles, resampled
+from bs_ray.evaluate.metrics import (
+    NOISE,
+    drift_by_face,
+    is_monotone,
+    psnr_db,
+    row_correlation,
+    shape_by_face,
+    smoothness_by_face,
+)
 
 STRENGTHS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
 
 
-def figures(curve: np.ndarray, other: np.ndarray):
-    readings = np.stack([curve, other], axis=-1)
-    flat = np.ones_like(curve)
-    return slider_figures(
-        STRENGTHS, readings, 0, flat, 0 * flat, np.tile(STRENGTHS, (len(curve), 1)), True
-    )
-
-
-def test_effect_drift_and_monotonicity() -> None:
-    rising = 0.5 + 0.1 * STRENGTHS
-    bent = np.array([0.5, 0.4, 0.5, 0.6, 0.55])
-    other = np.array([[0.0, 0.2, 0.2, 0.1, 0.0], [0.3, 0.3, 0.3, 0.3, 0.3]])
-    found = figures(np.stack([rising, bent]), other)
-    assert found.effect == pytest.approx(0.2)
-    assert found.drift_other == pytest.approx(0.05)
-    assert found.monotone_share == found.strictly_monotone_share == 0.5
-    assert found.clip_change == pytest.approx(2.0)
-    assert found.zero_exact and found.faces == 2
+def test_a_curve_that_bends_back_is_not_monotone() -> None:
+    rising, bent = 0.5 + 0.1 * STRENGTHS, np.array([0.5, 0.4, 0.5, 0.6, 0.55])
+    found = shape_by_face(STRENGTHS, np.stack([rising, bent]), NOISE)
+    assert found["monotone_share"].tolist() == [True, False]
+    assert found["strictly_monotone_share"].tolist() == [True, False]
+    assert found["linearity"][0] == pytest.approx(1)
+    assert found["linearity"][1] < 0.9
 
 
 def test_a_fall_within_the_readers_noise_is_none() -> None:
-    still = np.array([0.06, 0.05, 0.08, 0.4, 0.8])
-    falling = np.array([0.9, 0.895, 0.89, 0.885, 0.88])
-    found = figures(np.stack([still, falling]), np.zeros((2, 5)))
-    assert found.monotone_share == 0.5
-    assert found.strictly_monotone_share == 0
+    still, falling = [0.06, 0.05, 0.08, 0.4, 0.8], [0.9, 0.895, 0.89, 0.885, 0.88]
+    assert is_monotone(np.array([still, falling])).tolist() == [True, False]
+    years = np.array([[40, 39.5, 41, 44, 48.0]])
+    assert is_monotone(years, 1.0).all() and not is_monotone(years, 0.1).any()
 
 
 def test_a_flat_curve_is_not_monotone_and_has_no_correlation() -> None:
-    found = figures(np.full((1, 5), 0.5), np.zeros((1, 5)))
-    assert (found.effect, found.monotone_share, found.linearity) == (0, 0, 0)
+    found = shape_by_face(STRENGTHS, np.full((1, 5), 0.5), NOISE)
+    assert not found["monotone_share"][0] and found["linearity"][0] == 0
+
+
+def test_drift_is_the_mean_of_the_others() -> None:
+    move = np.array([[0.1, -0.3], [0.0, 0.0]])
+    assert drift_by_face(move).tolist() == pytest.approx([0.2, 0.0])
+    assert np.isnan(drift_by_face(np.zeros((2, 0)))).all()
+
+
+def distances(places: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """As a judge says of pictures that lie on a line: to the next, and to the one behind that."""
+    line = np.array(places)
+    pad = [np.nan]
+    one, two = np.abs(np.diff(line)), np.abs(line[2:] - line[:-2])
+    return np.concatenate([one, pad])[None], np.concatenate([two, pad, pad])[None]
+
+
+def test_smoothness_after_kontinuous_kontext() -> None:
+    even = smoothness_by_face(STRENGTHS, *distances([0, 1, 2, 3, 4]))
+    assert even["step_spread"][0] == pytest.approx(0)
+    assert even["triangle_deficit"][0] == pytest.approx(0)
+    # Nothing happens but at one step: shares 0, 0, 1, 0, whose deviation is sqrt(3) / 4.
+    jump = smoothness_by_face(STRENGTHS, *distances([0, 1e-9, 2e-9, 1, 1 + 1e-9]))
+    assert jump["step_spread"][0] == pytest.approx(3**0.5 / 4, abs=1e-6)
+    # Out and back: each triple's detour is 1 + 1 against a direct way of 0.1.
+    back = smoothness_by_face(STRENGTHS, *distances([0, 1, 0.1, 1.1, 0.2]))
+    assert back["triangle_deficit"][0] > 5
+
+
+def test_smoothness_counts_steps_by_their_strength() -> None:
+    strengths = np.array([-1.0, -0.5, 0.0, 1.0])
+    found = smoothness_by_face(strengths, *distances([-1, -0.5, 0, 1]))
+    assert found["step_spread"][0] == pytest.approx(0)
+    still = smoothness_by_face(strengths, *distances([0, 0, 0, 0]))
+    assert np.isnan(still["step_spread"][0])
 
 
 def test_intervals_of_means_and_of_shares() -> None:
@@ -54,7 +84,9 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     means = [interval(faces) for faces in rng.normal(0.4, 0.2, (2000, 24))]
     shares = [interval(faces) for faces in rng.random((2000, 24)) < 0.9]
-    for found, truth in ((means, 0.4), (shares, 0.9)):
+    weights = resampled(64, draws=500)
+    drawn = [percentiles(weights @ faces) for faces in rng.normal(0.4, 0.2, (500, 64))]
+    for found, truth in ((means, 0.4), (shares, 0.9), (drawn, 0.4)):
         held = np.mean([low <= truth <= high for low, high in found])
         assert held == pytest.approx(0.95, abs=0.03)
 

@@ -1,30 +1,39 @@
-"""An evaluation through Ray Data: one table, figures that follow from it, one page."""
+"""An evaluation through Ray Data: one table, figures that follow from it, one page; and again."""
 
+import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from bs_ray.config import EditorSettings, EvalJob
+from bs_ray.config import EditorSettings, EvalJob, JobError
 from bs_ray.config.evaluate import ComparedSettings
-from bs_ray.evaluate.compare import match
-from bs_ray.evaluate.methods import compare, methods_table
+from bs_ray.evaluate import run as run_module
+from bs_ray.evaluate.arms import arms_of
 from bs_ray.evaluate.run import check, evaluate
-from bs_ray.evaluate.sweep import tasks
+from bs_ray.evaluate.splits import open_splits
+from bs_ray.evaluate.sweep import sweep_tasks
+from bs_ray.evaluate.tables import terminal_table
+from bs_ray.judges.judge import JudgeUnavailable
 from bs_ray.models import load_base
-from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.registry import Registry
 from bs_ray.testing import random_slider
+
+OWN = {kind: ["own"] for kind in ("identity", "attributes", "perceptual", "clip")}
 
 
 @pytest.fixture(scope="module")
 def registry(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """smile@1 and smile@2."""
     folder = str(tmp_path_factory.mktemp("sliders"))
-    Registry(folder).publish(random_slider(load_base(str(random_base)), "smile", 0))
+    for seed in range(2):
+        Registry(folder).publish(random_slider(load_base(str(random_base)), "smile", seed))
     return folder
 
 
@@ -40,40 +49,95 @@ def make_job(random_base: Path, registry: str, output: Path, **changes) -> EvalJ
     )
 
 
-def test_table_figures_and_report(ray_cluster, random_base, registry, tmp_path: Path) -> None:
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks are measured here, one after another: what is tested needs no actors."""
+
+    def stream(worker, tasks, actors, gpus):
+        at_work = worker()
+        for number, task in enumerate(tasks):
+            yield number, pd.DataFrame(at_work.measure(task))
+
+    monkeypatch.setattr(run_module, "_stream", stream)
+
+
+def test_table_figures_and_report(
+    ray_cluster, random_base, registry, tmp_path: Path, monkeypatch
+) -> None:
     job = make_job(random_base, registry, tmp_path / "out", base_images=4)
     screen = io.StringIO()
     figures = evaluate(job, console=Console(file=screen, width=120))
     assert "9/9 faces" in screen.getvalue()
     table = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
     assert len(table) == (3 + 2) * len(job.strengths)
-    assert not table.duplicated(["setting", "slider", "face", "strength"]).any()
+    assert not table.duplicated(["split", "group", "arm", "item", "strength"]).any()
 
-    rows = table[table["setting"] == "faces"].set_index(["face", "strength"])["readings"]
-    moves = [rows[face, 1.0][0] - rows[face, -1.0][0] for face in range(3)]
+    rows = table[table["split"] == "faces"].set_index(["item", "strength"])["own-reader/smile"]
+    moves = [rows[face, 1.0] - rows[face, -1.0] for face in range(3)]
     found = figures["sliders"]["smile"]["faces"]
     assert found["effect"] == pytest.approx(float(np.mean(moves)), abs=1e-6)
-    assert found["zero_exact"] is True
+    assert found["zero_exact"] is True and found["slider"] == "smile@2"
     low, high = found["intervals"]["effect"]
     assert low < found["effect"] < high
-    assert set(figures["base"]["class_accuracy"]) == {
-        "smile",
-        "age",
-        "chubby",
-        "glasses",
-        "hair_length",
-    }
+    assert {"drift_other", "monotone_share", "identity", "perceptual", "clip_change"} <= set(found)
+    assert found["identity"] == pytest.approx(1 - found["identity_distance"])
+    classes = {"smile", "age", "chubby", "glasses", "hair_length"}
+    assert set(figures["base"]["class_accuracy"]) == classes
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6  # two plots, and two strips in two halves
+    # Two plots, two strips in two halves, interference.
+    assert page.count("data:image/png;base64,") == 7
+    assert "http" not in page.replace("http-equiv", "")  # it needs no other file
     assert figures["interference"]["smile"]["smile"] == pytest.approx(found["effect"], abs=1e-6)
     assert len(figures["interference"]["smile"]) == 12
-    assert "Slider" in page and "N = 4" in page
+    assert "own-reader" in page and "N = 4" in page
+
+    lines = list(csv.DictReader((tmp_path / "out" / "tables.csv").open()))
+    [effect] = [x for x in lines if x["column"].startswith("effect") and "faces" in x["row"]]
+    assert float(effect["value"]) == found["effect"] and float(effect["low"]) == low
+    assert "| smile | faces |" in (tmp_path / "out" / "tables.md").read_text()
+    assert "smile & faces" in (tmp_path / "out" / "tables.tex").read_text()
+
+    monkeypatch.setattr(run_module, "_stream", None)  # would be called otherwise
+    assert evaluate(job) == figures
+    fewer = job.model_copy(update={"splits": {"faces": 2}, "base_images": 0})
+    assert evaluate(fewer)["sliders"]["smile"]["faces"]["faces"] == 2
+    with pytest.raises(JobError, match=r"strengths \[-2.0, .*\], now \[-1.0, 0.0, 1.0\]"):
+        evaluate(job.model_copy(update={"strengths": [-1.0, 0.0, 1.0]}))
+
+
+def test_a_killed_run_goes_on_where_it_stopped(
+    ray_cluster, in_process, random_base, registry, tmp_path: Path, monkeypatch
+) -> None:
+    job = make_job(random_base, registry, tmp_path / "whole", splits={"faces": 5})
+    whole = evaluate(job)
+    stream, done = run_module._stream, []
+
+    def killed(*asked):
+        for number, rows in stream(*asked):
+            if len(done) == 1:
+                raise KeyboardInterrupt
+            done.append(number)
+            yield number, rows
+
+    again = job.model_copy(update={"output": str(tmp_path / "cut")})
+    monkeypatch.setattr(run_module, "_stream", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(again)
+    asked: list[int] = []
+
+    def counted(worker, tasks, *rest):
+        asked.append(len(tasks))
+        return stream(worker, tasks, *rest)
+
+    monkeypatch.setattr(run_module, "_stream", counted)
+    assert evaluate(again) == whole and asked == [2]
 
 
 def test_the_grid_covers_every_face_once(random_base, registry, tmp_path: Path) -> None:
     job = make_job(random_base, registry, tmp_path, splits={"faces": 5, "wild": 2})
-    covered = [(t.split, t.first + i) for t in tasks(job) for i in range(t.count)]
+    tasks = sweep_tasks(job, arms_of(job), open_splits(job))
+    covered = [(t.split, t.first + i) for t in tasks for i in range(t.count)]
     assert sorted(covered) == sorted(
         [("faces", i) for i in range(5)] + [("wild", i) for i in (0, 1)]
     )
@@ -81,11 +145,45 @@ def test_the_grid_covers_every_face_once(random_base, registry, tmp_path: Path) 
 
 def test_an_unknown_attribute_is_refused(random_base, registry, tmp_path: Path) -> None:
     job = make_job(random_base, registry, tmp_path, sliders={"smile": "grin"})
-    with pytest.raises(BaseNotFound, match="got attribute 'grin'; expected one of smile"):
-        check(job)
+    with pytest.raises(JudgeUnavailable, match="got attribute 'grin'; expected one of smile"):
+        check(job, arms_of(job), open_splits(job))
 
 
-# --- methods side by side ---------------------------------------------------------------------
+def test_photos_and_prompts_of_the_users_own(
+    ray_cluster, in_process, random_base, registry, saved: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Effect from CLIP's direction between the slider's own prompts, as the list form has it."""
+    for who in ("ann", "bob"):
+        for n in range(2):
+            (tmp_path / "in" / who).mkdir(parents=True, exist_ok=True)
+            photo = Image.effect_noise((90, 70), 60 + 10 * n).convert("RGB")
+            (tmp_path / "in" / who / f"{n}.png").write_bytes(saved(photo, "PNG"))
+    (tmp_path / "in" / "cy.png").write_bytes(b"\x89PNG broken")
+    table = tmp_path / "people.csv"
+    table.write_text("case_number,prompt,evaluation_seed\n0,a person,5\n1,a face,6\n")
+    photos = {"photos": str(tmp_path / "in"), "identities": True}
+    job = make_job(
+        random_base,
+        registry,
+        tmp_path / "out",
+        sliders={"smile": "clip"},
+        splits={"mine": photos, "prompts": {"prompts": str(table)}},
+        judges=OWN,
+    )
+    figures = evaluate(job)
+    mine, drawn = (figures["sliders"]["smile"][name] for name in ("mine", "prompts"))
+    assert (mine["faces"], mine["left_out"]) == (2, {"not an image": 1})
+    assert drawn["faces"] == 2 and mine["measure"] == drawn["measure"] == "own-clip/smile"
+    assert mine["zero_exact"] and mine["effect"] != 0 and mine["step_spread"] >= 0
+    test = figures["splits"]["mine"]["identity_test"]["own-identity"]
+    assert (test["same_pairs"], test["other_pairs"]) == (2, 2)
+    rows = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
+    own = rows[(rows["split"] == "mine") & rows["picture"].notna()]
+    with Image.open(io.BytesIO(own["picture"].iloc[0])) as picture:
+        assert picture.size == (90, 70)
+
+
+# --- side by side -------------------------------------------------------------------------------
 METHODS = {
     "ours": ComparedSettings(steps=2),
     "re-noised": ComparedSettings(method="sdedit", steps=2),
@@ -93,19 +191,9 @@ METHODS = {
 }
 
 
-def test_match_takes_the_least_scale_that_reaches_the_goal() -> None:
-    scales = (-2.0, -1.0, 1.0, 2.0)
-    readings = np.array([[0.2, 0.4, 0.6, 0.9], [0.0, 0.2, 0.4, 0.9]])
-    # From -1 to 1 the mean moves by 0.2, from -2 to 2 by 0.8.
-    assert match(0.1, scales, readings) == pytest.approx((0.5, 0.1))
-    assert match(0.5, scales, readings) == pytest.approx((1.5, 0.5))
-    assert match(0.9, scales, readings) == pytest.approx((2.0, 0.8))
-
-
-def test_methods_are_compared_and_a_second_run_measures_nothing_again(
-    ray_cluster, random_base, registry, tmp_path: Path, monkeypatch
+def test_methods_are_compared(
+    ray_cluster, in_process, random_base, registry, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("bs_ray.evaluate.compare._MATCH_FACES", 2)
     job = make_job(
         random_base,
         registry,
@@ -115,25 +203,48 @@ def test_methods_are_compared_and_a_second_run_measures_nothing_again(
         splits={"faces": 3, "wild": 2},
         seeds=2,
     )
-    figures = compare(job)
+    figures = evaluate(job)
     found = {(row["method"], row["setting"]): row for row in figures["methods"]}
     assert len(found) == 6 and {row["faces"] for row in found.values()} == {3, 2}
     assert {row["seeds"] for row in found.values() if row["setting"] == "faces"} == {2}
     ours, others = found["ours", "wild"], found["re-noised", "wild"]
     assert ours["pixels_at_zero"] == 0 and ours["drift_at_zero"] < 1e-6  # the reader's floats
     assert others["pixels_at_zero"] > 0.01
+    assert ours["perceptual_64"] == ours["perceptual"]
     evaluations = {m: figures["costs"][m]["evaluations"] for m in METHODS}
     assert evaluations == {"ours": 4, "re-noised": 2, "inverted": 4}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "re-noised" in page
+    assert page.count("data:image/") == 5 and "re-noised" in page
     assert json.loads((tmp_path / "out" / "methods.json").read_text()) == figures
-    text = Console(width=80, file=io.StringIO(), record=True)
-    text.print(methods_table(figures))
-    assert "re-noised" in (printed := text.export_text()) and "…" not in printed
+    _, heads, rows = terminal_table(figures)[0]
+    assert "drift" in heads and ["re-noised", "wild"] in [row[:2] for row in rows]
 
-    monkeypatch.setattr("bs_ray.evaluate.methods.measured", None)  # would be called otherwise
-    again = compare(job)
-    assert again["methods"] == figures["methods"]
+
+def test_versions_are_compared_with_a_verdict(
+    ray_cluster, in_process, random_base, registry, tmp_path: Path
+) -> None:
+    """A file of one of them is the same arm under another name, and so no better."""
+    file = f"{registry}/smile/0001.safetensors"
+    job = make_job(
+        random_base,
+        registry,
+        tmp_path / "out",
+        sliders={},
+        compare=["smile@1", "smile@2", file],
+        splits={"faces": 4},
+        at_effect=0.001,
+    )
+    figures = evaluate(job)
+    its = figures["comparisons"]["faces"]
+    assert list(its["arms"]) == ["smile@1", "smile@2", "smile 0001"] and its["faces"] == 4
+    assert its["measure"] == "own-reader/smile" and set(figures["sliders"]) == set(its["arms"])
+    same = its["differences"]["smile 0001"]
+    assert all(one["difference"] == 0 for one in same.values())
+    assert its["verdicts"]["smile 0001"]["answer"] in ("equal", "not comparable")
+    assert "smile@2" in its["verdicts"]["smile@2"]["sentence"]
+    assert set(figures["costs"]) == set(its["arms"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert its["verdicts"]["smile@2"]["sentence"].split(":")[0] in page
 
 
 def test_methods_without_a_common_effect_are_refused(random_base, registry, tmp_path) -> None:

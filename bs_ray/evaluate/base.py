@@ -1,18 +1,19 @@
-"""The tiny bases' own world: rendered faces whose every attribute is a number that is known."""
+"""How good a base of the tiny world is by itself: its round trips and its captions.
+
+Held-out faces of that world are rendered, and their every attribute is a number that is known.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 from bs_ray.evaluate.intervals import interval
 from bs_ray.evaluate.metrics import psnr_db, row_correlation
-from bs_ray.images.pixels import pixels_of
+from bs_ray.evaluate.splits.tiny import HELD_OUT_SEED
 from bs_ray.judges.attributes import AttributeReader
 from bs_ray.judges.load import WorldJudges
 from bs_ray.models import base_folder
@@ -20,52 +21,29 @@ from bs_ray.models.base import DiffusionModel
 from bs_ray.models.diffusion import sample_euler
 from bs_ray.tiny import captions, faces
 
-HELD_OUT_SEED = 1_000_000
-"""The recipe of the tiny bases draws no scene from this seed on."""
 CLASSES = ("smile", "age", "chubby", "glasses", "hair_length")
 
 
-class TinyWorld:
-    """A World that is rendered on demand."""
+class BaseReader:
+    """Measures a base of the tiny world with that world's own attribute reader."""
 
     def __init__(self, base: str):
         """Raises BaseNotFound for a base without the judges of this world."""
-        self.judges = WorldJudges.load(base_folder(base))
+        self.reader = WorldJudges.load(base_folder(base)).reader
 
-    def photos(
-        self, split: str, first: int, count: int, seed: int, enlarged: int = 1
-    ) -> np.ndarray:
-        """See World. Photos of "faces" are plain, those of "wild" have a camera's faults."""
-        scene = faces.sample_scenes(count, HELD_OUT_SEED + seed + first)
-        if split == "faces":
-            return pixels_of(faces.render(scene))
-        images = faces.render_wild(scene, HELD_OUT_SEED + seed + first)
-        if enlarged > 1:
-            images = F.interpolate(images, scale_factor=enlarged, mode="bicubic").clamp(-1, 1)
-        return pixels_of(images)
-
-    def prompts(self, attribute: str, first: int, count: int, seed: int) -> list[str]:
-        """See World."""
-        scene = faces.sample_scenes(count, HELD_OUT_SEED + seed + first)
-        rng = random.Random(first)
-        own = {phrase for ends in captions.PHRASES[attribute] for phrase in ends}
-        found = []
-        for row in range(count):
-            true = [p for p in captions.phrases(scene, row, rng) if p not in own]
-            found.append(", ".join(["a photo of a person", *rng.sample(true, 4)]))
-        return found
-
-    def base_rows(self, model: DiffusionModel, first: int, count: int, total: int) -> list[dict]:
-        """See World. A row of `round_trips` and one of `captioned`, together."""
-        reader = self.judges.reader
-        trips = round_trips(model, reader, first, count, total)
-        pictures = captioned(model, reader, first, count, total)
+    def rows(self, model: DiffusionModel, first: int, count: int, total: int) -> list[dict]:
+        """A row of `round_trips` and one of `captioned`, together, for each picture."""
+        trips = round_trips(model, self.reader, first, count, total)
+        pictures = captioned(model, self.reader, first, count, total)
         return [trip | picture for trip, picture in zip(trips, pictures, strict=True)]
 
-    def base_figures(self, rows: pd.DataFrame) -> dict:
-        """See World."""
-        names = self.judges.reader.names
-        return {"images": len(rows), **vae_figures(rows, names), **caption_figures(rows)}
+    def figures(self, rows: pd.DataFrame) -> dict:
+        """The base's figures from the rows of all pictures."""
+        return {
+            "images": len(rows),
+            **vae_figures(rows, self.reader.names),
+            **caption_figures(rows),
+        }
 
 
 @torch.no_grad()

@@ -1,0 +1,85 @@
+"""Arms: what is swept. A slider by itself, or one of several that are compared at equal effect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bs_ray.config import EditorSettings, EvalJob
+from bs_ray.models import absolute_base
+from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider
+
+COMPARED = "compared"
+"""The group of a job's `compare`."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One slider on one base, edited in one way."""
+
+    name: str
+    """Unique within its group: the slider's, the method's or the arm's own."""
+    group: str
+    """Arms of one group are compared with each other."""
+    slider: str
+    """How the registry knows it: name, name@version or a file."""
+    measure: str
+    """What it should move, as the job says; "" leaves that to the judges."""
+    base: str
+    registry: str
+    editor: EditorSettings
+
+    @property
+    def label(self) -> str:
+        """How figures and tables name it: a slider with the method that it is edited by, or its own
+        name alone."""
+        alone = self.name == self.group or self.group == COMPARED
+        return self.name if alone else f"{self.group}, {self.name}"
+
+    def resolved(self) -> Slider:
+        """The slider itself. Raises SliderError and StorageError."""
+        return Registry(self.registry).resolve(self.slider)
+
+
+def arms_of(job: EvalJob) -> list[Arm]:
+    """All arms of a job, with absolute places, since workers have folders of their own."""
+    registry, base = absolute_registry(job.registry), absolute_base(job.base)
+    if job.compare:
+        return [
+            Arm(
+                name,
+                COMPARED,
+                _place(arm.slider),
+                _measure(job, arm.slider),
+                absolute_base(arm.base) if arm.base else base,
+                absolute_registry(arm.registry) if arm.registry else registry,
+                arm.editor or job.editor,
+            )
+            for name, arm in job.compare.items()
+        ]
+    methods = {
+        name: compared.model_copy(update={"calibrated": False})
+        for name, compared in job.methods.items()
+    }
+    return [
+        Arm(name or slider, slider, _place(slider), measure, base, registry, editor)
+        for slider, measure in job.sliders.items()
+        for name, editor in (methods or {"": job.editor}).items()
+    ]
+
+
+def absolute_registry(registry: str) -> str:
+    """The registry's URI, for workers elsewhere."""
+    return Registry(registry).store.uri
+
+
+def _place(slider: str) -> str:
+    """A file of a relative path, for workers elsewhere."""
+    if slider.endswith(".safetensors") and "://" not in slider:
+        return absolute_base(slider)
+    return slider
+
+
+def _measure(job: EvalJob, slider: str) -> str:
+    """What the job says of a compared slider, under its own name or without its version."""
+    return job.sliders.get(slider) or job.sliders.get(slider.partition("@")[0]) or ""

@@ -1,0 +1,32 @@
+"""What an evaluation leaves below its output."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from bs_ray.config import EvalJob
+from bs_ray.evaluate.parts import to_parquet
+from bs_ray.evaluate.report import render_report, report_plots
+from bs_ray.evaluate.tables import tables_of, to_csv, to_latex, to_markdown
+from bs_ray.storage import Store
+
+
+def write_outputs(job: EvalJob, figures: dict, table: pd.DataFrame) -> None:
+    """Below `job.output`: report.html, which needs no other file; metrics.json, all figures;
+    metrics.parquet, a row for each item and strength; tables.md, tables.tex and tables.csv;
+    plots/*.png. A comparison of methods also writes methods.json, the older name of metrics.json.
+    """
+    output = Store(job.output)
+    tables = tables_of(figures)
+    output.write("metrics.parquet", to_parquet(table))
+    output.write("tables.md", to_markdown(tables).encode())
+    output.write("tables.tex", to_latex(tables).encode())
+    output.write("tables.csv", to_csv(tables).encode())
+    for name, png in report_plots(job, figures, table).items():
+        output.write(f"plots/{name}", png)
+    written = (json.dumps(figures, indent=2, allow_nan=False) + "\n").encode()
+    for name in ("metrics.json", "methods.json") if job.methods else ("metrics.json",):
+        output.write(name, written)
+    output.write("report.html", render_report(job, figures, table).encode())

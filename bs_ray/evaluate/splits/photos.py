@@ -1,0 +1,105 @@
+"""Photos of the user's own, as a split: listed, sampled by name, decoded when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bs_ray.config.base import MAX_PIXELS
+from bs_ray.config.evaluate import PhotoSplit
+from bs_ray.evaluate.splits import Item
+from bs_ray.evaluate.splits.sources import Listed, PhotoSource, source_of
+from bs_ray.images.decode import decode
+from bs_ray.images.formats import EmptyInputError
+from bs_ray.images.rows import is_quarantined
+
+
+class Photos:
+    """A sample of the photos at one place."""
+
+    drawn = generates = False
+
+    def __init__(
+        self,
+        source: PhotoSource,
+        chosen: Sequence[Listed],
+        pairs: Sequence[tuple[Listed, Listed]],
+        seed: int,
+    ):
+        """pairs: two photos each of some people, for the test of an identity judge."""
+        place = source.place
+        self.title = f"Photos of {place if '://' in place else place.rpartition('/')[2]}"
+        self._source, self._chosen, self._seed = source, list(chosen), seed
+        self.pairs = list(pairs)
+        content = "".join(f"{one.key}:{one.tag}\n" for one in chosen)
+        self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self._kept: dict[str, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def items(self, first: int, count: int) -> list[Item]:
+        """See Split. The content of a file names its noise."""
+        wanted = self._chosen[first : first + count]
+        items = [self._item(one, data) for one, data in self._read(wanted)]
+        return [replace(item, number=first + number) for number, item in enumerate(items)]
+
+    def pair_items(self) -> list[tuple[Item, Item]]:
+        """The pairs, decoded."""
+        both = [one for pair in self.pairs for one in pair]
+        items = [self._item(one, data) for one, data in self._read(both)]
+        return list(zip(items[::2], items[1::2], strict=True))
+
+    def _read(self, wanted: Sequence[Listed]) -> list[tuple[Listed, bytes | None]]:
+        if not self._source.packed:
+            found = self._source.read([one.key for one in wanted])
+        else:  # a pass through the whole file, which is made once for all
+            if not self._kept:
+                everything = [*self._chosen, *(one for pair in self.pairs for one in pair)]
+                self._kept = self._source.read([one.key for one in everything])
+            found = self._kept
+        return [(one, found.get(one.key)) for one in wanted]
+
+    def _item(self, one: Listed, data: bytes | None) -> Item:
+        plain = Item(0, one.key, self._seed, identity=one.identity)
+        if data is None:
+            return replace(plain, problem="missing: it was there when the split was opened")
+        row = decode(one.key, data, max_pixels=MAX_PIXELS)
+        if is_quarantined(row):
+            return replace(plain, problem=row["reason"])
+        return replace(plain, key=row["sha256"], pixels=row["pixels"])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": {}}
+
+
+PAIRS = 50
+"""At most so many people test an identity judge."""
+
+
+def open_photos(split: PhotoSplit, seed: int) -> Photos:
+    """Raises EmptyInputError where no photo lies, DamagedArchiveError and StorageError."""
+    source = source_of(split.photos)
+    listed = list(source.list())
+    if not listed:
+        raise EmptyInputError(
+            f"photos: got {split.photos}, where no photo lies; expected a folder, an s3:// prefix, "
+            "shards or an archive (.tgz, .tar.gz, .tar, .zip) with JPEG, PNG, WebP, BMP or TIFF. "
+            "Check the place"
+        )
+    listed.sort(key=lambda one: _rank(one.key, seed))
+    if not split.identities:
+        listed = [replace(one, identity="") for one in listed]
+        return Photos(source, listed[: split.count], [], seed)
+    of: dict[str, list[Listed]] = defaultdict(list)
+    for one in listed:
+        of[one.identity].append(one)
+    several = [photos for photos in of.values() if len(photos) > 1]
+    pairs = [(photos[0], photos[1]) for photos in several[:PAIRS]]
+    return Photos(source, [photos[0] for photos in of.values()][: split.count], pairs, seed)
+
+
+def _rank(key: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{key}".encode()).digest()
