@@ -17,7 +17,7 @@ from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Resul
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
-from bs_ray.serve.http.pictures import read_mask, read_photo, write_picture
+from bs_ray.serve.http.pictures import lost_in, read_mask, read_photo, write_picture
 from bs_ray.serve.http.problems import Problem, busy
 from bs_ray.serve.http.schema import EditRequest, GenerateRequest, ImageReply, ImagesReply, Meta
 from bs_ray.serve.tracing import carrier, span
@@ -115,6 +115,7 @@ class Service:
             for seed in seeds
         ]
         notes = [photo["note"] for photo in photos if photo["note"]]
+        notes += [note for photo in photos for note in lost_in(photo, request.output_format)]
         return Prepared(
             request,
             tasks,
