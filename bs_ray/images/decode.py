@@ -80,7 +80,7 @@ def _decode(key: str, data: bytes, max_pixels: int, keep_source: bool) -> Decode
                 pixels=pixels,
                 alpha=alpha,
                 deep=deep,
-                grey=image.mode in _GREY_MODES,
+                grey=image.mode in _GREY_MODES if deep is None else deep.shape[-1] < 3,
                 format=image.format,  # type: ignore[typeddict-item]
                 lossless=image.format in ("PNG", "BMP", "TIFF") or b"VP8L" in parts.pixels[12:64],
                 exif=exif,
