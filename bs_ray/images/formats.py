@@ -1,5 +1,6 @@
 """Which image files are photos here."""
 
+import re
 from importlib.util import find_spec
 
 from PIL import features
@@ -19,8 +20,8 @@ PLUGINS = {"HEIF": "pillow-heif", "AVIF": "a Pillow with AVIF"}
 SUFFIXES = tuple(suffix for some in SUFFIXES_OF_FORMAT.values() for suffix in some)
 """Of all formats, readable here or not: what is a photo does not depend on the machine."""
 SUFFIX_OF = {kind: suffixes[0] for kind, suffixes in SUFFIXES_OF_FORMAT.items()}
-COMPANIONS = ("._", "__MACOSX/", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir/")
-"""How names begin, at any depth, that systems put beside photos; most look like photos."""
+COMPANION = r"(^|/)(\._|__MACOSX/|@eaDir/|(\.DS_Store|[Tt]humbs\.db|desktop\.ini)$)"
+"""What systems put beside photos, at any depth; much of it is named like a photo."""
 
 
 class EmptyInputError(ValueError):
@@ -41,5 +42,5 @@ FORMATS = _readable()
 
 
 def is_companion(key: str) -> bool:
-    """Whether a file was put beside photos by a system, and is none itself."""
-    return any(f"/{key}".find(f"/{begin}") >= 0 for begin in COMPANIONS)
+    """Whether a system put a file beside photos, so that it is none itself."""
+    return re.search(COMPANION, key) is not None
