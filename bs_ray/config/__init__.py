@@ -9,7 +9,6 @@ from bs_ray.config.editor import PRESETS, EditorSettings, QualityGate
 from bs_ray.config.evaluate import EvalJob
 from bs_ray.config.load import (
     Job,
-    apply_override,
     editor_settings,
     flat_settings,
     job_hash,
@@ -17,6 +16,7 @@ from bs_ray.config.load import (
     load,
     shipped_job,
 )
+from bs_ray.config.overrides import apply_override
 from bs_ray.config.serve import Autoscaling, ServeJob
 from bs_ray.config.train import (
     CachedTeacher,
