@@ -88,12 +88,12 @@ def shallow(deep: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def png_of(file: bytes, deep: np.ndarray) -> bytes:
+def png_of(file: bytes, deep: np.ndarray, level: int = 6) -> bytes:
     """A PNG of `shallow(deep)` with 16 bits a channel instead."""
     rows = np.frombuffer(deep.astype(">u2").tobytes(), np.uint8).reshape(len(deep), -1)
     up = rows.copy()
     up[1:] -= rows[:-1]  # PNG's filter 2: the difference from the row above
-    body = zlib.compress(np.pad(up, ((0, 0), (1, 0)), constant_values=2).tobytes(), 6)
+    body = zlib.compress(np.pad(up, ((0, 0), (1, 0)), constant_values=2).tobytes(), level)
     made, at = [file[:8]], 8
     while at < len(file):
         [size] = struct.unpack_from(">I", file, at)

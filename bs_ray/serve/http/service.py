@@ -94,6 +94,7 @@ class Service:
         with span("decode", photos=len(request.image)):
             files = [await self._bytes(photo) for photo in request.image]
             photos = list(await asyncio.gather(*(read_photo(f, self.job) for f in files)))
+            _check_own_size(request.size, photos)
             mask = None
             if request.mask is not None:
                 mask = await read_mask(await self._bytes(request.mask), photos[0], self.job)
@@ -209,8 +210,8 @@ class Service:
                 f"expected at most {MAX_PICTURES} in one request"
             )
             raise Problem(422, "too-many-pictures", detail)
-        if request.size != "auto":
-            detail = f"size: got {request.size!r}; expected auto: a photo keeps its own size"
+        if request.size != "auto" and isinstance(request, GenerateRequest):
+            detail = f"size: got {request.size!r}; expected auto: the base has a size of its own"
             raise Problem(422, "size-not-supported", detail)
         if request.response_format == "url" and self._outputs is None:
             detail = "response_format: got 'url'; expected b64_json: this server keeps no pictures"
@@ -314,6 +315,15 @@ class Service:
             pass
         detail = "file: got a name of which this server has no file, or no longer; ask again"
         raise Problem(404, "no-such-file", detail)
+
+
+def _check_own_size(size: str, photos: Sequence[DecodedRow]) -> None:
+    """Raise Problem 422 for a size that a photo does not have."""
+    for photo in photos:
+        height, width = photo["pixels"].shape[:2]
+        if size not in ("auto", f"{width}x{height}"):
+            detail = f"size: got {size!r}; expected auto or {width}x{height}, the photo's own size"
+            raise Problem(422, "size-not-supported", detail)
 
 
 def _notes(mixes: Sequence[Mix]) -> list[str]:
