@@ -32,6 +32,7 @@ from bs_ray.datasets.sources import read_photos
 from bs_ray.judges.load import find_judges
 from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
+from bs_ray.models.prompts import cut_notes
 from bs_ray.progress import ProgressBoard, progress
 from bs_ray.ray_session import WORKER_ENV, ray_session
 from bs_ray.sliders.calibration import Calibration
@@ -46,7 +47,7 @@ from bs_ray.train.features import load_features
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
 from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.cache import ensure_cache, load_photos, read_cache
-from bs_ray.train.targets.teacher import PromptsDoNotSeparate
+from bs_ray.train.targets.teacher import PromptsDoNotSeparate, texts_of
 from bs_ray.train.watching.preview import missing_judges_message
 from bs_ray.train.watching.tracking import check_tracking, open_trackers
 from bs_ray.train.watching.watch import Watch
@@ -170,6 +171,8 @@ def _fit(
     datasets = _datasets(job, model, base, board, report)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
     report(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
+    for note in cut_notes(model, texts_of(job.concepts)):
+        report(note)
     if job.preview_every and (
         absent := missing_judges_message(find_judges(base_folder(base)), base)
     ):

@@ -272,7 +272,7 @@ class Service:
                 sweep=request.sweep.scales if request.sweep else [],
                 base_id=self.base_id,
                 seed=request.seed,
-                notes=prepared.notes,
+                notes=list(dict.fromkeys([*prepared.notes, *_made_notes(results)])),
             ),
         )
 
@@ -324,6 +324,11 @@ def _check_own_size(size: str, photos: Sequence[DecodedRow]) -> None:
         if size not in ("auto", f"{width}x{height}"):
             detail = f"size: got {size!r}; expected auto or {width}x{height}, the photo's own size"
             raise Problem(422, "size-not-supported", detail)
+
+
+def _made_notes(results: Sequence[Result]) -> list[str]:
+    """What the engine has to say of the pictures."""
+    return [note for result in results for output in result.outputs for note in output.notes]
 
 
 def _notes(mixes: Sequence[Mix]) -> list[str]:
