@@ -26,7 +26,7 @@ from rich.console import Console
 
 from bs_ray import __version__
 from bs_ray.config import TrainJob, job_hash
-from bs_ray.datasets.pairs import pair_keys, pair_sets, read_pairs
+from bs_ray.datasets.pairs import alone, pair_keys, pair_sets, read_pairs
 from bs_ray.datasets.pool import PhotoPool, PhotosError
 from bs_ray.datasets.sources import read_photos
 from bs_ray.judges.load import find_judges
@@ -206,6 +206,9 @@ def _datasets(
     found = {}
     if job.pairs:
         found["photos"] = read_pairs(job.pairs.images)
+        if single := alone(pair_keys(Store(job.pairs.images))):
+            some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
+            report(f"pairs: {len(single)} pictures have no partner and are left out: {some}")
     elif job.photos:
         found["photos"] = read_photos(job.photos)
     if job.teacher.mode == "cached":
