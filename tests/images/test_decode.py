@@ -12,6 +12,7 @@ from bs_ray.images.decode import decode
 from bs_ray.images.encode import encode, read_provenance
 from bs_ray.images.formats import FORMATS, PLUGINS
 from bs_ray.images.rows import DecodedRow, is_quarantined
+from bs_ray.images.sheets import draw_pairs
 
 Save = Callable[..., bytes]
 
@@ -191,8 +192,10 @@ def test_a_png_is_read_whatever_it_says(
     gradient: np.ndarray, saved: Save, side: bytes, note: str
 ) -> None:
     whole = saved(Image.fromarray(gradient), "PNG")
-    row = decoded(whole[:33] + side + whole[33:])
+    data = whole[:33] + side + whole[33:]
+    row = decoded(data)
     assert (row["pixels"] == gradient).all() and row["note"].startswith(note)
+    assert draw_pairs([("k", data, b"no photo")], "") == draw_pairs([("k", whole, b"")], "")
 
 
 def test_a_tiff_is_read_whatever_its_tags_say(gradient: np.ndarray, saved: Save) -> None:
