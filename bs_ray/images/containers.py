@@ -283,6 +283,8 @@ def _webp(data: bytes, parts: Parts) -> None:
 
 # --- TIFF ---------------------------------------------------------------------------------------
 def _tiff(data: bytes, parts: Parts) -> None:
+    if data[2:4] in (b"+\0", b"\0+"):
+        raise ValueError("it is that of a BigTIFF, which is not read here")
     directory = tiff.read_directory(data)
     parts.pixels, parts.exif = tiff.pixels_only(data, directory), data
     parts.dpi = directory.dpi()

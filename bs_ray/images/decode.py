@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from bs_ray.images.containers import Parts, take_apart
-from bs_ray.images.deep import is_deep, read_deep, to_eight
+from bs_ray.images.deep import bits_of, read_deep, to_eight
 from bs_ray.images.exif import kept_exif, orientation
 from bs_ray.images.formats import FORMATS, PLUGINS
 from bs_ray.images.rows import DecodedRow, JpegCoding, QuarantinedRow, SideData, quarantined
@@ -150,17 +150,15 @@ def _samples(image: Image.Image, parts: Parts) -> tuple[Image.Image, np.ndarray 
 
     Notes where bits are lost.
     """
-    if not is_deep(image):
-        image.load()
-        bits = _bits(parts.pixels) if image.format in ("AVIF", "HEIF") else 8
-        if bits > 8:
-            parts.notes.append(f"{bits} bits became 8")
-        return image, None
-    with _open(parts.pixels) as again:
-        deep = read_deep(image, again)
+    bits = _bits(parts.pixels) if image.format in ("AVIF", "HEIF") else bits_of(image)
+    deep = None
+    if bits == 16:
+        with _open(parts.pixels) as again:
+            deep = read_deep(image, again)
     if deep is None:
         image.load()
-        parts.notes.append("16 bits became 8")
+        if bits > 8:
+            parts.notes.append(f"{bits} bits became 8")
         return image, None
     array = to_eight(deep)
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), deep
@@ -197,6 +195,7 @@ def _pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _side(image: Image.Image, parts: Parts) -> SideData:
     dpi = image.info.get("dpi") if image.format == "BMP" else parts.dpi
+    dpi = dpi if dpi and all(dpi) else None
     return {
         "xmp": parts.xmp,
         "iptc": parts.iptc,

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 _STEP = 257  # one step of 8 bits, in those of 16
+_WHITE_IS_ZERO = 0  # a TIFF's, which Pillow turns around for 8 bits alone
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of a PNG, by channels
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # What Pillow calls the layout of 16-bit samples -> the layout whose high bytes are the low ones.
@@ -33,7 +34,8 @@ def read_deep(image: Image.Image, again: Image.Image) -> np.ndarray | None:
     if "transparency" in image.info:
         return None
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)[..., None]
+        deep = np.asarray(image).astype(np.uint16)[..., None]
+        return 65535 - deep if getattr(image, "tag_v2", {}).get(262) == _WHITE_IS_ZERO else deep
     if layout == "LA;16B" and image.mode == "RGBA":
         _relay(image, "RGBA")  # four bytes a pixel: high and low of grey, high and low of alpha
         halves = np.asarray(image).astype(np.uint16)
@@ -44,9 +46,10 @@ def read_deep(image: Image.Image, again: Image.Image) -> np.ndarray | None:
     return None
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Whether a file, opened and not yet decoded, has more than 8 bits a channel."""
-    return image.mode.startswith("I") or ";16" in _layout(image)
+def bits_of(image: Image.Image) -> int:
+    """Bits a channel of a PNG or TIFF, opened and not yet decoded; at least 8."""
+    stored = getattr(image, "tag_v2", {}).get(258) or (16 if ";16" in _layout(image) else 8)
+    return max(8, *stored) if isinstance(stored, tuple) else max(8, stored)
 
 
 def _layout(image: Image.Image) -> str:
