@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from bs_ray.images.encode import read_provenance
-from bs_ray.serve.engine.tasks import Busy, EditTask, Event, Step, Task
+from bs_ray.serve.engine.tasks import Busy, EditTask, Event, Result, Step, Task
 from bs_ray.serve.http.keys import new_key
 from bs_ray.storage import UnreachableError
 from tests.images.poison import mutated, sound_photos
@@ -67,6 +68,29 @@ def test_transparency_stays(client: TestClient) -> None:
     Image.fromarray(rgba).save(file, "PNG")
     (reply,) = files_of(ask(client, file.getvalue(), []))
     assert (np.array(Image.open(io.BytesIO(reply))) == rgba).all()
+
+
+def test_what_the_output_cannot_hold_is_said(client: TestClient) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(file, "PNG", dpi=(9, 9))
+    for form, notes in {"png": [], "webp": ["16 bits became 8", "dpi dropped"]}.items():
+        reply = ask(client, file.getvalue(), scales(smile=1), output_format=form)
+        assert reply.json()["meta"]["notes"] == notes
+
+
+class Notes(StubBackend):
+    async def events(self, task: Task) -> AsyncIterator[Event]:
+        async for event in super().events(task):
+            if isinstance(event, Result):
+                noted = [replace(output, notes=("too long",)) for output in event.outputs]
+                event = replace(event, outputs=noted)
+            yield event
+
+
+def test_what_the_engine_says_is_in_the_notes() -> None:
+    client = stub_client(Notes())
+    reply = client.post("/v1/images/generations", json={"prompt": "a man", "n": 2})
+    assert reply.json()["meta"]["notes"] == ["too long"]
 
 
 def test_json_bodies_mean_the_same_as_a_form(client: TestClient) -> None:
