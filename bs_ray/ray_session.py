@@ -84,6 +84,7 @@ def _join(address: str) -> None:
 def _start(num_cpus: int) -> None:
     import ray
 
+    _leave_uv_out()
     try:
         ray.init(
             address="local",
@@ -93,11 +94,28 @@ def _start(num_cpus: int) -> None:
             logging_level=logging.ERROR,
             **_OPTIONS,
         )
-    except Exception as error:  # Ray's own type for a node that is not up within 30 s
+    except Exception as error:  # Ray's own type, with the cause in its words alone
+        advice = ""
+        if "timed out" in str(error):
+            advice = (
+                "; expected it within 30 s. Free some CPU and memory and try again, or set "
+                "RAY_ADDRESS to a running cluster"
+            )
         raise RuntimeError(
-            f"Ray did not start on this machine ({error}); expected it within 30 s. Free some CPU "
-            "and memory and try again, or set RAY_ADDRESS to a running cluster"
+            f"Ray did not start on this machine ({type(error).__name__}: {error}){advice}"
         ) from error
+
+
+def _leave_uv_out() -> None:
+    """Workers on this machine have this process's environment already.
+
+    Under `uv run` Ray would make it again from a pyproject.toml, and fail in any folder but its.
+    """
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"  # read when Ray is imported, so changed where it is kept
+    if name not in os.environ:
+        setattr(ray_constants, name, False)
 
 
 _OPTIONS = {"log_to_driver": False, "runtime_env": {"env_vars": WORKER_ENV}}

@@ -64,7 +64,10 @@ LIGHT = (
     "images/faces.py",
     "images/regions.py",
 )
-LIGHT_BATCH = ("rows", "listing", "readers", "external_sort", "input_list", "fetch", "write")
+LIGHT_BATCH = (
+    *("rows", "listing", "survey", "packed", "columns", "readers", "external_sort", "input_list"),
+    *("fetch", "write"),
+)
 SLOW = {"torch", "ray", "diffusers", "transformers", "deepspeed"}
 
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -17,6 +17,7 @@ from bs_ray.batch.input_list import read_input_list
 from bs_ray.batch.ledger import done_shards
 from bs_ray.batch.prepare import listed, resolve
 from bs_ray.batch.rows import PlannedRow
+from bs_ray.batch.survey import place_of_input
 from bs_ray.config import EditJob
 from bs_ray.editing.editor import Editor
 from bs_ray.images.rows import is_quarantined
@@ -54,7 +55,8 @@ def estimate(job: EditJob, console: Console) -> Estimate:
 
     Raises ValueError as `edit` does before any work.
     """
-    source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
+    source, _ = place_of_input(job.input)
+    output, registry = Store(job.output), Registry(job.registry)
     source.check()
     sliders = resolve(job, registry, {}, console)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,12 +83,20 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     )
 
 
+def size_of(count: int) -> str:
+    """Bytes in the unit that leaves one to three digits in front of the point."""
+    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:,.3g} {units[0]}"
+
+
 def estimate_table(found: Estimate) -> Table:
     """An Estimate for people."""
     table = Table(show_header=False, box=None)
     rows = {
         "photos": f"{found.photos:,} in {found.format} ({found.ignored:,} other files ignored)",
-        "bytes": f"{found.bytes / 1e9:,.3g} GB",
+        "bytes": size_of(found.bytes),
         "edits of each": str(found.edits),
         "shards": f"{found.shards:,}, {found.done_shards:,} of them done",
         "rate": "unknown: none of the photos tried could be edited",

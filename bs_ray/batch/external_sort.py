@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,26 +17,26 @@ _RUN = 30_000  # files in memory at once
 _PAGE = 10_000
 _MERGED = 500  # files of each run in memory
 _SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
+UNREADABLE = -2
+"""Size of what cannot be read, though it is there; its etag then says why."""
 
 
 class SortedFiles:
     """What a store lists, as (key, size, etag), sorted by the bytes of the keys."""
 
-    def __init__(self, source: Store, folder: Path):
-        """Lists `source` now, and keeps the sorted runs in `folder`. Raises StorageError."""
+    def __init__(self, source: Store, folder: Path, wanted: Callable[[str], bool]):
+        """Lists `source` now, and keeps the sorted runs in `folder`. Raises StorageError.
+
+        wanted(key): whether a file is kept.
+        """
         self.count, self._runs = 0, list[Path]()
-        entries = source.walk()
+        entries = (entry for entry in source.walk(unreadable=True) if wanted(entry.key))
         while run := list(islice(entries, _RUN)):
             self.count += len(run)
             path = folder / f"run-{len(self._runs):05d}.parquet"
             # Without dictionaries, since reading a few rows would load the keys of the whole run.
             pq.write_table(pa.table(_columns(run)).sort_by("key"), path, use_dictionary=False)
             self._runs.append(path)
-
-    def ending(self, suffixes: Sequence[str]) -> int:
-        """How many names have one of these endings, in upper or lower case."""
-        keys = (batch["key"] for path in self._runs for batch in _batches(path, ["key"]))
-        return sum(pc.sum(ends(some, suffixes)).as_py() for some in keys)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All files in order, some at a time."""
@@ -60,7 +60,11 @@ def ends(keys: pa.Array, suffixes: Sequence[str]) -> pa.Array:
 
 
 def _columns(run: Sequence[Entry]) -> dict[str, list]:
-    return {name: [getattr(entry, name) for entry in run] for name in _SCHEMA.names}
+    return {
+        "key": [entry.key for entry in run],
+        "size": [UNREADABLE if entry.problem else entry.size for entry in run],
+        "etag": [entry.problem or entry.etag for entry in run],
+    }
 
 
 def _batches(

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from bs_ray.batch.input_list import InputList
 from bs_ray.batch.readers import fetch_all
 from bs_ray.batch.rows import Edits, ImageRow, PlannedRow, pack
+from bs_ray.batch.survey import place_of_input
 from bs_ray.config import EditJob
 from bs_ray.images.decode_pool import shared_decode_pool
 from bs_ray.images.rows import DecodedRow, QuarantinedRow, is_quarantined, quarantined
-from bs_ray.storage import Store
 
 _EDIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _MAX_EDITS = 100  # of one photo
@@ -58,7 +58,7 @@ def load_photos(
         for image in images
     }
     wanted = [image for image in images if not is_quarantined(planned[image["key"]])]
-    files = fetch_all(Store(job.input), wanted, job.image_column, job.max_bytes)
+    files = fetch_all(place_of_input(job.input)[0], wanted, job.image_column, job.max_bytes)
     found = dict(zip((image["key"] for image in wanted), files, strict=True))
     fetched = time.monotonic()
     sound = [(key, data) for key, data in found.items() if isinstance(data, bytes)]

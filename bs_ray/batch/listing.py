@@ -7,30 +7,34 @@ fetches a packed file once and whole, so that its content is checked like everyt
 
 from __future__ import annotations
 
-import json
-import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bs_ray.batch.external_sort import SortedFiles, ends
+from bs_ray.batch.external_sort import UNREADABLE
+from bs_ray.batch.packed import (
+    DAMAGE,
+    NoPicturesError,
+    PackedFileError,
+    Row,
+    check_names,
+    holds_pictures,
+    parquet_rows,
+    tar_members,
+)
 from bs_ray.batch.rows import LISTING_SCHEMA, ImageRow
+from bs_ray.batch.survey import SUFFIXES_OF, Survey, place_of_input
 from bs_ray.config import EditJob
-from bs_ray.images.formats import SUFFIXES, EmptyInputError
+from bs_ray.images.formats import EmptyInputError
 from bs_ray.storage import StorageError, Store, is_key
 
-SUFFIXES_OF = {"images": SUFFIXES, "parquet": (".parquet",), "webdataset": (".tar",)}
-"""Input format -> how the names of its files end."""
-UNKNOWN_SIZE = -1
-"""Size of a photo in a Parquet file, whose footer does not say it."""
 _PAGE = 10_000  # photos in a batch of the listing
+_SHOWN = 20  # packed files that an error names
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Listing:
     """Files of any other format."""
     bytes: int
     """Size of the files that hold the photos."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The photos, some thousands at a time."""
@@ -57,10 +63,6 @@ class Listing:
         return next(self.batches()).slice(0, count).to_pylist()
 
 
-class PackedFileError(ValueError):
-    """A Parquet file or tar that cannot be listed; the message says what to do."""
-
-
 def list_photos(
     source: Store, job: EditJob, folder: Path, report: Callable[[int], None]
 ) -> Listing:
@@ -69,26 +71,52 @@ def list_photos(
     report(photos so far) is called again and again. Memory holds some thousands of photos, however
     many there are. Raises EmptyInputError, PackedFileError and StorageError.
     """
-    files = SortedFiles(source, folder)
-    found = {kind: files.ending(suffixes) for kind, suffixes in SUFFIXES_OF.items()}
-    commonest = max(found, key=lambda kind: found[kind])
-    kind = job.input_format if job.input_format != "auto" else commonest
+    survey = Survey(source, folder, place_of_input(job.input)[1], Store(job.output))
+    kind, passed_over = _format(source, survey, job)
     path, photos, total = folder / "listing.parquet", 0, 0
     with pq.ParquetWriter(path, LISTING_SCHEMA, compression="zstd") as writer:
-        for batch, size in _listed(kind, source, files, job):
+        for batch, size in _listed(kind, source, survey, job):
             writer.write_batch(batch.slice(0, job.limit - photos) if job.limit else batch)
             photos, total = photos + len(batch), total + size
             report(photos)
             if job.limit and photos >= job.limit:
                 photos = job.limit
                 break
+    notes = (*passed_over, *survey.notes(kind))
     if not photos:
         raise EmptyInputError(
-            f"{source.uri}: got {files.count} files, none of them a photo; expected at least one "
+            f"{job.input}: got {survey.files} files, none of them a photo; expected at least one "
             f"of {', '.join(SUFFIXES_OF[kind])} at any depth. Check the prefix and input_format"
+            f"{''.join(f'; {note}' for note in notes)}"
         )
-    listing = Listing(path, kind, photos, files.count - found[kind], total)
+    listing = Listing(path, kind, photos, survey.ignored(kind), total, notes)
     return _sampled(listing, job) if job.sample and job.sample < photos else listing
+
+
+def _format(source: Store, survey: Survey, job: EditJob) -> tuple[str, list[str]]:
+    """(the input's format, notes on those that more files have, and that hold no photos)."""
+    if job.input_format != "auto":
+        return job.input_format, []
+    kinds = sorted(survey.counts, key=lambda kind: -survey.counts[kind])  # stable
+    notes: list[str] = []
+    for kind in kinds:
+        first = survey.first.get(kind)
+        if not survey.counts[kind] or not first:
+            continue
+        if kind == "images" or _holds_pictures(source, first, job):
+            return kind, notes
+        what = f"column {job.image_column!r}" if kind == "parquet" else "photos"
+        notes.append(f"input_format: not {kind}, since {first} holds no {what}")
+    return kinds[0], []
+
+
+def _holds_pictures(source: Store, key: str, job: EditJob) -> bool:
+    try:
+        return holds_pictures(source.local_copy(key), job)
+    except StorageError:
+        raise
+    except DAMAGE:
+        return True  # it is quarantined by name, and the others are listed
 
 
 def _sampled(listing: Listing, job: EditJob) -> Listing:
@@ -111,124 +139,78 @@ _Batches = Iterator[tuple[pa.RecordBatch, int]]
 """Photos, and the bytes of the files that hold them."""
 
 
-def _listed(kind: str, source: Store, files: SortedFiles, job: EditJob) -> _Batches:
+def _listed(kind: str, source: Store, survey: Survey, job: EditJob) -> _Batches:
     if kind == "images":
-        return _list_images(files)
-    members = {"parquet": _parquet_rows, "webdataset": _tar_members}[kind]
-    return _list_packed(source, files, SUFFIXES_OF[kind], lambda path: members(path, job))
+        return _list_images(survey)
+    members = {"parquet": parquet_rows, "webdataset": tar_members}[kind]
+    return _list_packed(source, survey.pages(kind), lambda path: members(path, job))
 
 
-def _list_images(files: SortedFiles) -> _Batches:
-    for page in files.batches():
-        batch = page.filter(ends(page["key"], SUFFIXES))
+def _list_images(survey: Survey) -> _Batches:
+    for batch in survey.pages("images"):
         empty, zero = pa.repeat("", len(batch)), pa.repeat(pa.scalar(0, pa.int64()), len(batch))
         columns = [batch["key"], batch["size"], batch["etag"], empty, zero, empty]
         listed = pa.RecordBatch.from_arrays(columns, schema=LISTING_SCHEMA)
-        yield listed, pc.sum(batch["size"]).as_py() or 0
+        yield listed, pc.sum(pc.max_element_wise(batch["size"], 0)).as_py() or 0
 
 
 def _list_packed(
-    source: Store,
-    files: SortedFiles,
-    suffixes: tuple[str, ...],
-    members: Callable[[Path], Iterator[dict[str, Any]]],
+    source: Store, pages: Iterator[pa.RecordBatch], members: Callable[[Path], Iterator[Row]]
 ) -> _Batches:
-    """members(path of a packed file) -> the rows of its photos."""
-    found = (page.filter(ends(page["key"], suffixes)) for page in files.batches())
-    for file in (row for page in found for row in page.to_pylist()):
-        place = f"{source.uri}/{file['key']}"
-        stem = file["key"].rpartition(".")[0]
-        rows = []
-        try:
-            for number, row in enumerate(members(source.local_copy(file["key"]))):
-                key = f"{stem}/{row['key']}"
-                # Whoever packed the file chose the names; one that could leave the output prefix
-                # is replaced.
-                key = key if is_key(key) else f"{stem}/{number:08d}"
-                rows.append({**row, "key": key, "etag": file["etag"], "file": file["key"]})
-        except (OSError, pa.ArrowException, tarfile.TarError) as error:
-            if isinstance(error, StorageError):
-                raise
-            raise PackedFileError(
-                f"{place}: got a file that cannot be read ({error}); expected a whole one. Write "
-                "it again, or move it away"
-            ) from error
-        _check_names([row["key"] for row in rows], place)
-        yield pa.RecordBatch.from_pylist(rows, schema=LISTING_SCHEMA), file["size"]
+    """members(path of a packed file) -> the rows of its photos.
 
-
-def _check_names(keys: list[str], file: str) -> None:
-    """Raise PackedFileError for photos whose outputs would have one name.
-
-    Outputs are named by keys; a key without a photo's suffix gets that of its content.
+    A file that cannot be read, or holds no photos, is a row that will be quarantined. Raises
+    PackedFileError where there is no other.
     """
-    stems = {key.rpartition(".")[0] for key in keys if key.lower().endswith(SUFFIXES)}
-    clash = next((key for key, times in Counter(keys).items() if times > 1 or key in stems), None)
-    if clash is not None:
-        raise PackedFileError(
-            f"{file}: got two photos named {clash!r}; expected each name once, for outputs are "
-            "named by it. Choose another key_column, or one that is not there to number the rows"
-        )
+    refusals, sound = list[str](), False
+    for file in (row for page in pages for row in page.to_pylist()):
+        rows, reason = _members(source, file, members)
+        sound = sound or bool(rows) or not reason
+        if reason:
+            refusals.append(f"{source.uri}/{file['key']}: {reason}")
+            rows.append(_refused(file, reason))
+        yield pa.RecordBatch.from_pylist(rows, schema=LISTING_SCHEMA), max(0, file["size"])
+    if refusals and not sound:
+        raise PackedFileError("\n".join(refusals[:_SHOWN]))
 
 
-def _parquet_rows(path: Path, job: EditJob) -> Iterator[dict[str, Any]]:
-    file = pq.ParquetFile(path)
-    names = file.schema_arrow.names
-    for needed in filter(None, [job.image_column, job.edits_column]):
-        if needed not in names:
-            raise PackedFileError(
-                f"{path.name}: got no column {needed!r}; expected one of {', '.join(names)}. Set "
-                "image_column (and edits_column)"
-            )
-    columns = [name for name in (job.key_column, job.edits_column) if name in names]
-    at = 0
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        read = file.read_row_group(group, columns).to_pylist() if columns else [{}] * count
-        for row in read:
-            key, edits = row.get(job.key_column), row.get(job.edits_column or "")
-            yield {
-                "key": f"{at:08d}" if key is None else str(key),
-                "size": UNKNOWN_SIZE,
-                "at": at,
-                "plan": _text_of(edits),
-            }
-            at += 1
-
-
-def _tar_members(path: Path, job: EditJob) -> Iterator[dict[str, Any]]:
-    """The photos of a tar, each with its own edits.
-
-    Those are in the .json whose name is the photo's up to the first dot.
-    """
-    edits: dict[str, str] = {}
-    photos = []
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if not member.isfile():
-                continue
-            if member.name.lower().endswith(SUFFIXES):
-                name = member.name.removeprefix("./")
-                photos.append((name, member.offset_data, member.size))
-            elif job.edits_column and member.name.endswith(".json"):
-                text = archive.extractfile(member).read()  # type: ignore[union-attr]
-                edits[_sample(member.name)] = _json_field(text, job.edits_column)
-    for name, at, size in photos:
-        yield {"key": name, "size": size, "at": at, "plan": edits.get(_sample(name), "")}
-
-
-def _sample(name: str) -> str:
-    """The WebDataset sample of a member: its path up to the first dot of its file name."""
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    return folder + slash + file.partition(".")[0]
-
-
-def _json_field(text: bytes, field: str) -> str:
+def _members(
+    source: Store, file: Row, members: Callable[[Path], Iterator[Row]]
+) -> tuple[list[Row], str]:
+    """(a packed file's photos, why there are no more of them)."""
+    stem, rows, reason = file["key"].rpartition(".")[0], list[Row](), ""
+    if file["size"] == UNREADABLE:
+        return rows, file["etag"]
     try:
-        return _text_of(json.loads(text).get(field))
-    except (ValueError, AttributeError):
-        return "not JSON"  # the photo is quarantined when its edits are read
+        for number, row in enumerate(members(source.local_copy(file["key"]))):
+            key = f"{stem}/{row['key']}"
+            # Whoever packed the file chose the names; one that could leave the output prefix, or
+            # is no text, is replaced.
+            key = key if is_key(key) and _is_text(key) else f"{stem}/{number:08d}"
+            rows.append({**row, "key": key, "etag": file["etag"], "file": file["key"]})
+    except StorageError:
+        raise
+    except NoPicturesError as error:
+        reason = f"no photos: {error}"
+    except DAMAGE as error:
+        reason = (
+            f"damaged: got a file that cannot be read ({error}); expected a whole one. Write it "
+            "again, or move it away"
+        )
+    check_names([row["key"] for row in rows], f"{source.uri}/{file['key']}")
+    return rows, reason
 
 
-def _text_of(edits: Any) -> str:
-    return "" if edits is None else edits if isinstance(edits, str) else json.dumps(edits)
+def _is_text(key: str) -> bool:
+    return key.encode("utf-8", "replace").decode() == key
+
+
+def _refused(file: Row, reason: str) -> Row:
+    return {
+        "key": file["key"],
+        "size": UNREADABLE,
+        "etag": reason,
+        "file": "",
+        "at": max(0, file["size"]),  # behind its photos
+        "plan": "",
+    }

@@ -17,6 +17,7 @@ from bs_ray import __version__
 from bs_ray.batch.input_list import InputList, open_input_list, read_input_list
 from bs_ray.batch.listing import Listing, list_photos
 from bs_ray.batch.rows import Edits
+from bs_ray.batch.survey import absolute_input, place_of_input
 from bs_ray.config import EditJob
 from bs_ray.editing.gate import gate_judges
 from bs_ray.images.faces import need_centerface
@@ -68,7 +69,8 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
 
     Raises ValueError (StorageError, SliderError, BaseNotFound, EmptyInputError, JobChangedError).
     """
-    source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
+    source, _ = place_of_input(job.input)
+    output, registry = Store(job.output), Registry(job.registry)
     source.check()
     with contextlib.suppress(MissingBucketError):  # a missing folder will be made
         output.check()  # else the first read would wait a minute for a store that is down
@@ -79,7 +81,7 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         output.check(write=True)
     input_list = open_input_list(
         output,
-        _settings(job, source, sliders),
+        _settings(job, sliders),
         job.shard_images,
         lambda folder: listed(job, source, folder, console),
     )
@@ -88,7 +90,7 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         gate = gate.model_copy(update={"judges": gate.judges.absolute()})
     places = {
         "gate": gate,
-        "input": source.uri,
+        "input": absolute_input(job.input),
         "output": output.uri,
         "registry": registry.store.uri,
         "base": absolute_base(job.base),
@@ -107,7 +109,10 @@ def listed(job: EditJob, source: Store, folder: Path, console: Console) -> Listi
             reported = count // _REPORT_EVERY
             console.print(f"{job.name}: {count:,} photos listed so far", highlight=False)
 
-    return list_photos(source, job, folder, report)
+    listing = list_photos(source, job, folder, report)
+    for note in listing.notes:
+        console.print(f"{job.name}: {note}", highlight=False, markup=False, soft_wrap=True)
+    return listing
 
 
 def resolve(
@@ -164,7 +169,7 @@ _DECISIVE = {
 }
 
 
-def _settings(job: EditJob, source: Store, sliders: Mapping[str, Slider]) -> dict[str, Any]:
+def _settings(job: EditJob, sliders: Mapping[str, Slider]) -> dict[str, Any]:
     """What decides an output's pixels and place, and so must not change between runs of a job.
 
     batch_size and shard_images belong to it: they decide which photos share a forward pass, and
@@ -182,7 +187,7 @@ def _settings(job: EditJob, source: Store, sliders: Mapping[str, Slider]) -> dic
     }
     return {
         **job.model_dump(mode="json", include=_DECISIVE, by_alias=True),
-        "input": source.uri,
+        "input": absolute_input(job.input),
         "base_id": identify_base(job.base),
         "sliders": used,
         "bs_ray": __version__,

@@ -11,8 +11,11 @@ from threading import Lock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_ray.batch.listing import SUFFIXES_OF, UNKNOWN_SIZE
+from bs_ray.batch.columns import picture_in
+from bs_ray.batch.external_sort import UNREADABLE
+from bs_ray.batch.packed import UNKNOWN_SIZE
 from bs_ray.batch.rows import ImageRow
+from bs_ray.batch.survey import SUFFIXES_OF
 from bs_ray.images.rows import QuarantinedRow, quarantined
 from bs_ray.storage import (
     AccessError,
@@ -54,6 +57,8 @@ def _fetch(
     def too_large(size: int) -> QuarantinedRow:
         return refused(f"too large: got {size} bytes; expected at most {max_bytes} (max_bytes)")
 
+    if row["size"] == UNREADABLE:
+        return refused(row["etag"])
     if row["size"] > max_bytes:
         return too_large(row["size"])
     try:
@@ -67,8 +72,8 @@ def _fetch(
         return refused("forbidden: expected the right to read it")
     except (StorageError, OSError, pa.ArrowException) as error:
         return refused(f"unreadable: {error}")
-    if data is None:
-        return refused("missing: its row holds no image")
+    if isinstance(data, str):
+        return refused(data)
     if len(data) > max_bytes:
         return too_large(len(data))
     if row["size"] not in (UNKNOWN_SIZE, len(data)):
@@ -76,7 +81,7 @@ def _fetch(
     return data
 
 
-def _read(source: Store, row: ImageRow, cells: dict[str, _Cells]) -> bytes | None:
+def _read(source: Store, row: ImageRow, cells: dict[str, _Cells]) -> bytes | str:
     if not row["file"]:
         return source.read(row["key"])
     if row["file"] in cells:
@@ -93,13 +98,13 @@ class _Cells:
         self._read = lru_cache(lambda: self._cells(source.local_copy(file), set(wanted), column))
         self._lock = Lock()
 
-    def __getitem__(self, at: int) -> bytes | None:
+    def __getitem__(self, at: int) -> bytes | str:
         with self._lock:
             return self._read()[at]
 
     @staticmethod
-    def _cells(path: Path, wanted: set[int], column: str) -> dict[int, bytes | None]:
-        """Row -> bytes; those of a struct are in its field `bytes`, as Hugging Face writes them."""
+    def _cells(path: Path, wanted: set[int], column: str) -> dict[int, bytes | str]:
+        """Row -> its image file, or the reason why it holds none."""
         file, found, first = pq.ParquetFile(path), {}, 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
@@ -108,8 +113,7 @@ class _Cells:
                 continue
             for batch in file.iter_batches(_CELLS, row_groups=[group], columns=[column]):
                 for at in wanted.intersection(range(first, first + len(batch))):
-                    value = batch[0][at - first].as_py()
-                    found[at] = value["bytes"] if isinstance(value, dict) else value
+                    found[at] = picture_in(batch[0][at - first].as_py())
                 first += len(batch)
         if missing := wanted - found.keys():
             raise OSError(f"got no row {min(missing)}; the file is not the one that was listed")

@@ -20,6 +20,7 @@ from bs_ray.batch.prepare import EditFailed
 from bs_ray.batch.readers import fetch_all
 from bs_ray.batch.rows import ImageRow, OutputRow
 from bs_ray.batch.sinks import read_output
+from bs_ray.batch.survey import place_of_input
 from bs_ray.config import EditJob
 from bs_ray.images.rows import QuarantinedRow, is_quarantined
 from bs_ray.images.sheets import draw_pairs
@@ -64,7 +65,7 @@ def sheet(job: EditJob, input_list: InputList, shards: Sequence[int], pairs: int
         images |= {image["key"]: image for image in input_list.shard(shard)}
     shown = shown[:pairs]
     before = fetch_all(
-        Store(job.input),
+        place_of_input(job.input)[0],
         [images[row["key"]] for row in shown],
         job.image_column,
         job.max_bytes,

@@ -20,8 +20,10 @@ from bs_ray.images.rows import DecodedRow, QuarantinedRow
 LISTING_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # names the photo and its outputs
-        pa.field("size", pa.int64(), nullable=False),  # bytes; -1 where only reading it tells
-        pa.field("etag", pa.string(), nullable=False),  # of the object that holds it
+        pa.field(
+            "size", pa.int64(), nullable=False
+        ),  # bytes; -1: only reading tells, -2: unreadable
+        pa.field("etag", pa.string(), nullable=False),  # of the object that holds it; why, for -2
         pa.field("file", pa.string(), nullable=False),  # the packed file that it is in; "" for none
         pa.field("at", pa.int64(), nullable=False),  # where in it: a Parquet row, a byte of a tar
         pa.field("plan", pa.string(), nullable=False),  # its own edits as JSON; "" for the job's

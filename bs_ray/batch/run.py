@@ -168,7 +168,7 @@ def _follow(
     except (ray.exceptions.RayError, SystemError) as error:
         raise EditFailed(
             f"{job.name}: stopped by {_cause(error)}. The shards that are done are "
-            "committed: run the same command again to go on"
+            f"committed: {_advice(_cause(error))}"
         ) from error
 
 
@@ -232,6 +232,16 @@ def _print_summary(job: EditJob, summary: EditSummary, console: Console) -> None
     )
     for reason, count in summary.quarantined_by_reason.items():
         console.print(f"  quarantined in {reason}: {count}", highlight=False)
+
+
+_FAULTS = ("TypeError", "AttributeError", "KeyError", "IndexError", "NameError", "AssertionError")
+
+
+def _advice(cause: str) -> str:
+    """What to do about a stage that stopped: a fault of the code stays one."""
+    if cause.startswith(_FAULTS):
+        return "the same command would stop there again. This is a fault of bs_ray; report it"
+    return "run the same command again to go on"
 
 
 def _cause(error: BaseException) -> str:

@@ -230,6 +230,7 @@ def _command(job: EditJob) -> tuple[float, float]:
         Path(scratch, "job.json").write_text(job.model_dump_json())  # JSON is YAML
         command = [
             sys.executable,
+            "-P",
             "-m",
             "bs_ray",
             "edit",

@@ -143,7 +143,7 @@ def _locked(
     for slider in sliders:
         (folder / f"{slider.card.name}.safetensors").write_bytes(slider.to_bytes())
     port = _free_port()
-    command = [sys.executable, "-m", "bs_ray.bench.locked"]
+    command = [sys.executable, "-P", "-m", "bs_ray.bench.locked"]
     command += [str(base_folder("tiny")), str(folder), str(steps), str(port)]
     process = subprocess.Popen(command, env=os.environ | WORKER_ENV)
     found: dict[str, Any] = {}

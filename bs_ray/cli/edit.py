@@ -61,7 +61,7 @@ def edit(
     epilog="Example: bs-ray edit-one photo.jpg --slider chubby=1 --slider smile=1.5 --sweep",
 )
 def edit_one(
-    photo: Annotated[Path, typer.Argument(help="A photo: JPEG, PNG, WebP, BMP or TIFF.")],
+    photo: Annotated[Path, typer.Argument(help="A photo: JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC.")],
     slider: Annotated[
         list[str],
         typer.Option(

@@ -15,7 +15,8 @@ JobFile = Annotated[Path, typer.Argument(help="A job file, see jobs/.", metavar=
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Settings to change, e.g. steps=400 losses.adversarial=0.", metavar="[KEY=VALUE]..."
+        help="Settings to change, e.g. steps=400 'prompts.target=a cat'.",
+        metavar="[KEY=VALUE]...",
     ),
 ]
 JsonFile = Annotated[

@@ -10,7 +10,6 @@ from bs_ray.config.evaluate import EvalJob
 from bs_ray.config.judges import JudgeSettings
 from bs_ray.config.load import (
     Job,
-    apply_override,
     as_begun_before,
     editor_settings,
     flat_settings,
@@ -19,6 +18,7 @@ from bs_ray.config.load import (
     load,
     shipped_job,
 )
+from bs_ray.config.overrides import apply_override
 from bs_ray.config.serve import Autoscaling, ServeJob
 from bs_ray.config.train import (
     CachedTeacher,

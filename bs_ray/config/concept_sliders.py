@@ -89,7 +89,7 @@ def read(path: Path, overrides: list[str] | None = None) -> tuple[TrainJob, list
         rows = yaml.safe_load(place.read_text(encoding="utf-8"))
     values |= _from_row(*_one_row(place, rows, notes), notes)
     for override in overrides or []:
-        apply_override(values, override)
+        apply_override(values, override, TrainJob)
     if not values.get("photos") or values.get("algorithm") == "concept_sliders":
         values["losses"] = {"perceptual": 0, "adversarial": 0} | values["losses"]
         notes.append(

@@ -17,6 +17,7 @@ from bs_ray.config.edit import EditJob
 from bs_ray.config.editor import EditorSettings
 from bs_ray.config.evaluate import EvalJob
 from bs_ray.config.explain import explain
+from bs_ray.config.overrides import apply_override
 from bs_ray.config.serve import ServeJob
 from bs_ray.config.train import EARLIER_LOSSES, LATER_LOSSES, Losses, TrainJob
 
@@ -32,7 +33,7 @@ KINDS: dict[str, type[Settings]] = {
 
 
 def load(path: str | Path, overrides: list[str] | None = None, kind: str | None = None) -> Job:
-    """Read a job file, apply `key=value` overrides (dotted keys, YAML values) and check it.
+    """Read a job file, apply `key=value` overrides (see overrides.py) and check it.
 
     Raises JobError for a missing or malformed file, an unknown key, a wrong value, or a file of
     another kind than `kind`.
@@ -47,7 +48,7 @@ def load(path: str | Path, overrides: list[str] | None = None, kind: str | None 
     if not isinstance(values, dict):
         raise JobError(f"{path}: got {type(values).__name__}; expected a mapping of settings")
     for override in overrides or []:
-        apply_override(values, override)
+        apply_override(values, override, KINDS.get(values.get("kind", "")))
     return job_of(values, str(path), kind)
 
 
@@ -109,21 +110,6 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
         else:
             flat[prefix + name] = value
     return flat
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `key=value` (dotted key, YAML value) in a job's values. Raises JobError."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise JobError(f"override: got {override!r}; expected key=value, such as steps=400")
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise JobError(
-                f"override: got {override!r}, but {parent} is a value; expected a section"
-            )
-    values[leaf] = yaml.safe_load(text)
 
 
 def _explain(error: ValidationError, kind: str) -> str:

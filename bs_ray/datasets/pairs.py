@@ -48,6 +48,22 @@ def pair_sets(keys: list[str]) -> list[dict[float, int]]:
     Raises ValueError for a folder whose name is no number, and where no two pictures belong
     together.
     """
+    sets = _by_name(keys)
+    found = [dict(sorted(one.items())) for _, one in sorted(sets.items()) if len(one) > 1]
+    if not found:
+        raise ValueError(
+            f"pairs: got {len(keys)} pictures of which no two have the same name in different "
+            'folders; expected pairs such as "-1/face.png" and "1/face.png"'
+        )
+    return found
+
+
+def alone(keys: list[str]) -> list[str]:
+    """The pictures without a partner, which no pair has a part in. Raises as `pair_sets`."""
+    return [keys[n] for one in _by_name(keys).values() if len(one) == 1 for n in one.values()]
+
+
+def _by_name(keys: list[str]) -> dict[str, dict[float, int]]:
     sets: dict[str, dict[float, int]] = {}
     for number, key in enumerate(keys):
         folder, _, name = key.partition("/")
@@ -59,10 +75,4 @@ def pair_sets(keys: list[str]) -> list[dict[float, int]]:
                 'each strength, such as "-1/face.png" and "1/face.png"'
             ) from None
         sets.setdefault(name.rpartition(".")[0] or name, {})[strength] = number
-    found = [dict(sorted(one.items())) for _, one in sorted(sets.items()) if len(one) > 1]
-    if not found:
-        raise ValueError(
-            f"pairs: got {len(keys)} pictures of which no two have the same name in different "
-            'folders; expected pairs such as "-1/face.png" and "1/face.png"'
-        )
-    return found
+    return sets

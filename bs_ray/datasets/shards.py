@@ -21,8 +21,8 @@ from bs_ray.storage import Store
 
 PHOTO_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),  # Name_Name/Name_Name_0001.jpg
-        pa.field("identity", pa.string(), nullable=False),  # Name_Name
+        pa.field("key", pa.string(), nullable=False),  # such as Name_Name/Name_Name_0001.jpg
+        pa.field("identity", pa.string(), nullable=False),  # such as Name_Name; "" for unknown
         pa.field("bytes", pa.binary(), nullable=False),  # the image file
     ]
 )

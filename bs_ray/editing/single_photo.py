@@ -146,7 +146,5 @@ def _read(photo: Path) -> DecodedRow:
         raise EditError(f"photo: got {photo}, which is not a file; expected an image file")
     row = decode(photo.name, photo.read_bytes(), max_pixels=MAX_PIXELS, keep_source=True)
     if is_quarantined(row):
-        raise EditError(
-            f"photo: got {photo}, {row['reason']}; expected a whole JPEG, PNG, WebP, BMP or TIFF"
-        )
+        raise EditError(f"photo: got {photo}, {row['reason']}; expected a whole photo")
     return row

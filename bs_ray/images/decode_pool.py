@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from bs_ray.images.decode_worker import TOO_LARGE, TOO_SLOW, receive, send
+from bs_ray.images.decode_worker import TOO_LARGE, TOO_SLOW
+from bs_ray.images.messages import receive, send
 from bs_ray.images.rows import DecodedRow, QuarantinedRow, quarantined
 
 _PROCESSES = 2
@@ -35,6 +37,16 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
+
+# A Ray worker may have paths of its own. They come last, and the working folder does not come at
+# all (-P): a file `inspect.py` in the user's folder is not for a decoder to run.
+_RUN = """
+import sys
+sys.path += [path for path in sys.argv[4:] if path not in sys.path]
+from bs_ray.images.decode_worker import run
+run(float(sys.argv[2]), int(sys.argv[3]))
+"""
+_SAID_BYTES = 2000
 
 Photo = tuple[str, bytes]
 """Key and file."""
@@ -146,21 +158,26 @@ class _Decoder:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "bs_ray.images.decode_worker"]
-        paths = os.pathsep.join(filter(None, sys.path))  # a Ray worker may have paths of its own
-        env = os.environ | _ENVIRONMENT | {"PYTHONPATH": paths}
-        with ours, theirs:
-            self._process = subprocess.Popen(
-                [*command, str(self._seconds), str(self._memory_mb)], stdin=theirs.fileno(), env=env
-            )
-            self._requests, self._replies = ours.makefile("wb"), ours.makefile("rb")
-        try:
-            receive(self._replies)
-        except (EOFError, ConnectionError):
-            raise DecoderError(
-                f"{' '.join(command)}: got exit code {self._wait()}; expected a decoder. What "
-                "it said is above, on stderr"
-            ) from None
+        # The module's name is there for whoever looks at the list of processes.
+        started = ["bs_ray.images.decode_worker", str(self._seconds), str(self._memory_mb)]
+        command = [sys.executable, "-P", "-c", _RUN, *started, *filter(None, sys.path)]
+        env = os.environ | _ENVIRONMENT
+        with tempfile.TemporaryFile() as said:
+            with ours, theirs:  # while we hold `theirs` open, no end of the process shows
+                self._process = subprocess.Popen(
+                    command, stdin=theirs.fileno(), stderr=said, env=env
+                )
+                self._requests, self._replies = ours.makefile("wb"), ours.makefile("rb")
+            try:
+                receive(self._replies)
+            except (EOFError, ConnectionError):
+                code = self._wait()
+                said.seek(0)
+                last = said.read()[-_SAID_BYTES:].decode("utf-8", "replace").strip()
+                raise DecoderError(
+                    f"decoder: {sys.executable} got exit code {code}; expected a process that "
+                    f"decodes. It said: {last or 'nothing'}"
+                ) from None
 
     def stop(self) -> None:
         """End the process, if there is one."""

@@ -7,19 +7,17 @@ and whether or not the pool still lives, and it exits when a photo wants too muc
 from __future__ import annotations
 
 import os
-import pickle
 import resource
 import signal
 import socket
-import struct
 import sys
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from PIL import Image
 
 from bs_ray.images.decode import decode
+from bs_ray.images.messages import receive, send
 
 TOO_SLOW = -signal.SIGALRM
 """Exit code of a decoder that ran out of time, as `subprocess` gives it."""
@@ -29,31 +27,6 @@ TOO_LARGE = 77
 # Rows of small photos are sent together, those of large photos at once: a process that keeps pixels
 # needs new memory for each photo, which costs more than sending them.
 _BUFFER_BYTES = 128 << 10
-
-
-def send(stream: BinaryIO, thing: Any) -> None:
-    """Pickle to a stream, arrays as they are and after the rest. The caller flushes the stream."""
-    arrays: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(thing, protocol=5, buffer_callback=arrays.append)
-    parts = [memoryview(body), *(array.raw() for array in arrays)]
-    stream.write(struct.pack(f"<I{len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
-    for part in parts:
-        stream.write(part)
-
-
-def receive(stream: BinaryIO) -> Any:
-    """What `send` sent. Raises EOFError where the other side has gone."""
-    (count,) = struct.unpack("<I", _exactly(stream, 4))
-    sizes = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
-    body, *arrays = [_exactly(stream, size) for size in sizes]
-    return pickle.loads(body, buffers=arrays)
-
-
-def _exactly(stream: BinaryIO, size: int) -> bytearray:
-    data = bytearray(size)
-    if stream.readinto(data) != size:  # type: ignore[attr-defined]
-        raise EOFError
-    return data
 
 
 def main(seconds: float, memory_mb: int) -> None:
@@ -88,8 +61,9 @@ def _limit(memory_mb: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-if __name__ == "__main__":
+def run(seconds: float, memory_mb: int) -> None:
+    """`main`, as a process."""
     try:
-        main(float(sys.argv[1]), int(sys.argv[2]))
+        main(seconds, memory_mb)
     except MemoryError:
         sys.exit(TOO_LARGE)

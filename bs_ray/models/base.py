@@ -133,6 +133,9 @@ class DiffusionModel(Protocol):
     def embed(self, prompts: list[str]) -> Condition:
         """Prompts -> a Condition with one row for each."""
 
+    def readers(self) -> list[tuple[Any, int]]:
+        """Its tokenizers, each with how many tokens of a prompt the encoder behind it reads."""
+
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's prediction at x_t: float32, of the same shape. Differentiable."""
 

@@ -15,7 +15,14 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderM
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import FlowMatching
 from bs_ray.models.flow import FlowModel, flow_shift, linear_mu, picture_of, tokens_of
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config, token_ids
+from bs_ray.models.folder import (
+    base_hash,
+    clip_tokens,
+    need_parts,
+    read_part,
+    scheduler_config,
+    token_ids,
+)
 
 _PARTS = (
     *("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
@@ -98,6 +105,9 @@ class Flux(FlowModel):
             base_id=base_hash(folder),
             guidance=guidance,
         )
+
+    def readers(self) -> list[tuple[Any, int]]:
+        return [(self.clip[0], clip_tokens(self.clip[0])), (self.t5[0], _T5_TOKENS - 1)]
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:

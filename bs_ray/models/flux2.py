@@ -77,19 +77,24 @@ class Flux2Klein(OneTower):
         images: Tensor = self.vae.decode(z.to(self.vae.dtype)).sample
         return images.float()
 
+    def readers(self) -> list[tuple[Any, int]]:
+        tokenizer = self.text[0]
+        return [(tokenizer, _TOKENS - len(tokenizer(self._chat("")).input_ids))]
+
+    def _chat(self, prompt: str) -> str:
+        chat: str = self.text[0].apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        return chat
+
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
         """Prompts -> the states of 512 tokens in three layers; padding is attended to."""
         tokenizer, encoder = self.text
-        chats = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-            for prompt in prompts
-        ]
+        chats = [self._chat(prompt) for prompt in prompts]
         inputs = tokenizer(
             chats, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
         ).to(self.device)

@@ -72,6 +72,12 @@ def _shapes(part_class: Any, folder: Path) -> Any:
         return part_class(part_class.config_class.from_pretrained(folder, local_files_only=True))
 
 
+def clip_tokens(tokenizer: Any) -> int:
+    """How many tokens of a prompt CLIP reads, its first and its last one left out."""
+    count: int = tokenizer.model_max_length - 2
+    return count
+
+
 def token_ids(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
     """Token ids int64 [B, length], padded or cut to that length."""
     ids: Tensor = tokenizer(

@@ -92,6 +92,11 @@ class QwenImage(OneTower):
         length = F.pixel_unshuffle(cond, 2).norm(dim=1, keepdim=True)
         return F.pixel_shuffle(mixed * (length / mixed.norm(dim=1, keepdim=True)), 2)
 
+    def readers(self) -> list[tuple[Any, int]]:
+        tokenizer = self.text[0]
+        taken = len(tokenizer(_TEMPLATE.format("")).input_ids)
+        return [(tokenizer, _TOKENS + _DROPPED - taken)]
+
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
         """Prompts -> the last layer's states of their own tokens, without the instruction's."""

@@ -15,7 +15,14 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokeniz
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import FlowMatching
 from bs_ray.models.flow import FlowModel, flow_shift, linear_mu
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config, token_ids
+from bs_ray.models.folder import (
+    base_hash,
+    clip_tokens,
+    need_parts,
+    read_part,
+    scheduler_config,
+    token_ids,
+)
 
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 _T5_TOKENS = 256  # diffusers' default max_sequence_length
@@ -100,6 +107,10 @@ class SD3(FlowModel):
             scheduler=scheduler_config(folder),
             base_id=base_hash(folder) if own else "untrained",
         )
+
+    def readers(self) -> list[tuple[Any, int]]:
+        clips = [(tokenizer, clip_tokens(tokenizer)) for tokenizer in self.tokenizers]
+        return [*clips, (self.t5[0], _T5_TOKENS - 1)] if self.t5 else clips
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:

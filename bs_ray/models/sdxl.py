@@ -13,7 +13,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from bs_ray.models.base import BaseNotFound, Condition, Framing
 from bs_ray.models.diffusion import EpsPrediction, Prediction, VPrediction, classifier_free
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config, token_ids
+from bs_ray.models.folder import (
+    base_hash,
+    clip_tokens,
+    need_parts,
+    read_part,
+    scheduler_config,
+    token_ids,
+)
 
 _TARGET = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)$")
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
@@ -99,6 +106,9 @@ class SDXL:
     def decode(self, latents: Tensor) -> Tensor:
         z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         return self.vae.decode(z).sample.float()
+
+    def readers(self) -> list[tuple[Any, int]]:
+        return [(tokenizer, clip_tokens(tokenizer)) for tokenizer in self.tokenizers]
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:

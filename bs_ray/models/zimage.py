@@ -55,19 +55,24 @@ class ZImage(OneTower):
             multiple_px=2 * factor,
         )
 
+    def readers(self) -> list[tuple[Any, int]]:
+        tokenizer = self.text[0]
+        return [(tokenizer, _TOKENS - len(tokenizer(self._chat("")).input_ids))]
+
+    def _chat(self, prompt: str) -> str:
+        chat: str = self.text[0].apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        return chat
+
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
         """Prompts -> the states of their own tokens in the last but one layer."""
         tokenizer, encoder = self.text
-        chats = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=True,
-            )
-            for prompt in prompts
-        ]
+        chats = [self._chat(prompt) for prompt in prompts]
         inputs = tokenizer(
             chats, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
         )

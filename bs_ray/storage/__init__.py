@@ -104,11 +104,16 @@ class Store:
         """
         return sorted(self.walk(prefix), key=lambda e: e.key.encode())
 
-    def walk(self, prefix: str = "") -> Iterator[Entry]:
-        """The same objects page by page, in the store's own order."""
+    def walk(self, prefix: str = "", unreadable: bool = False) -> Iterator[Entry]:
+        """The same objects page by page, in the store's own order.
+
+        unreadable: also what is there and cannot be read, such as a link to nowhere; such entries
+        have a `problem`, and a key that names them to people.
+        """
         if prefix:
             checked_key(prefix.rstrip("/") or prefix)
-        return self._backend().walk(prefix)
+        entries = self._backend().walk(prefix)
+        return entries if unreadable else (entry for entry in entries if not entry.problem)
 
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens where there is none."""

@@ -20,6 +20,8 @@ class Entry:
     """In bytes."""
     etag: str
     """Another one for other content."""
+    problem: str = ""
+    """Why it cannot be read, though it is there; "" as a rule."""
 
 
 @dataclass(frozen=True)

@@ -41,15 +41,12 @@ class Folder:
                 return None
 
     def walk(self, prefix: str) -> Iterator[Entry]:
-        top = self.root / os.path.dirname(prefix)
-        for folder, _, names in os.walk(top, onerror=_refuse_unreadable, followlinks=True):
-            for name in names:
-                path = Path(folder, name)
-                key = path.relative_to(self.root).as_posix()
-                if name.startswith(TEMPORARY) or not key.startswith(prefix):
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
-                    yield _file_entry(path, key)
+        for path in _files(self.root / os.path.dirname(prefix)):
+            key = path.relative_to(self.root).as_posix()
+            if path.name.startswith(TEMPORARY) or not key.startswith(prefix):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
+                yield _file_entry(path, key)
 
     def delete(self, key: str) -> None:
         with self._errors("delete", key):
@@ -110,11 +107,52 @@ class Folder:
 _FOLDER_HELP = "Expected a folder with the rights and the space for it."
 
 
-def _refuse_unreadable(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # os.walk would skip the folder in silence
-        raise AccessError(f"Cannot list {error.filename}: {error.strerror}. {_FOLDER_HELP}")
+def _files(top: Path) -> Iterator[Path]:
+    """All files below a folder, links followed. Each folder is listed once, however many links
+    lead to it: by its own path, where that lies below, else by the first link."""
+    seen, links = set[tuple[int, int]](), [top]
+    while links:
+        folders = [links.pop(0)]
+        while folders:
+            folder = folders.pop()
+            try:
+                about = folder.stat()
+                entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # a folder must not be passed over in silence
+                raise AccessError(
+                    f"Cannot list {folder}: {error.strerror}. {_FOLDER_HELP}"
+                ) from None
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif _is_linked_folder(entry):
+                    links.append(Path(entry.path))
+                else:
+                    yield Path(entry.path)
+
+
+def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _file_entry(path: Path, key: str) -> Entry:
-    stat = path.stat()
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(key).decode("utf-8", "backslashreplace")
+        return Entry(shown, 0, "", "name: got bytes that are not UTF-8; expected a name of text")
+    try:
+        stat = path.stat()
+    except OSError:
+        if not path.is_symlink():
+            raise
+        return Entry(key, 0, "", f"dead link: it leads to {os.readlink(path)!r}")
     return Entry(key, stat.st_size, f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}")

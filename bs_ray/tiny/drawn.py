@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bs_ray.datasets.lfw import IngestSummary, Photo, write_shards
+from bs_ray.datasets.ingest import IngestSummary, write_shards
+from bs_ray.datasets.pictures import Photo
 from bs_ray.storage import Store
 from bs_ray.tiny.faces import Scene, render_wild, same_person, sample_scenes
 

@@ -26,13 +26,14 @@ from rich.console import Console
 
 from bs_ray import __version__
 from bs_ray.config import TrainJob, as_begun_before, job_hash
-from bs_ray.datasets.pairs import pair_keys, pair_sets, read_pairs
+from bs_ray.datasets.pairs import alone, pair_keys, pair_sets, read_pairs
 from bs_ray.datasets.pool import PhotoPool, PhotosError
 from bs_ray.datasets.sources import read_photos
 from bs_ray.images.faces import need_centerface
 from bs_ray.judges.load import OWN, find_judges
 from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
+from bs_ray.models.prompts import cut_notes
 from bs_ray.progress import ProgressBoard, progress
 from bs_ray.ray_session import WORKER_ENV, ray_session
 from bs_ray.sliders.calibration import Calibration
@@ -47,7 +48,7 @@ from bs_ray.train.features import features_trunk, load_features
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
 from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.cache import ensure_cache, load_photos, read_cache
-from bs_ray.train.targets.teacher import PromptsDoNotSeparate
+from bs_ray.train.targets.teacher import PromptsDoNotSeparate, texts_of
 from bs_ray.train.watching.preview import missing_judges_message
 from bs_ray.train.watching.tracking import check_tracking, open_trackers
 from bs_ray.train.watching.watch import Watch
@@ -196,6 +197,8 @@ def _fit(
     datasets = _datasets(job, model, base, board, report)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
     report(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
+    for note in cut_notes(model, texts_of(job.concepts)):
+        report(note)
     absent = missing_judges_message(find_judges(base_folder(base), job.judges, OWN))
     if job.preview_every and absent:
         report(absent)
@@ -234,6 +237,9 @@ def _datasets(
     found = {}
     if job.pairs:
         found["photos"] = read_pairs(job.pairs.images)
+        if single := alone(pair_keys(Store(job.pairs.images))):
+            some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
+            report(f"pairs: {len(single)} pictures have no partner and are left out: {some}")
     elif job.photos:
         found["photos"] = read_photos(job.photos)
     if job.teacher.mode == "cached":

@@ -1,6 +1,9 @@
 """Photos one by one, in Parquet files and in tars; what is wrong with one stays its own."""
 
+import base64
 import json
+import os
+import re
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -13,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bs_ray.batch.listing import Listing, PackedFileError, list_photos
+from bs_ray.batch.listing import Listing, list_photos
+from bs_ray.batch.packed import PackedFileError
 from bs_ray.batch.readers import fetch_all
 from bs_ray.batch.rows import ImageRow
+from bs_ray.batch.survey import place_of_input
 from bs_ray.config import EditJob
 from bs_ray.images.formats import EmptyInputError
 from bs_ray.images.rows import is_quarantined
@@ -80,8 +85,8 @@ def test_parquet_rows_by_name_or_number(listed: Listed, source: Store) -> None:
     hf = [{"bytes": d, "path": None} for d in data]
     write_parquet(source, "b.parquet", {"image": hf})
     source.write("readme.md", b"")
-    with pytest.raises(PackedFileError, match="got no column 'bytes'; expected one of image"):
-        listed(source)
+    reasons = reasons_of(source, listed(source))
+    assert reasons["b.parquet"].startswith("no photos: b.parquet: got no column 'bytes'; expected")
     found = listed(source.join("a"))
     assert [r["key"] for r in rows_of(found)] == [f"x/p{i}.png" for i in range(5)]
     some = [rows_of(found)[i] for i in (4, 0, 3)]
@@ -160,14 +165,16 @@ def test_names_that_would_meet_are_refused(listed: Listed, tmp_path: Path) -> No
         listed(source)
 
 
-def test_broken_packed_files_stop_the_job_before_work(listed: Listed, tmp_path: Path) -> None:
+def test_nothing_but_broken_packed_files_stops_the_job_before_work(
+    listed: Listed, tmp_path: Path
+) -> None:
     source = Store(tmp_path / "in")
     source.write("x.parquet", b"PAR1 but no more")
-    with pytest.raises(PackedFileError, match=r"x\.parquet: got a file that cannot be read"):
+    with pytest.raises(PackedFileError, match=r"x\.parquet: damaged: got a file that cannot be"):
         listed(source)
     source.delete("x.parquet")
     source.write("x.tar", b"x" * 700)
-    with pytest.raises(PackedFileError, match=r"x\.tar: got a file that cannot be read"):
+    with pytest.raises(PackedFileError, match=r"x\.tar: damaged: got a file that cannot be"):
         listed(source)
     with pytest.raises(EmptyInputError, match=r"none of them a photo; expected .*\.parquet"):
         listed(source, input_format="parquet")
@@ -213,6 +220,148 @@ def test_what_is_wrong_with_the_store_stops_the_job(
     there = Store("s3://bs-ray-tests/x")
     with pytest.raises(UnreachableError):
         fetch_all(there, [row], "bytes", MAX_BYTES)
+
+
+def reasons_of(source: Store, listing: Listing, column: str = "bytes") -> dict[str, str]:
+    """Key -> reason of what is quarantined."""
+    found = fetch_all(source, rows_of(listing), column, MAX_BYTES)
+    return {row["key"]: row["reason"] for row in found if is_quarantined(row)}
+
+
+def test_names_and_links_that_lead_nowhere_are_quarantined(listed: Listed, tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    for key in ("a.jpg", "sub/b.jpg"):
+        source.write(key, b"x")
+    folder = os.fsencode(tmp_path / "in")
+    Path(os.fsdecode(folder + b"/caf\xe9.jpg")).write_bytes(b"x")  # as a Latin-1 system wrote it
+    for link, place in {"all": ".", "sub/up": "..", "same": "sub", "gone.jpg": "/nowhere"}.items():
+        (tmp_path / "in" / link).symlink_to(place)
+    (tmp_path / "in/self.jpg").symlink_to("self.jpg")
+    found = listed(source)
+    keys = [row["key"] for row in rows_of(found)]
+    assert keys == ["a.jpg", r"caf\xe9.jpg", "gone.jpg", "self.jpg", "sub/b.jpg"]
+    assert [entry.key for entry in source.list()] == ["a.jpg", "sub/b.jpg"]  # for other readers
+    reasons = reasons_of(source, found)
+    assert reasons.pop(r"caf\xe9.jpg").startswith("name: got bytes that are not UTF-8")
+    assert set(reasons) == {"gone.jpg", "self.jpg"}
+    assert reasons["gone.jpg"] == "dead link: it leads to '/nowhere'"
+
+
+def test_what_systems_and_other_jobs_put_there_is_left_out_and_said(
+    listed: Listed, tmp_path: Path
+) -> None:
+    source = Store(tmp_path / "in")
+    ours = ["smile/_bs_ray/input.parquet", "smile/images/a.jpg", "smile/contact-sheet.png"]
+    junk = ["._a.jpg", "x/.DS_Store", "__MACOSX/x/._b.jpg", "Thumbs.db"]
+    for key in ("a.jpg", "b.jfif", "notes.txt", "bare", *ours, *junk):
+        source.write(key, b"x")
+    found = listed(source)
+    assert [row["key"] for row in rows_of(found)] == ["a.jpg", "b.jfif"]
+    assert found.ignored == 9 and found.notes == (
+        "left out: 4 files that systems put beside photos (._*, .DS_Store and the like)",
+        "left out: 3 files below smile, the output of a job",
+        "ignored: 1 without a suffix, 1 .txt",
+    )
+    # The output of a job may be the input of the next, and a job's own output is no input.
+    assert [row["key"] for row in rows_of(listed(source.join("smile")))][1:] == ["images/a.jpg"]
+    source.write("age/images/a.jpg", b"x")
+    job = job_for(source).model_copy(update={"output": f"{source.uri}/age"})
+    inside = list_photos(source, job, tmp_path, lambda count: None)
+    assert [row["key"] for row in rows_of(inside)] == ["a.jpg", "b.jfif"]
+
+
+def test_an_input_may_be_a_file_or_a_glob(tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    for key in ("a.jpg", "b.png", "2024/c.jpg", "2024/x/d.jpg", "2025/e.jpg", "f [1].jpg"):
+        source.write(key, b"x")
+    write_tar(source, "x.tar", {"g.jpg": b"one"})
+    for name, expected in {
+        "*.jpg": ["a.jpg", "f [1].jpg"],
+        "**/*.jpg": ["2024/c.jpg", "2024/x/d.jpg", "2025/e.jpg", "a.jpg", "f [1].jpg"],
+        "202?": ["2024/c.jpg", "2024/x/d.jpg", "2025/e.jpg"],
+        "2024": ["c.jpg", "x/d.jpg"],
+        "f [1].jpg": ["f [1].jpg"],
+        "x.tar": ["x/g.jpg"],
+    }.items():
+        job = job_for(source).model_copy(update={"input": f"{source.uri}/{name}"})
+        store, _ = place_of_input(job.input)
+        found = list_photos(store, job, tmp_path, lambda count: None)
+        assert [row["key"] for row in rows_of(found)] == expected
+    assert place_of_input("s3://faces/lfw/x.tar") == (Store("s3://faces/lfw"), r"x\.tar")
+    assert place_of_input("s3://faces/2024-*/a")[0] == Store("s3://faces")
+
+
+def test_metadata_beside_archives_is_not_taken_for_photos(listed: Listed, tmp_path: Path) -> None:
+    """As img2dataset writes it: a tar of photos, a Parquet file about them, a .json of counts."""
+    source = Store(tmp_path / "in")
+    for name in ("00000", "00001"):
+        write_tar(source, f"{name}.tar", {"1.jpg": b"one", "1.txt": b"", "._1.jpg": b""})
+        write_parquet(source, f"{name}.parquet", {"url": ["https://x/1.jpg"], "key": ["1"]})
+        source.write(f"{name}_stats.json", b"{}")
+    found = listed(source)
+    assert found.format == "webdataset" and found.photos == 2
+    assert found.notes[0] == (
+        "input_format: not parquet, since 00000.parquet holds no column 'bytes'"
+    )
+    with pytest.raises(PackedFileError, match="got no column 'bytes'; expected one of url, key"):
+        listed(source, input_format="parquet")
+    write_parquet(source, "9.parquet", {"bytes": [b"x"]})
+    found = listed(source, input_format="parquet")
+    assert [row["key"] for row in rows_of(found)][-1] == "9/00000000"
+    assert reasons_of(source, found)["00000.parquet"].startswith("no photos: ")
+
+
+def test_a_cut_archive_costs_itself(listed: Listed, tmp_path: Path) -> None:
+    source = Store(tmp_path / "in")
+    for name in ("0.tar", "1.tar", "2.tar"):
+        write_tar(source, name, {"a.jpg": b"one", "b.jpg": b"x" * 600})
+    source.write("1.tar", b"")
+    source.write("2.tar", source.read("2.tar")[:1700])  # within b.jpg
+    found = listed(source)
+    keys = [row["key"] for row in rows_of(found)]
+    assert keys == ["0/a.jpg", "0/b.jpg", "1.tar", "2/a.jpg", "2.tar"]
+    reasons = reasons_of(source, found)
+    assert set(reasons) == {"1.tar", "2.tar"}
+    assert "the 1 photos before that are taken" in reasons["2.tar"]
+
+
+def test_columns_are_read_where_they_plainly_hold_pictures(listed: Listed, tmp_path: Path) -> None:
+    source, data = Store(tmp_path / "in"), [b"one", b"two\xff\xfe"]
+    text = [base64.b64encode(some).decode() for some in data]
+    for cells in (
+        pa.array(data, pa.large_binary()),
+        pa.array(text),
+        pa.array([f"data:image/png;base64,{some}" for some in text]),
+        pa.array([some.rstrip("=").replace("/", "_").replace("+", "-") for some in text]),
+        pa.array([[{"bytes": some, "path": None}] for some in data]),
+        pa.array(text).dictionary_encode(),
+    ):
+        write_parquet(source, "x.parquet", {"picture": cells})
+        found = listed(source, image_column="picture")
+        assert fetch_all(source, rows_of(found), "picture", MAX_BYTES) == data
+    several = pa.array([[{"bytes": b"one"}], [{"bytes": b"1"}, {"bytes": b"2"}]])
+    write_parquet(source, "x.parquet", {"picture": several})
+    reasons = reasons_of(source, listed(source, image_column="picture"), "picture")
+    assert reasons == {"x/00000001": "several: its row holds 2 pictures; expected one"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "got"),
+    [
+        (pa.array([7, 8]), "got int64; expected image files"),
+        (pa.array([[1, 2], [3, 4]], pa.large_list(pa.uint8())), "got pixels"),
+        (pa.array([{"path": "a.jpg"}]), "got a struct of path"),
+        (pa.array([{"path": "a.jpg", "bytes": None}]), "its row holds the path 'a.jpg' instead"),
+        (pa.array(["https://x/a.jpg"]), "its row holds the text 'https://x/a.jpg'; expected"),
+    ],
+)
+def test_columns_without_pictures_are_refused_before_work(
+    listed: Listed, tmp_path: Path, cells: pa.Array, got: str
+) -> None:
+    source = Store(tmp_path / "in")
+    write_parquet(source, "x.parquet", {"bytes": cells})
+    with pytest.raises(PackedFileError, match=re.escape(got)):
+        listed(source)
 
 
 def _unreachable(store: Store, key: str) -> bytes:

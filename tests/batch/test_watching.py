@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bs_ray.batch import board as board_module
 from bs_ray.batch.board import Board, Metrics
-from bs_ray.batch.estimate import estimate
+from bs_ray.batch.estimate import estimate, size_of
 from bs_ray.batch.lease import JobTakenError, Lease, earlier_runs
 from bs_ray.batch.prepare import prepare
 from bs_ray.batch.run import edit
@@ -33,6 +33,11 @@ def scraped(port: int) -> dict[str, float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def test_sizes_are_read_at_a_glance() -> None:
+    sizes = [0, 999, 12_400, 1_000_000, 64_000_000_000]
+    assert [size_of(n) for n in sizes] == ["0 bytes", "999 bytes", "12.4 kB", "1 MB", "64 GB"]
 
 
 def test_a_job_leaves_pictures_a_report_and_counts_that_agree(

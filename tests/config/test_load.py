@@ -48,6 +48,34 @@ def test_overrides_reach_nested_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["shoot #2", "*.jpg", "@x", "2024-01-01", "a: b", "1e3", "yes", "[x", "null ", "a=b"],
+)
+def test_text_is_taken_as_it_is(tmp_path: Path, text: str) -> None:
+    job = load(write(tmp_path, TRAIN), [f"photos={text}", f"prompts.target={text}"])
+    assert isinstance(job, TrainJob) and job.prompts
+    assert (job.photos, job.prompts.target) == (text, text)
+    edit = load(JOBS / "tiny/edit-wild.yaml", [f"output={text}", f"editor.prompt={text}"])
+    assert isinstance(edit, EditJob) and (edit.output, edit.editor.prompt) == (text, text)
+
+
+def test_numbers_lists_and_maps_are_yaml(tmp_path: Path) -> None:
+    given = ["workers=[1, 2]", "losses={adversarial: 0}", "use_gpu=false", "prompts.neutral=null"]
+    job = load(write(tmp_path, TRAIN), given)
+    assert isinstance(job, TrainJob) and job.prompts
+    assert (job.workers, job.losses.adversarial, job.use_gpu) == ((1, 2), 0, False)
+    assert job.prompts.neutral is None
+    edit = load(JOBS / "tiny/edit-wild.yaml", ["sliders={smile: [-1, 1]}", "editor.faces=largest"])
+    assert isinstance(edit, EditJob) and edit.sliders == {"smile": [-1, 1]}
+    for wrong in ("steps=[1", "workers=*x", "steps=@x", "workers={a"):
+        with pytest.raises(JobError, match="whose value is no YAML"):
+            load(write(tmp_path, TRAIN), [wrong])
+    for wrong in ("steps=2024-01-01", "no.such=[x", "stpes=*"):
+        with pytest.raises(JobError, match=r"job\.yaml: .*got"):
+            load(write(tmp_path, TRAIN), [wrong])
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"stpes": 3}, "unknown key 'stpes'; expected a known setting; did you mean 'steps'"),

@@ -88,7 +88,7 @@ def test_zero_gives_back_the_file_and_more_keeps_its_kind(
         if kind == "exif":
             assert after.getexif()[271] == "a maker" and 274 not in after.getexif()
     assert read_provenance(data)["sliders"] == {"smile@1": 1.5, "age@1": -1.0}
-    assert bool(notes) == (kind in ("cmyk", "deep"))
+    assert bool(notes) == (kind == "cmyk")
 
 
 def test_strips(tmp_path: Path, registry: str, random_base: Path) -> None:

@@ -1,5 +1,7 @@
 """Whatever lies in a bucket becomes pixels, or a row that says why not."""
 
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -7,7 +9,10 @@ import pytest
 from PIL import Image
 
 from bs_ray.images.decode import decode
+from bs_ray.images.encode import encode, read_provenance
+from bs_ray.images.formats import FORMATS, PLUGINS
 from bs_ray.images.rows import DecodedRow, is_quarantined
+from bs_ray.images.sheets import draw_pairs
 
 Save = Callable[..., bytes]
 
@@ -74,10 +79,11 @@ def test_grey_photos_are_remembered_as_such(saved: Save, mode: str) -> None:
     assert row["grey"] and row["pixels"].shape == (4, 6, 3) and (row["pixels"] == 255).all()
 
 
-def test_sixteen_bits_are_rounded_to_eight(saved: Save) -> None:
+def test_sixteen_bits_are_rounded_to_eight_and_kept(saved: Save) -> None:
     deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     row = decode("k", saved(Image.fromarray(deep), "PNG"), max_pixels=65536)
-    assert not is_quarantined(row) and row["note"] == "16 bits became 8"
+    assert not is_quarantined(row) and row["note"] == ""
+    assert row["deep"] is not None and (row["deep"][..., 0] == deep).all()
     assert (row["pixels"][..., 0] == np.rint(deep / 257)).all()
 
 
@@ -127,3 +133,120 @@ def test_no_damage_raises(gradient: np.ndarray, saved: Save) -> None:
             data[random.integers(0, len(data), 4)] = random.integers(0, 256, 4)
             row = decode("k", data.tobytes(), max_pixels=10_000)
             assert is_quarantined(row) or row["pixels"].dtype == np.uint8
+
+
+# --- side data never decides about a photo -----------------------------------------------------
+def exif_block(*entries: bytes, after: bytes = b"") -> bytes:
+    """EXIF of some entries of 12 bytes, little-endian; `after` lies behind them."""
+    return (
+        b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4) + after
+    )
+
+
+def entry(tag: int, kind: int, count: int, value: int) -> bytes:
+    return struct.pack("<HHII", tag, kind, count, value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        entry(282, 10, 1, 8 + 2 + 36 + 4),  # a rational (-1, 0)
+        entry(282, 2, 7, 8 + 2 + 36 + 4),  # a number as text
+        entry(282, 5, 9, 8 + 2 + 36 + 4),  # more values than the block holds
+        entry(282, 77, 1, 1),  # of no type
+        entry(0x8769, 4, 1, 4000),  # a directory outside of the block
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_bad_tag_costs_itself_alone(
+    gradient: np.ndarray, saved: Save, kind: str, bad: bytes
+) -> None:
+    maker = entry(271, 2, 4, int.from_bytes(b"Ada\0", "little"))
+    block = exif_block(maker, entry(274, 3, 1, 6), bad, after=struct.pack("<ii", -1, 0))
+    row = decoded(saved(Image.fromarray(gradient), kind, exif=b"Exif\0\0" + block))
+    assert row["pixels"].shape == (36, 24, 3)  # upright
+    kept = Image.Exif()
+    kept.load(row["exif"])
+    assert dict(kept) == {271: "Ada"}
+    name = "XResolution" if bad[:2] == entry(282, 0, 0, 0)[:2] else "ExifOffset"
+    assert row["note"] == f"EXIF {name} dropped"
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize(
+    ("side", "note"),
+    [
+        (chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"x" * 2_000_000), "XMP dropped: 2000000"),
+        (chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2_000_000))), "colour profile dropped: "),
+        (chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100 << 20))), "text 'a' dropped: damaged"),
+        (chunk(b"zTXt", b"a\0\0no zlib"), "text 'a' dropped: damaged"),
+        (chunk(b"eXIf", b"no exif")[:-1] + b"?", "eXIf dropped: its checksum is wrong"),
+        (chunk(b"eXIf", b"no exif"), "EXIF dropped: no TIFF header"),
+        (chunk(b"caBX", bytes(99)), "caBX dropped"),
+    ],
+)
+def test_a_png_is_read_whatever_it_says(
+    gradient: np.ndarray, saved: Save, side: bytes, note: str
+) -> None:
+    whole = saved(Image.fromarray(gradient), "PNG")
+    data = whole[:33] + side + whole[33:]
+    row = decoded(data)
+    assert (row["pixels"] == gradient).all() and row["note"].startswith(note)
+    assert draw_pairs([("k", data, b"no photo")], "") == draw_pairs([("k", whole, b"")], "")
+
+
+def test_a_tiff_is_read_whatever_its_tags_say(gradient: np.ndarray, saved: Save) -> None:
+    whole = saved(Image.fromarray(gradient), "TIFF", dpi=(300, 300), description="Ada")
+    at = whole.index(struct.pack("<HHI", 282, 5, 1))
+    for kind, count in ((5, 40_000), (10, 1), (0, 1)):
+        damaged = whole[: at + 2] + struct.pack("<HI", kind, count) + whole[at + 8 :]
+        row = decoded(damaged)
+        assert (row["pixels"] == gradient).all()
+        kept = Image.Exif()
+        kept.load(row["exif"])
+        assert kept[270] == "Ada"
+
+
+def test_further_pictures_and_what_lies_behind_are_named(gradient: np.ndarray, saved: Save) -> None:
+    photo = Image.fromarray(gradient)
+    row = decoded(saved(photo, "MPO", save_all=True, append_images=[photo.rotate(90)]))
+    assert row["format"] == "JPEG" and row["note"] == "further pictures of the file dropped"
+    row = decoded(saved(photo, "JPEG") + b"....ftypmp4 a film")
+    assert row["note"] == "data behind the photo dropped: 18 bytes"
+
+
+def test_metadata_too_long_for_a_jpeg_is_left_out(gradient: np.ndarray, saved: Save) -> None:
+    exif = Image.Exif()
+    exif[271] = "Ada"
+    exif.get_ifd(0x8769)[0x927C] = bytes(50_000)
+    exif.get_ifd(0x8769)[0x9286] = bytes(20_000)
+    row = decoded(saved(Image.fromarray(gradient), "PNG", exif=exif))
+    assert row["note"] == "EXIF UserComment dropped" and 50_000 < len(row["exif"]) < 51_000
+    exif.get_ifd(0x8769)[0x927C] = bytes(70_000)
+    row = decoded(saved(Image.fromarray(gradient), "PNG", exif=exif))
+    assert row["note"] == "EXIF UserComment, EXIF MakerNote dropped" and len(row["exif"]) < 100
+
+
+def test_a_format_without_its_reader_is_named() -> None:
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    expected = "damaged: " if "HEIF" in FORMATS else "no reader: got HEIF; install pillow-heif"
+    assert reason(heic).startswith(expected)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_newer_formats_where_they_are_read(kind: str, gradient: np.ndarray, saved: Save) -> None:
+    if kind not in FORMATS:
+        pytest.skip(f"needs {PLUGINS[kind]}")
+    exif = Image.Exif()
+    exif[271], exif[274] = "Maker", 6
+    row = decoded(saved(Image.fromarray(gradient), kind, quality=95, exif=exif, xmp=b"<x/>"))
+    # By HEIF's standard EXIF turns nothing there; Pillow's AVIF goes by it.
+    assert row["format"] == kind
+    assert row["pixels"].shape == ((36, 24, 3) if kind == "AVIF" else (24, 36, 3))
+    again = decoded(encode(row, {"seed": 1}))
+    assert np.abs(again["pixels"].astype(int) - row["pixels"]).mean() < 4
+    assert again["side"]["xmp"] == b"<x/>" and again["note"] == ""
+    assert read_provenance(encode(row, {"seed": 1})) == {"seed": 1}

@@ -90,10 +90,24 @@ def test_a_decoder_that_ends_while_idle_costs_no_photo(gradient: np.ndarray, sav
 def test_a_decoder_that_does_not_start_is_no_photos_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text("raise SystemExit")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DecoderError, match="got exit code 1; expected a decoder"):
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit('no room for it')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DecoderError, match=r"(?s)got exit code 1; .*It said: .*no room for it"):
         DecodePool(seconds=2.0, memory_mb=1024).decode([("a", b"")], max_pixels=9)
+
+
+def test_a_file_in_the_users_folder_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gradient: np.ndarray, saved: Save
+) -> None:
+    """Named like a module of Python's or of Pillow's, and on the path of whoever decodes."""
+    for name in ("inspect", "PIL"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = DecodePool(seconds=20.0, memory_mb=1024)
+    [row] = pool.decode([("a", saved(Image.fromarray(gradient), "PNG"))], max_pixels=10_000)
+    pool.close()
+    assert not is_quarantined(row)
 
 
 ORPHAN = """

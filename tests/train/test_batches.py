@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bs_ray.config import Prompts, TrainJob
-from bs_ray.datasets.pairs import pair_sets
+from bs_ray.datasets.pairs import alone, pair_sets
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
@@ -153,6 +153,7 @@ def test_pairs_share_noise_and_timestep_and_differ_in_strength(model) -> None:
 
 def test_pairs_without_order_are_refused() -> None:
     assert pair_sets(["-1/a.png", "1/a.jpg", "1/b.png"]) == [{-1.0: 0, 1.0: 1}]
+    assert alone(["-1/a.png", "1/a.jpg", "1/b.png"]) == ["1/b.png"]
     with pytest.raises(ValueError, match=r"got picture old/a.png, whose folder is no number"):
         pair_sets(["old/a.png"])
     with pytest.raises(ValueError, match="no two have the same name in different folders"):

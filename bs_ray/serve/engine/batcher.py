@@ -22,6 +22,7 @@ from bs_ray.editing.editor import Edited, Editor, PhotoEditRun, to_uint8
 from bs_ray.editing.generate import begin_generating, pictures
 from bs_ray.editing.methods import request_count
 from bs_ray.editing.run import DenoiseRequest, EditRun, denoise_together
+from bs_ray.models.prompts import cut_notes
 from bs_ray.serve.engine.admission import Load, StepTime, finish_times
 from bs_ray.serve.engine.tasks import (
     Busy,
@@ -337,7 +338,9 @@ class Batcher:
         if isinstance(run, PhotoEditRun):
             [outputs] = self.editor.finish(run)
         else:
-            outputs = [Edited(p) for p in self._pixels(run, run.latents)]
+            assert isinstance(ticket.task, GenerateTask)
+            notes = tuple(cut_notes(self.editor.model, [ticket.task.prompt]))
+            outputs = [Edited(p, notes) for p in self._pixels(run, run.latents)]
         return Result(
             outputs,
             batch_rows=ticket.company / max(1, run.evaluated),

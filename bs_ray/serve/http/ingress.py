@@ -229,6 +229,14 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
         info = ModelInfo(id=service.job.base, created=started, base_id=service.base_id)
         return ModelList(data=[info])
 
+    @app.get("/v1/models/{model:path}", responses=_refusals(401, 404))
+    async def model(http: Request, model: str) -> ModelInfo:
+        """One base, by its name or id."""
+        [only] = (await models(http)).data
+        if model not in (only.id, only.base_id):
+            raise Problem(404, "unknown-model", f"model: got {model[:80]!r}; see /v1/models")
+        return only
+
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         """The playground."""

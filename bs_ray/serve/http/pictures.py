@@ -15,8 +15,8 @@ from bs_ray import __version__
 from bs_ray.config import ServeJob
 from bs_ray.editing.editor import to_uint8
 from bs_ray.images.decode_pool import shared_decode_pool
-from bs_ray.images.encode import encode
-from bs_ray.images.rows import DecodedRow, is_quarantined
+from bs_ray.images.encode import encode, not_written
+from bs_ray.images.rows import NO_SIDE_DATA, DecodedRow, is_quarantined
 from bs_ray.serve.http.problems import Problem
 from bs_ray.serve.http.schema import OutputFormat
 
@@ -101,7 +101,19 @@ def write_picture(
     return encode(row, {**made, "bs_ray": __version__}, quality)
 
 
-_GENERATED = {"alpha": None, "grey": False, "exif": b"", "icc": b""}
+_GENERATED = {
+    "alpha": None,
+    "deep": None,
+    "grey": False,
+    "exif": b"",
+    "icc": b"",
+    "side": NO_SIDE_DATA,
+}
+
+
+def lost_in(photo: DecodedRow, form: OutputFormat) -> list[str]:
+    """What a photo has and a picture file of this form will not have."""
+    return not_written(photo, form.upper()) if form != "npy" else []
 
 
 def strip(pictures: list[np.ndarray]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ class Problem(Exception):
         self.headers, self.members = dict(headers or {}), members
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """The reply's body: the members of RFC 9457, and the problem's own ones."""
+        """The reply's body: the members of RFC 9457, the problem's own ones, and `error`, which is
+        how OpenAI's clients expect to read the same."""
         title = self.kind.replace("-", " ").capitalize()
         return {
             "type": f"urn:bs-ray:problem:{self.kind}",
@@ -43,7 +45,32 @@ class Problem(Exception):
             "detail": self.detail,
             "request_id": request_id,
             **self.members,
+            "error": {
+                "message": self.detail,
+                "type": _openai_type(self.status),
+                "code": self.kind,
+                "param": self._param(),
+            },
         }
+
+    def _param(self) -> str | None:
+        """The field that a detail such as "image: got ..." is about."""
+        found = _FIELD.match(self.detail)
+        return found[1] if found else None
+
+
+_FIELD = re.compile(r"([a-z_]+(?:\.\w+)*)(?: [^:]*)?: got ")
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+def _openai_type(status: int) -> str:
+    otherwise = "server_error" if status >= 500 else "invalid_request_error"
+    return _OPENAI_TYPES.get(status, otherwise)
 
 
 def busy(detail: str, retry_after_s: float = 1.0) -> Problem:
@@ -58,6 +85,16 @@ def busy(detail: str, retry_after_s: float = 1.0) -> Problem:
     )
 
 
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None
+    """The field that it is about."""
+
+
 class ProblemBody(BaseModel):
     """An error's reply."""
 
@@ -70,6 +107,7 @@ class ProblemBody(BaseModel):
     detail: str
     """Got, expected and what to do."""
     request_id: str
+    error: OpenAIError
 
 
 def answer(request: Request, problem: Problem) -> JSONResponse:

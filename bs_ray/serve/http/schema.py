@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import Counter
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -22,6 +20,7 @@ from pydantic_core import from_json
 
 from bs_ray.config import PRESETS, Prompts, check_name
 from bs_ray.config.explain import explain
+from bs_ray.images.base64_text import base64_bytes
 from bs_ray.serve.http.problems import Problem
 
 MAX_IMAGES = 16
@@ -30,7 +29,7 @@ MAX_SLIDERS = 64
 OutputFormat = Literal["png", "jpeg", "webp", "npy"]
 Method = Literal["displacement", "sdedit", "ddim_inversion", "edit_friendly"]
 """The methods that share steps with others. Null-text does not: it fits an embedding first."""
-Quality = Literal["auto", "low", "medium", "high", "fast"]
+Quality = Literal["auto", "standard", "low", "medium", "high", "fast"]
 _EDITOR_OF: dict[str, dict[str, Any]] = {
     "low": PRESETS["fast"],
     "fast": PRESETS["fast"],
@@ -80,11 +79,7 @@ def _photo_bytes(value: object) -> object:
     """Base64, plain or as a data URL, as bytes. Files are bytes already; URLs stay text."""
     if not isinstance(value, str) or value.startswith(("http://", "https://")):
         return value
-    text = value.partition(",")[2] if value.startswith("data:") else value
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise ValueError("got text that is not base64; expected base64 or a data URL") from None
+    return base64_bytes(value)
 
 
 def _several(value: object) -> list[Any]:
@@ -125,7 +120,7 @@ class _ImageRequest(_Strict):
     partial_images: int = Field(0, ge=0, le=3)
     """With `stream`: how many previews to send on the way."""
     size: str = Field("auto", max_length=20)
-    """Only `auto`: a photo keeps its size, a generation has the base's."""
+    """`auto`, or the photo's own: a photo keeps its size, a generation has the base's."""
     background: Literal["auto"] = "auto"
     moderation: Literal["auto", "low"] = "auto"
     """Accepted for compatibility; the server has no moderation."""
@@ -172,8 +167,8 @@ class EditRequest(_ImageRequest):
     """OpenAI's clients send one. The server has a prompt of its own and refuses others."""
     method: Method | None = None
     quality: Quality = "auto"
-    """`low` and `fast` are the editor's preset `fast`, `medium` adds its soft mask, and `high` is
-    its preset `high`."""
+    """`auto` and `standard` are the server's own settings, `low` and `fast` the editor's preset
+    `fast`; `medium` adds its soft mask, and `high` is its preset `high`."""
     strength: float | None = Field(None, gt=0, le=1)
     """Where in the noise range the edit begins, as a share of it."""
     input_fidelity: Literal["low", "high"] | None = None
@@ -205,7 +200,7 @@ class GenerateRequest(_ImageRequest):
     prompt: str = Field(min_length=1, max_length=4_000)
     guidance_scale: float = Field(4.0, ge=0, le=50)
     """Classifier-free guidance; 1 is none."""
-    quality: Literal["auto"] = "auto"
+    quality: Literal["auto", "standard"] = "auto"
     style: str | None = Field(None, max_length=20)
     """Accepted for compatibility."""
 

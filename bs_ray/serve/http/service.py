@@ -17,7 +17,7 @@ from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Resul
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
-from bs_ray.serve.http.pictures import read_mask, read_photo, write_picture
+from bs_ray.serve.http.pictures import lost_in, read_mask, read_photo, write_picture
 from bs_ray.serve.http.problems import Problem, busy
 from bs_ray.serve.http.schema import EditRequest, GenerateRequest, ImageReply, ImagesReply, Meta
 from bs_ray.serve.tracing import carrier, span
@@ -94,6 +94,7 @@ class Service:
         with span("decode", photos=len(request.image)):
             files = [await self._bytes(photo) for photo in request.image]
             photos = list(await asyncio.gather(*(read_photo(f, self.job) for f in files)))
+            _check_own_size(request.size, photos)
             mask = None
             if request.mask is not None:
                 mask = await read_mask(await self._bytes(request.mask), photos[0], self.job)
@@ -115,6 +116,7 @@ class Service:
             for seed in seeds
         ]
         notes = [photo["note"] for photo in photos if photo["note"]]
+        notes += [note for photo in photos for note in lost_in(photo, request.output_format)]
         return Prepared(
             request,
             tasks,
@@ -208,8 +210,8 @@ class Service:
                 f"expected at most {MAX_PICTURES} in one request"
             )
             raise Problem(422, "too-many-pictures", detail)
-        if request.size != "auto":
-            detail = f"size: got {request.size!r}; expected auto: a photo keeps its own size"
+        if request.size != "auto" and isinstance(request, GenerateRequest):
+            detail = f"size: got {request.size!r}; expected auto: the base has a size of its own"
             raise Problem(422, "size-not-supported", detail)
         if request.response_format == "url" and self._outputs is None:
             detail = "response_format: got 'url'; expected b64_json: this server keeps no pictures"
@@ -270,7 +272,7 @@ class Service:
                 sweep=request.sweep.scales if request.sweep else [],
                 base_id=self.base_id,
                 seed=request.seed,
-                notes=prepared.notes,
+                notes=list(dict.fromkeys([*prepared.notes, *_made_notes(results)])),
             ),
         )
 
@@ -313,6 +315,20 @@ class Service:
             pass
         detail = "file: got a name of which this server has no file, or no longer; ask again"
         raise Problem(404, "no-such-file", detail)
+
+
+def _check_own_size(size: str, photos: Sequence[DecodedRow]) -> None:
+    """Raise Problem 422 for a size that a photo does not have."""
+    for photo in photos:
+        height, width = photo["pixels"].shape[:2]
+        if size not in ("auto", f"{width}x{height}"):
+            detail = f"size: got {size!r}; expected auto or {width}x{height}, the photo's own size"
+            raise Problem(422, "size-not-supported", detail)
+
+
+def _made_notes(results: Sequence[Result]) -> list[str]:
+    """What the engine has to say of the pictures."""
+    return [note for result in results for output in result.outputs for note in output.notes]
 
 
 def _notes(mixes: Sequence[Mix]) -> list[str]:

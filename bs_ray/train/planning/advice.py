@@ -56,5 +56,5 @@ def _changed(job: TrainJob, changes: dict[str, str]) -> TrainJob:
     """The job with settings as the command line would set them."""
     values = job.model_dump()
     for key, value in changes.items():
-        apply_override(values, f"{key}={value}")
+        apply_override(values, f"{key}={value}", TrainJob)
     return TrainJob.model_validate(values)

@@ -41,12 +41,9 @@ class Teacher:
 
     def __init__(self, model: DiffusionModel, concepts: Mapping[str, Prompts]):
         self.model, self.concepts = model, dict(concepts)
-        texts = {"": 0}  # the unconditional prompt
-        for prompts in self.concepts.values():
-            for text in (*_targets(prompts), *_neutrals(prompts), *chain(*_ends(prompts))):
-                texts.setdefault(text, len(texts))
-        self._number = texts
-        self._conditions = model.embed(list(texts))
+        texts = texts_of(self.concepts)
+        self._number = {text: number for number, text in enumerate(texts)}
+        self._conditions = model.embed(texts)
 
     def targets(self, slider: Tensor, turn: Tensor) -> Condition:
         """The target prompts c_t of R rows, given each row's slider int64 [R] and turn int64
@@ -112,6 +109,14 @@ class Teacher:
             f"same (relative difference {gap:.1e}, cosine {cosine:.6f}); expected a difference of "
             f"at least {_MIN_GAP:g}. Use words that the base knows and that say opposite things"
         )
+
+
+def texts_of(concepts: Mapping[str, Prompts]) -> list[str]:
+    """All prompts of some sliders, each once, after the empty one."""
+    found = {"": None}
+    for prompts in concepts.values():
+        found |= dict.fromkeys((*_targets(prompts), *_neutrals(prompts), *chain(*_ends(prompts))))
+    return list(found)
 
 
 def forwards_a_row(concepts: Mapping[str, Prompts]) -> int:

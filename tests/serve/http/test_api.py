@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from bs_ray.images.encode import read_provenance
-from bs_ray.serve.engine.tasks import Busy, EditTask
+from bs_ray.serve.engine.tasks import Busy, EditTask, Event, Result, Step, Task
 from bs_ray.serve.http.keys import new_key
 from bs_ray.storage import UnreachableError
 from tests.images.poison import mutated, sound_photos
@@ -67,6 +68,29 @@ def test_transparency_stays(client: TestClient) -> None:
     Image.fromarray(rgba).save(file, "PNG")
     (reply,) = files_of(ask(client, file.getvalue(), []))
     assert (np.array(Image.open(io.BytesIO(reply))) == rgba).all()
+
+
+def test_what_the_output_cannot_hold_is_said(client: TestClient) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(file, "PNG", dpi=(9, 9))
+    for form, notes in {"png": [], "webp": ["16 bits became 8", "dpi dropped"]}.items():
+        reply = ask(client, file.getvalue(), scales(smile=1), output_format=form)
+        assert reply.json()["meta"]["notes"] == notes
+
+
+class Notes(StubBackend):
+    async def events(self, task: Task) -> AsyncIterator[Event]:
+        async for event in super().events(task):
+            if isinstance(event, Result):
+                noted = [replace(output, notes=("too long",)) for output in event.outputs]
+                event = replace(event, outputs=noted)
+            yield event
+
+
+def test_what_the_engine_says_is_in_the_notes() -> None:
+    client = stub_client(Notes())
+    reply = client.post("/v1/images/generations", json={"prompt": "a man", "n": 2})
+    assert reply.json()["meta"]["notes"] == ["too long"]
 
 
 def test_json_bodies_mean_the_same_as_a_form(client: TestClient) -> None:
@@ -179,6 +203,8 @@ def test_sliders_and_models_are_listed(client: TestClient) -> None:
     assert_problem(client.get("/v1/sliders/beard/preview"), 404, "beard")
     [model] = client.get("/v1/models").json()["data"]
     assert model["id"] == "tiny" and model["object"] == "model"
+    assert client.get("/v1/models/tiny").json() == model == client.get("/v1/models/0").json()
+    assert_problem(client.get("/v1/models/a/b"), 404, "got 'a/b'; see /v1/models")
 
 
 def test_the_page(client: TestClient) -> None:
@@ -194,7 +220,7 @@ MANY = json.dumps([{"name": f"s{i}", "scale": 1} for i in range(1_000_000)])
 MANY_SCALES = json.dumps({"name": "age", "scales": [1] * 1_000_000})
 WRONG_FORMS: dict[str, tuple[dict, int, str]] = {
     "no image": ({"image": None}, 422, "image"),
-    "not an image": ({"image": b"hello"}, 400, "expected JPEG"),
+    "not an image": ({"image": b"hello"}, 400, "expected one of JPEG"),
     "a cut image": ({"image": photo(0)[:90]}, 400, "image:"),
     "unknown slider": ({"sliders": '[{"name":"smlie","scale":1}]'}, 422, "one of smile, age"),
     "a path": ({"sliders": '[{"name":"../../etc/passwd","scale":1}]'}, 422, "expected 1-64 of"),
@@ -223,7 +249,7 @@ WRONG_FORMS: dict[str, tuple[dict, int, str]] = {
     "a huge seed": ({"seed": "1" + "0" * 400}, 422, "seed"),
     "format": ({"output_format": "gif"}, 422, "output_format: got 'gif'"),
     "no store for URLs": ({"response_format": "url"}, 422, "keeps no pictures"),
-    "size": ({"size": "512x512"}, 422, "expected auto"),
+    "size": ({"size": "512x512"}, 422, "expected auto or"),
     "another base": ({"model": "dall-e-2"}, 422, "expected none, or 'tiny'"),
     "a foreign prompt": ({"prompt": "a cat"}, 422, "this server's own, 'person'"),
     "null-text": ({"method": "null_text"}, 422, "method"),
@@ -256,7 +282,7 @@ def test_wrong_forms_get_a_problem(client: TestClient, case: str) -> None:
         (b'{"image": "http://10.0.0.1/y.png"}', "application/json", 422, "fetches none"),
         (b'{"image": "file:///etc/passwd"}', "application/json", 422, "base64"),
         (b'{"image": []}', "application/json", 422, "at least 1"),
-        (b'{"image": ["' + b"A" * 10**7 + b'"]}', "application/json", 400, "expected JPEG"),
+        (b'{"image": ["' + b"A" * 10**7 + b'"]}', "application/json", 400, "expected one of JPEG"),
         (b"x", "text/plain", 415, "got text/plain; expected multipart/form-data"),
         (b"x", "multipart/form-data", 400, "boundary"),
     ],
@@ -437,6 +463,46 @@ def test_openai_reads_our_errors(official: openai.OpenAI) -> None:
             image=photo(0), prompt="", extra_body={"sliders": [{"name": "beard", "scale": 1}]}
         )
     assert "one of smile, age" in str(refused.value.response.json()["detail"])
+    told = refused.value
+    assert (told.code, told.param, told.type) == (
+        "unknown-slider",
+        "slider",
+        "invalid_request_error",
+    )
+    assert "one of smile, age" in told.body["message"]  # type: ignore[index]
+
+
+class FailsOnTheWay(StubBackend):
+    async def events(self, task: Task) -> AsyncIterator[Event]:
+        yield Step(1, 3)
+        raise ZeroDivisionError
+
+
+def test_openai_reads_errors_of_a_stream() -> None:
+    with listening(stub_app(FailsOnTheWay())) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = client.images.edit(
+            image=photo(0), prompt="", stream=True, extra_body={"sliders": scales(smile=1)}
+        )
+        with pytest.raises(openai.APIError, match="the request failed on the server"):
+            list(stream)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+        lambda text: text.rstrip("="),
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: f"data:image/png;base64,{text}",
+    ],
+)
+def test_base64_as_people_write_it(client: TestClient, changed: Callable[[str], str]) -> None:
+    body = {"image": changed(base64.b64encode(photo(0)).decode()), "quality": "standard"}
+    height, width = pixels_of(photo(0)).shape[:2]
+    body["size"] = f"{width}x{height}"
+    assert client.post(EDITS, json=body).status_code == 200
+    assert_problem(client.post(EDITS, json={**body, "size": "8x9"}), 422, "size: got '8x9'")
 
 
 def test_openapi_describes_what_is_taken_and_given(client: TestClient) -> None:

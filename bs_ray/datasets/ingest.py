@@ -1,28 +1,27 @@
-"""Labeled Faces in the Wild, from its archive or folder, as shards for training.
+"""Photos to train on, from any folder or archive of pictures, as shards.
 
-Other photos of people will do, too, where they have LFW's layout: Name_Name/Name_Name_0001.jpg.
+Photos laid out like Labeled Faces in the Wild (Name_Name/Name_Name_0001.jpg) bring identities.
 """
 
 from __future__ import annotations
 
-import re
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from bs_ray.config.base import MAX_PIXELS
+from bs_ray.datasets.pictures import (
+    DAMAGE,
+    Identities,
+    Photo,
+    UnreadableError,
+    identity_of,
+    pictures_in,
+)
 from bs_ray.datasets.shards import FORMATS, Row, ShardFormat, format_of, shard_keys
 from bs_ray.images.decode import decode
 from bs_ray.images.formats import EmptyInputError
-from bs_ray.images.rows import QuarantinedRow, is_quarantined
-from bs_ray.storage import Store, split_uri
-
-_PHOTO = re.compile(r"(?:.*/)?(([^/]+)/\2_\d{4,}\.jpe?g)")
-
-Photo = tuple[str, Callable[[], bytes]]
-"""A key (Name_Name/Name_Name_0001.jpg), and a function that reads the file."""
+from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
+from bs_ray.storage import Store
 
 
 class DamagedArchiveError(ValueError):
@@ -44,42 +43,50 @@ class IngestSummary:
     """Broken files, which are in no shard, with their reasons."""
 
     def __str__(self) -> str:
-        text = f"{self.photos} photos of {self.identities} people in {self.shards} shards"
+        people = f" of {self.identities} people" if self.identities else ""
+        text = f"{self.photos} photos{people} in {self.shards} shards"
         broken = [f"  {row['key']}: {row['reason']}" for row in self.skipped]
         return "\n".join([f"{text}; {len(broken)} broken files skipped", *broken])
 
 
-def ingest_lfw(
-    source: str, destination: str, shard_images: int = 1000, format: str = "parquet"
+def ingest_photos(
+    source: str,
+    destination: str,
+    shard_images: int = 1000,
+    format: str = "parquet",
+    identities: Identities = "auto",
 ) -> IngestSummary:
-    """Pack LFW into shards below `destination`, as `write_shards` does. A second call resumes.
+    """Pack pictures into shards below `destination`, as `write_shards` does. A second call resumes.
 
-    source: the extracted folder (local or s3://), or the archive (.tgz, .tar.gz or .tar), which
-    is read as a stream. Raises ValueError for an unknown format, EmptyInputError for a source
-    without LFW's file names, DamagedArchiveError, ShardsChangedError and StorageError.
+    source: a folder (local or s3://), or an archive, see `pictures.ARCHIVES`; a tar is read as a
+    stream. Raises ValueError for an unknown format, EmptyInputError for a source without pictures,
+    DamagedArchiveError, ShardsChangedError and StorageError.
     """
     if format not in FORMATS:
         raise ValueError(f"format: got {format!r}; expected one of {', '.join(FORMATS)}")
-    Store(destination).check(write=True)
-    archive = source.endswith((".tgz", ".tar.gz", ".tar"))
-    photos = _archive_photos(source) if archive else _folder_photos(source)
+    store = Store(destination)
+    store.check(write=True)
     try:
-        summary = write_shards(Store(destination), photos, shard_images, format)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+        summary = write_shards(store, pictures_in(source), shard_images, format, identities)
+    except DAMAGE as error:
         raise DamagedArchiveError(
             f"{source}: got a damaged archive ({error}); expected a whole one. Fetch it again; the "
             "shards written so far are kept"
         ) from error
     if not summary.shards:
         raise EmptyInputError(
-            f"{source}: got no file named like Name_Name/Name_Name_0001.jpg; expected LFW's "
-            "layout. Give the extracted folder or the archive"
+            f"{source}: got no picture; expected a folder of photos, or an archive of them (.zip, "
+            ".tar, .tgz)"
         )
     return summary
 
 
 def write_shards(
-    store: Store, photos: Iterator[Photo], shard_images: int, format: str = "parquet"
+    store: Store,
+    photos: Iterator[Photo],
+    shard_images: int,
+    format: str = "parquet",
+    identities: Identities = "auto",
 ) -> IngestSummary:
     """Write photos as shards of `shard_images` files each; shards that exist already are kept.
 
@@ -100,7 +107,7 @@ def write_shards(
 
     for count, (key, read) in enumerate(photos, start=1):
         if kind.key(shard) not in present:
-            _take(key, read(), rows, skipped)
+            _take((key, read), identities, rows, skipped)
         if count % shard_images == 0:
             write()
             shard, rows, skipped = shard + 1, [], []
@@ -117,18 +124,26 @@ def read_summary(store: Store) -> IngestSummary:
         kind, data = format_of(key), store.local_copy(key).read_bytes()
         for batch in kind.batches(data):
             photos += len(batch)
-            identities |= set(batch["identity"].to_pylist())
+            identities |= set(batch["identity"].to_pylist()) - {""}
         skipped += kind.meta(data)["skipped"]
     return IngestSummary(photos, len(identities), len(keys), skipped)
 
 
-def _take(key: str, data: bytes, rows: list[Row], skipped: list[QuarantinedRow]) -> None:
+def _take(
+    photo: Photo, identities: Identities, rows: list[Row], skipped: list[QuarantinedRow]
+) -> None:
     """Put one file into `rows`, or into `skipped` where it is broken."""
+    key, read = photo
+    try:
+        data = read()
+    except UnreadableError as error:
+        skipped.append(quarantined(key, "fetch", str(error)))
+        return
     found = decode(key, data, max_pixels=MAX_PIXELS)
     if is_quarantined(found):
         skipped.append(found)
     else:
-        rows.append({"key": key, "identity": key.rpartition("/")[0], "bytes": data})
+        rows.append({"key": key, "identity": identity_of(key, identities), "bytes": data})
 
 
 def _check_cut(store: Store, shard_images: int, kind: ShardFormat) -> None:
@@ -140,26 +155,3 @@ def _check_cut(store: Store, shard_images: int, kind: ShardFormat) -> None:
                 f"{store.uri}: got shard_images {got[0]} as {got[1]}; expected {expected[0]} as "
                 f"{expected[1]}, as its shards are. Keep that, or choose another destination"
             )
-
-
-def _folder_photos(source: str) -> Iterator[Photo]:
-    store = Store(source)
-    store.check()
-    for entry in store.list():
-        if match := _PHOTO.fullmatch(entry.key):
-            yield match[1], partial(store.read, entry.key)
-
-
-def _archive_photos(source: str) -> Iterator[Photo]:
-    store, key = split_uri(source)
-    with tarfile.open(store.local_copy(key), "r|*") as archive:
-        for member in archive:
-            match = _PHOTO.fullmatch(member.name)
-            if match and member.isfile():
-                yield match[1], partial(_read_member, archive, member)
-
-
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None  # a regular file has content
-    return file.read()
