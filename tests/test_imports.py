@@ -66,7 +66,7 @@ LIGHT = (
 )
 LIGHT_BATCH = (
     *("rows", "listing", "survey", "packed", "columns", "readers", "external_sort", "input_list"),
-    *("fetch", "write"),
+    *("fetch", "write", "generations", "ledger"),
 )
 SLOW = {"torch", "ray", "diffusers", "transformers", "deepspeed"}
 
