@@ -8,7 +8,10 @@ import numpy as np
 from typing_extensions import TypeIs
 
 Stage = Literal["plan", "fetch", "decode", "edit", "encode"]
-"""Where a photo can be given up; "plan" stands for edits of its own that cannot be understood."""
+"""Where a photo can be given up; "plan" stands for edits or boxes of its own that cannot be
+understood."""
+Format = Literal["JPEG", "PNG", "WEBP", "BMP", "TIFF"]
+"""How an image file is coded."""
 
 
 class DecodedRow(TypedDict):
@@ -23,7 +26,7 @@ class DecodedRow(TypedDict):
     """uint8 [H, W] where the photo has transparency, which is written back unchanged."""
     grey: bool
     """Whether the photo has one channel; it is then written with one again."""
-    format: Literal["JPEG", "PNG", "WEBP", "BMP", "TIFF"]
+    format: Format
     """Of the content, whatever the key's suffix says."""
     lossless: bool
     """Whether the photo's own coding is lossless."""
