@@ -108,7 +108,7 @@ def test_overlapping_regions_share() -> None:
 
 
 def test_a_region_between_two_that_meet_is_kept() -> None:
-    """Two meet in a corner, and the rectangle around them holds a third one, which meets neither."""
+    """Two meet in a corner, and the rectangle around them holds a third, which meets neither."""
     ten = np.full((16, 16, 3), 10, np.float32)
     regions = [Region(70, 25, 20), Region(20, 50, 40), Region(60, 65, 50), Region(25, 15, 20)]
     grey = np.full((100, 100, 3), 100, np.uint8)

@@ -40,7 +40,7 @@ def test_a_smooth_photo_is_shrunk_and_enlarged() -> None:
     for size in ((64, 96), (330, 450)):
         expected = F.interpolate(tensor, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
         found = shrunk(before, size)
-        assert found.shape == (*size, 3) and np.abs(found - expected.numpy()).max() < 1.01
+        assert found.shape == (*size, 3) and np.abs(found - expected.numpy()).max() < 1.5
     assert shrunk(before, (300, 400)) is before
 
 
