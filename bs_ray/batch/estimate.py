@@ -12,13 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bs_ray.batch.edit import batches, edit_function, edit_rows
+from bs_ray.batch.edit import edit_function, edit_rows, of_views
 from bs_ray.batch.fetch import load_photos
 from bs_ray.batch.generations import last_whole
 from bs_ray.batch.input_list import NEW, InputList, check_settings, counts_of, newest_input_list
 from bs_ray.batch.ledger import done_shards
 from bs_ray.batch.listing import Listing
-from bs_ray.batch.prepare import described, listed, news, resolve, settings_of
+from bs_ray.batch.prepare import described, listed, news, resolve, settings_of, sight_of
 from bs_ray.batch.rows import ImageRow, PlannedRow
 from bs_ray.config import EditJob
 from bs_ray.editing.editor import Editor
@@ -73,7 +73,7 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     with tempfile.TemporaryDirectory() as folder:
         work = _work(job, source, output, found, Path(folder), console)
     references = {given: slider.reference for given, slider in sliders.items()}
-    loaded, _, _ = load_photos(work.first, job, job.edits(references), references)
+    loaded, *_ = load_photos(work.first, job, job.edits(references), references, sight_of(job))
     rows = [row for row in loaded if not is_quarantined(row)]
     rate = _rate(job, list(sliders.values()), rows)
     left = max(0, work.to_edit - work.done_shards * job.shard_images)
@@ -166,14 +166,15 @@ def _rate(job: EditJob, sliders: Sequence[Slider], rows: list[PlannedRow]) -> fl
 
     torch.set_num_threads(max(1, round(job.cpus_per_worker)))
     model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
-    editor = Editor(model, sliders, job.editor)
+    editor = Editor(model, sliders, of_views(job.editor))
     edit = edit_function(editor, job)
-    some = list(batches(rows, editor.working_size, job.batch_size))
-    for batch in some[:1]:
-        edit_rows(batch, editor, edit, job)
+    seen = [row for row in rows if row["views"]]
+    some = [seen[i : i + job.batch_size] for i in range(0, len(seen), job.batch_size)]
+    for photos in some[:1]:
+        edit_rows(photos, editor, edit, job)
     timed = some[1 : 1 + _TIMED] or some
     started = time.monotonic()
-    for batch in timed:
-        edit_rows(batch, editor, edit, job)
-    photos = sum(map(len, timed))
-    return photos / (time.monotonic() - started) if photos else None
+    for photos in timed:
+        edit_rows(photos, editor, edit, job)
+    count = sum(map(len, timed))
+    return count / (time.monotonic() - started) if count else None

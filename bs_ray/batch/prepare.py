@@ -27,9 +27,10 @@ from bs_ray.batch.listing import Listing, list_photos
 from bs_ray.batch.rows import Edits
 from bs_ray.config import EditJob
 from bs_ray.editing.gate import check_gate
+from bs_ray.editing.locate import Sight
 from bs_ray.images.faces import need_centerface
 from bs_ray.judges.load import find_judges
-from bs_ray.models import absolute_base, base_folder, identify_base
+from bs_ray.models import absolute_base, base_folder, identify_base, load_base
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
@@ -66,6 +67,11 @@ class PreparedJob:
         """Whether every output is its input: no slider moves, and the method keeps the photo."""
         still = not any(strength for mix in self.edits.values() for strength in mix.values())
         return still and not self.job.edits_column and self.job.editor.method == "displacement"
+
+    @cached_property
+    def sight(self) -> Sight | None:
+        """How the base looks at photos; None where nobody looks."""
+        return None if self.moves_nothing else sight_of(self.job)
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -141,6 +147,13 @@ def described(changes: Mapping[str, int]) -> str:
 def report_to(console: Console, job: EditJob) -> Callable[[str], None]:
     """A function that prints lines about the job."""
     return lambda text: console.print(f"{job.name}: {text}", soft_wrap=True, highlight=False)
+
+
+def sight_of(job: EditJob) -> Sight:
+    """How the job's base looks at photos, told by its shapes alone. Raises BaseNotFound."""
+    model = load_base(job.base, device="meta")
+    side = job.editor.working_px or model.native_px
+    return Sight(side, model.multiple_px, model.framing)
 
 
 def listed(job: EditJob, source: Store, folder: Path, console: Console) -> Listing:
@@ -226,8 +239,9 @@ def settings_of(job: EditJob, source: Store, sliders: Mapping[str, Slider]) -> d
         }
         for given, slider in sliders.items()
     }
+    boxes = {"boxes_column"} if job.editor.region == "boxes" else set()
     return {
-        **job.model_dump(mode="json", include=_DECISIVE, by_alias=True),
+        **job.model_dump(mode="json", include=_DECISIVE | boxes, by_alias=True),
         "input": source.uri,
         "base_id": identify_base(job.base),
         "sliders": used,

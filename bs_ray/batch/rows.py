@@ -5,8 +5,8 @@
                                    +----- QuarantinedRow ----+-------------+
 
 A photo leaves with all its edits or in quarantine: inputs = edited + quarantined, by key. Between
-the stages it is its file and what the base sees of it: pixels of its own size, which take ten times
-as much, never leave the process that decodes them.
+the stages it is its file and what the base sees of it. Its pixels, which take ten times as much as
+the file, never leave the process that decodes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from bs_ray.images.regions import Region
-from bs_ray.images.rows import Format, QuarantinedRow
+from bs_ray.images.rows import QuarantinedRow
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -45,7 +45,7 @@ OUTPUT_SCHEMA = pa.schema(
         pa.field("output_sha256", pa.string(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),  # size of the edited photo's file
         pa.field("note", pa.string(), nullable=False),  # what could not be kept; "" as a rule
-        pa.field("regions", pa.string()),  # JSON: where it was edited; "" where as a whole
+        pa.field("regions", pa.string()),  # JSON: where edited; "" as a whole
     ]
 )
 """The manifest: one OutputRow for each edit, in the order of the inputs."""
@@ -60,7 +60,8 @@ class ImageRow(TypedDict):
     file: str
     at: int
     plan: str
-    """The photo's own edits as JSON, as its `edits_column` has them; "" for the job's edits."""
+    """The photo's own edits as JSON, as its `edits_column` has them; "" for the job's edits. In a
+    job with boxes, those of a packed photo too: `boxes.with_boxes`."""
     shard: int
 
 
@@ -74,8 +75,8 @@ class _Photo(TypedDict):
     key: str
     sha256: str
     """Of its file; it names the photo's noise."""
-    format: Format
-    """Of its file's content."""
+    format: str
+    """Of its file's content, by Pillow's name."""
     note: str
     """What of the file cannot be kept, and what else its user should know; "" as a rule."""
     regions: tuple[Region, ...] | None
@@ -97,9 +98,9 @@ class EditedRow(_Photo):
     """Its name; "" where the photo has one."""
     mix: dict[str, float]
     """Slider's name@version -> signed strength."""
-    changes: list[np.ndarray] | None
-    """By what the views move: float16 [h, w, 3] in units of [0, 255], none where they do not; None
-    where the photo's own file is the output."""
+    changes: list[np.ndarray]
+    """By what each of the views moves: float16 [h, w, 3] in units of [0, 255]. Where there are
+    none, the photo's own file is the output."""
 
 
 class OutputRow(TypedDict):
@@ -121,10 +122,10 @@ def pack(
     files: bytes,
     **seconds: float,
 ) -> dict[str, Any]:
-    """A shard as one row of a Dataset, pickled, since photos of many sizes fit no Arrow columns.
+    """A shard as one row of a Dataset, pickled, since pictures of many sizes fit no Arrow columns.
 
-    files: as `pack_files` gives them; the stages between leave them packed. seconds: what its
-    stages took so far, as <stage>_s; edit_at_s is the Unix time of its editing.
+    files: as `pack_files` gives them; who does not need them hands them on as they are. seconds:
+    what the shard's stages took so far, as <stage>_s; edit_at_s is the Unix time of its editing.
     """
     return {"shard": shard, "rows": pickle.dumps(rows, protocol=5), "files": files, **seconds}
 

@@ -110,14 +110,16 @@ def _against_bare(
 
 
 def _decoded(job: EditJob, root: Store) -> list[PlannedRow]:
-    """All photos of the input, decoded."""
+    """All photos of the input, as the base sees them."""
     prepared = prepare(
         job.model_copy(update={"output": root.join("listed").uri}), Console(quiet=True)
     )
     images = [
         i for shard in range(prepared.input_list.shards) for i in prepared.input_list.shard(shard)
     ]
-    rows, _, _ = load_photos(images, prepared.job, prepared.edits, prepared.references)
+    rows, *_ = load_photos(
+        images, prepared.job, prepared.edits, prepared.references, prepared.sight
+    )
     return [row for row in rows if not is_quarantined(row)]
 
 
@@ -142,8 +144,8 @@ class SleepShard:
         began, rows = time.time(), unpack(row)
         time.sleep(SLOW_S * len(rows))
         edited = [copied(row)[0] for row in rows]
-        edit_s = time.time() - began
-        return pack(row["shard"], edited, **seconds_of(row), edit_at_s=began, edit_s=edit_s)
+        seconds = seconds_of(row) | {"edit_at_s": began, "edit_s": time.time() - began}
+        return pack(row["shard"], edited, row["files"], **seconds)
 
 
 def _against_slow(job: EditJob, root: Store, report: Report) -> dict[str, Any]:

@@ -8,10 +8,7 @@ import numpy as np
 from typing_extensions import TypeIs
 
 Stage = Literal["plan", "fetch", "decode", "edit", "encode"]
-"""Where a photo can be given up; "plan" stands for edits or boxes of its own that cannot be
-understood."""
-Format = Literal["JPEG", "PNG", "WEBP", "BMP", "TIFF"]
-"""How an image file is coded."""
+"""Where a photo can be given up; "plan" stands for edits of its own that cannot be understood."""
 
 
 class DecodedRow(TypedDict):
@@ -26,7 +23,7 @@ class DecodedRow(TypedDict):
     """uint8 [H, W] where the photo has transparency, which is written back unchanged."""
     grey: bool
     """Whether the photo has one channel; it is then written with one again."""
-    format: Format
+    format: Literal["JPEG", "PNG", "WEBP", "BMP", "TIFF"]
     """Of the content, whatever the key's suffix says."""
     lossless: bool
     """Whether the photo's own coding is lossless."""
