@@ -50,7 +50,7 @@ def boxes_of(
 def _boxes_of(source: Store, image: ImageRow, job: EditJob) -> list[Box] | QuarantinedRow:
     wanted = "[[left, top, right, bottom], ...] in pixels of the upright photo"
     if image["file"]:
-        given, place = json.loads(image["plan"])["boxes"], job.boxes_column
+        given, place = json.loads(image["plan"])["boxes"], image["file"]
     else:
         place = image["key"].rpartition(".")[0] + ".json"
         try:
@@ -58,11 +58,12 @@ def _boxes_of(source: Store, image: ImageRow, job: EditJob) -> list[Box] | Quara
         except (UnreachableError, MissingBucketError, AccessError):
             raise
         except StorageError:
-            return _refused(image, f"no boxes: expected {place} beside the photo, with {wanted}")
+            return _refused(image, f"no boxes: got no {place}; expected {wanted}")
         except ValueError as error:
             return _refused(image, f"no boxes: got {place}, {error}; expected {wanted}")
     if given in (None, ""):
-        return _refused(image, f"no boxes: got no {place!r}; expected {wanted}")
+        reason = f"no boxes: got no {job.boxes_column!r} in {place}; expected {wanted}"
+        return _refused(image, reason)
     try:
         known = _BOXES.validate_json if isinstance(given, str) else _BOXES.validate_python
         boxes = known(given)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ def write_shard(
     stamp: what every output says of its making.
     """
     started = time.monotonic()
-    made = _made(unpack(row), unpack_files(row), job, stamp)
+    made = encode_all(unpack(row), unpack_files(row), job, stamp)
     done = commit_shard(Store(job.output), job.sink, row["shard"], made, generation)
     bad = sum(map(is_quarantined, done))
     return {
@@ -52,45 +51,32 @@ def write_shard(
     }
 
 
-def _made(
+def encode_all(
     rows: Sequence[EditedRow | QuarantinedRow],
     files: dict[str, bytes],
     job: EditJob,
     stamp: dict[str, Any],
 ) -> Made:
     """Every edit as a file, in order; a photo of which one cannot be made is given up whole."""
-    photos = {key: list(edits) for key, edits in groupby(rows, key=lambda row: row["key"])}
+    made: dict[str, Made] = {row["key"]: [row] for row in rows if is_quarantined(row)}
+    photos: dict[str, list[EditedRow]] = {}
+    for row in rows:
+        if not is_quarantined(row):
+            photos.setdefault(row["key"], []).append(row)
     pool = shared_decode_pool(job.decode_s, job.decode_mb)
 
-    def work(group: list[Photo]) -> list[Made]:
+    def work(group: list[Photo]) -> None:
         decoded = pool.decode(group, max_pixels=job.max_pixels)
-        return [
-            [photo] if is_quarantined(photo) else _encoded(photos[key], data, photo, stamp)
-            for (key, data), photo in zip(group, decoded, strict=True)
-        ]
+        for (key, file), photo in zip(group, decoded, strict=True):
+            broken = is_quarantined(photo)
+            made[key] = [photo] if broken else _encoded(photos[key], file, photo, stamp)
 
-    moving = [key for key, edits in photos.items() if any(map(_moves, edits))]
+    moving = [key for key, edits in photos.items() if any(row["changes"] for row in edits)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = threads.map(work, groups([(key, files[key]) for key in moving]))
-        made = dict(zip(moving, (photo for some in found for photo in some), strict=True))
-    return [
-        one
-        for key, edits in photos.items()
-        for one in made.get(key) or [_copied(row, files, stamp) for row in edits]
-    ]
-
-
-def _moves(row: EditedRow | QuarantinedRow) -> bool:
-    return not is_quarantined(row) and bool(row["changes"])
-
-
-def _copied(
-    row: EditedRow | QuarantinedRow, files: dict[str, bytes], stamp: dict[str, Any]
-) -> EncodedPhoto | QuarantinedRow:
-    """An edit that is the photo's own file."""
-    if is_quarantined(row):
-        return row
-    return EncodedPhoto(row, files[row["key"]], _provenance(row, stamp))
+        list(threads.map(work, groups([(key, files[key]) for key in moving])))
+    for key in photos.keys() - made.keys():  # each edit is the file itself: no need to decode it
+        made[key] = [EncodedPhoto(r, files[key], _provenance(r, stamp)) for r in photos[key]]
+    return [one for key in dict.fromkeys(row["key"] for row in rows) for one in made[key]]
 
 
 def _encoded(

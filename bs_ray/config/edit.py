@@ -57,6 +57,9 @@ class EditJob(Settings):
     shard_images: int = Field(32, ge=1)
     """Photos per shard: as many are committed at once, and at most as many are redone after a
     crash."""
+    shard_mb: int = Field(64, ge=1)
+    """Size of a shard's files in MB, at most, unless one photo alone is larger; a shard then has
+    fewer photos than `shard_images`. A generation that has begun keeps its shards."""
     batch_size: int = Field(16, ge=1)
     """Edits per forward pass; each region of a photo is one."""
     workers: int = Field(1, ge=1)

@@ -51,10 +51,11 @@ def locate(
     faces = given
     if faces is None:
         faces = chosen_faces(detector().find(pixels), settings)
+    what = "face was found" if given is None else "box was given"
     if not faces and settings.no_face == "photo":
-        return None, "no face was found; the whole photo was edited"
+        return None, f"no {what}; the whole photo was edited"
     regions = tuple(region_of(face, eyes, settings.face_margin) for face in faces)
-    return regions, "" if faces else "no face was found; nothing was edited"
+    return regions, "" if faces else f"no {what}; nothing was edited"
 
 
 def chosen_faces(faces: Sequence[Face], settings: EditorSettings) -> list[Face]:
