@@ -60,10 +60,12 @@ LIGHT = (
     "images/rows.py",
     "images/faces.py",
     "images/regions.py",
+    "images/scaling.py",
+    "editing/locate.py",
 )
 LIGHT_BATCH = (
     *("rows", "listing", "readers", "external_sort", "input_list", "fetch", "write"),
-    *("generations", "ledger"),
+    *("generations", "ledger", "cutting", "boxes"),
 )
 SLOW = {"torch", "ray", "diffusers", "transformers", "deepspeed"}
 

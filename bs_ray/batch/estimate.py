@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bs_ray.batch.cutting import count_shards
 from bs_ray.batch.edit import edit_function, edit_rows, of_views
 from bs_ray.batch.fetch import load_photos
 from bs_ray.batch.generations import last_whole
@@ -76,8 +77,7 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     loaded, *_ = load_photos(work.first, job, job.edits(references), references, sight_of(job))
     rows = [row for row in loaded if not is_quarantined(row)]
     rate = _rate(job, list(sliders.values()), rows)
-    left = max(0, work.to_edit - work.done_shards * job.shard_images)
-    hours = left / rate / job.workers / 3600 if rate else 0.0 if not left else None
+    hours = work.left / rate / job.workers / 3600 if rate else 0.0 if not work.left else None
     return Estimate(
         photos=work.listing.photos,
         bytes=work.listing.bytes,
@@ -86,7 +86,7 @@ def estimate(job: EditJob, console: Console) -> Estimate:
         edits=round(sum(len(row["edits"]) for row in rows) / max(1, len(rows))),
         generation=work.generation,
         changes=work.changes,
-        shards=-(-work.to_edit // job.shard_images),
+        shards=work.shards,
         done_shards=work.done_shards,
         images_per_s=rate,
         hours=hours,
@@ -101,7 +101,9 @@ class _Work:
     listing: Listing | InputList
     generation: int
     changes: dict[str, int]
-    to_edit: int
+    left: int
+    """Photos that are still to be edited."""
+    shards: int
     done_shards: int
     first: list[ImageRow]
     """A few of the photos to edit."""
@@ -120,20 +122,23 @@ def _work(
     found: the output's newest input list.
     """
     count = (_TIMED + 1) * job.batch_size
+    bounds = job.shard_images, job.shard_mb << 20
     if found is None:
         listing = listed(job, source, folder, console)
         changes = counts_of({NEW: listing.photos})
-        return _Work(listing, 1, changes, listing.photos, 0, listing.head(count))
+        shards = count_shards(listing.path, *bounds)
+        return _Work(listing, 1, changes, listing.photos, shards, 0, listing.head(count))
     generation = found.generation
     if generation > last_whole(output) or job.limit or job.sample:
         rows = chain.from_iterable(map(found.shard, range(found.shards)))
-        done = len(done_shards(output, generation))
-        first = list(islice(rows, count))
-        return _Work(found, generation, found.changes, found.to_edit, done, first)
+        done, first = done_shards(output, generation), list(islice(rows, count))
+        left = found.to_edit - found.photos_of(done)
+        return _Work(found, generation, found.changes, left, found.shards, len(done), first)
     now = news(job, found, folder, console)
     listing = replace(now.listing, path=now.to_edit)
     first = listing.head(count) if now.edits else []
-    return _Work(listing, generation + now.any, dict(now.counts), now.edits, 0, first)
+    generation, shards = generation + now.any, count_shards(now.to_edit, *bounds)
+    return _Work(listing, generation, dict(now.counts), now.edits, shards, 0, first)
 
 
 def estimate_table(found: Estimate) -> Table:

@@ -101,6 +101,7 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         settings_of(job, source, sliders),
         job.shard_images,
         lambda folder: listed(job, source, folder, console),
+        job.shard_mb << 20,
     )
     places = {
         "input": source.uri,
@@ -127,7 +128,8 @@ def renewed(prepared: PreparedJob, console: Console) -> PreparedJob:
             return replace(prepared, listed=True)
         settings = former.settings | {"bs_ray": __version__}
         now = former.generation + 1
-        input_list = pin_input_list(former.output, now, settings, former.shard_images, changes)
+        bounds = former.shard_images, changes, job.shard_mb << 20
+        input_list = pin_input_list(former.output, now, settings, *bounds)
     report(f"generation {now}: {described(input_list.changes)}")
     return replace(prepared, input_list=input_list, listed=True)
 
