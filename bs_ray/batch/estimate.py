@@ -19,8 +19,10 @@ from bs_ray.batch.generations import last_whole
 from bs_ray.batch.input_list import NEW, InputList, check_settings, counts_of, newest_input_list
 from bs_ray.batch.ledger import done_shards
 from bs_ray.batch.listing import Listing
+from bs_ray.batch.pipeline import fetchers
 from bs_ray.batch.prepare import described, listed, news, resolve, settings_of, sight_of
 from bs_ray.batch.rows import ImageRow, PlannedRow
+from bs_ray.batch.write import encode_all
 from bs_ray.config import EditJob
 from bs_ray.editing.editor import Editor
 from bs_ray.images.rows import is_quarantined
@@ -74,9 +76,12 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     with tempfile.TemporaryDirectory() as folder:
         work = _work(job, source, output, found, Path(folder), console)
     references = {given: slider.reference for given, slider in sliders.items()}
-    loaded, *_ = load_photos(work.first, job, job.edits(references), references, sight_of(job))
+    loaded, files, *seconds = load_photos(
+        work.first, job, job.edits(references), references, sight_of(job)
+    )
     rows = [row for row in loaded if not is_quarantined(row)]
-    rate = _rate(job, list(sliders.values()), rows)
+    at_once = fetchers(job, work.shards) / job.workers
+    rate = _rate(job, list(sliders.values()), rows, files, sum(seconds), at_once)
     hours = work.left / rate / job.workers / 3600 if rate else 0.0 if not work.left else None
     return Estimate(
         photos=work.listing.photos,
@@ -165,21 +170,37 @@ def estimate_table(found: Estimate) -> Table:
     return table
 
 
-def _rate(job: EditJob, sliders: Sequence[Slider], rows: list[PlannedRow]) -> float | None:
-    """Photos a second through the editor alone, on this machine; None for no photos."""
+def _rate(
+    job: EditJob,
+    sliders: Sequence[Slider],
+    rows: list[PlannedRow],
+    files: dict[str, bytes],
+    load_s: float,
+    at_once: float,
+) -> float | None:
+    """Photos a second through the slowest stage, on this machine; None for no photos.
+
+    load_s: what it took to load them; at_once: tasks that load, and that write, beside each editor.
+    """
     import torch
 
     torch.set_num_threads(max(1, round(job.cpus_per_worker)))
     model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
     editor = Editor(model, sliders, of_views(job.editor))
     edit = edit_function(editor, job)
-    seen = [row for row in rows if row["views"]]
-    some = [seen[i : i + job.batch_size] for i in range(0, len(seen), job.batch_size)]
+    some = [rows[i : i + job.batch_size] for i in range(0, len(rows), job.batch_size)]
     for photos in some[:1]:
         edit_rows(photos, editor, edit, job)
-    timed = some[1 : 1 + _TIMED] or some
+    timed = [photo for photos in some[1 : 1 + _TIMED] or some for photo in photos]
+    if not timed:
+        return None
     started = time.monotonic()
-    for photos in timed:
-        edit_rows(photos, editor, edit, job)
-    count = sum(map(len, timed))
-    return count / (time.monotonic() - started) if count else None
+    edited = edit_rows(timed, editor, edit, job)
+    written = time.monotonic()
+    encode_all(edited, files, job, {})
+    seconds = [
+        (written - started) / len(timed),
+        (time.monotonic() - written) / len(timed) / at_once,
+        load_s / len(rows) / at_once,
+    ]
+    return 1 / max(seconds)
