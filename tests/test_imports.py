@@ -63,10 +63,12 @@ LIGHT = (
     "images/rows.py",
     "images/faces.py",
     "images/regions.py",
+    "images/scaling.py",
+    "editing/locate.py",
 )
 LIGHT_BATCH = (
     *("rows", "listing", "survey", "packed", "columns", "readers", "external_sort", "input_list"),
-    *("fetch", "write", "generations", "ledger"),
+    *("fetch", "write", "generations", "ledger", "cutting", "boxes"),
 )
 SLOW = {"torch", "ray", "diffusers", "transformers", "deepspeed"}
 

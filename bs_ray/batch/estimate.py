@@ -12,15 +12,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bs_ray.batch.edit import batches, edit_function, edit_rows
+from bs_ray.batch.cutting import count_shards
+from bs_ray.batch.edit import edit_function, edit_rows, of_views
 from bs_ray.batch.fetch import load_photos
 from bs_ray.batch.generations import last_whole
 from bs_ray.batch.input_list import NEW, InputList, check_settings, counts_of, newest_input_list
 from bs_ray.batch.ledger import done_shards
 from bs_ray.batch.listing import Listing
-from bs_ray.batch.prepare import described, listed, news, resolve, settings_of
+from bs_ray.batch.pipeline import fetchers
+from bs_ray.batch.prepare import described, listed, news, resolve, settings_of, sight_of
 from bs_ray.batch.rows import PlannedRow
 from bs_ray.batch.survey import place_of_input
+from bs_ray.batch.write import encode_all
 from bs_ray.config import EditJob
 from bs_ray.editing.editor import Editor
 from bs_ray.images.rows import is_quarantined
@@ -75,11 +78,13 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     with tempfile.TemporaryDirectory() as folder:
         work = _work(job, source, output, found, Path(folder), console)
     references = {given: slider.reference for given, slider in sliders.items()}
-    loaded, _, _ = load_photos(work.first, job, job.edits(references), references)
+    loaded, files, *seconds = load_photos(
+        work.first, job, job.edits(references), references, sight_of(job)
+    )
     rows = [row for row in loaded if not is_quarantined(row)]
-    rate = _rate(job, list(sliders.values()), rows)
-    left = max(0, work.to_edit - work.done_shards * job.shard_images)
-    hours = left / rate / job.workers / 3600 if rate else 0.0 if not left else None
+    at_once = fetchers(job, work.shards) / job.workers
+    rate = _rate(job, list(sliders.values()), rows, files, sum(seconds), at_once)
+    hours = work.left / rate / job.workers / 3600 if rate else 0.0 if not work.left else None
     return Estimate(
         photos=work.listing.photos,
         bytes=work.listing.bytes,
@@ -88,7 +93,7 @@ def estimate(job: EditJob, console: Console) -> Estimate:
         edits=round(sum(len(row["edits"]) for row in rows) / max(1, len(rows))),
         generation=work.generation,
         changes=work.changes,
-        shards=-(-work.to_edit // job.shard_images),
+        shards=work.shards,
         done_shards=work.done_shards,
         images_per_s=rate,
         hours=hours,
@@ -109,7 +114,9 @@ class _Work:
     listing: Listing | InputList
     generation: int
     changes: dict[str, int]
-    to_edit: int
+    left: int
+    """Photos that are still to be edited."""
+    shards: int
     done_shards: int
     first: list[PlannedRow]
     """A few of the photos to edit."""
@@ -128,20 +135,23 @@ def _work(
     found: the output's newest input list.
     """
     count = (_TIMED + 1) * job.batch_size
+    bounds = job.shard_images, job.shard_mb << 20
     if found is None:
         listing = listed(job, source, folder, console)
         changes = counts_of({NEW: listing.photos})
-        return _Work(listing, 1, changes, listing.photos, 0, listing.head(count))
+        shards = count_shards(listing.path, *bounds)
+        return _Work(listing, 1, changes, listing.photos, shards, 0, listing.head(count))
     generation = found.generation
     if generation > last_whole(output) or job.limit or job.sample:
         rows = chain.from_iterable(map(found.shard, range(found.shards)))
-        done = len(done_shards(output, generation))
-        first = list(islice(rows, count))
-        return _Work(found, generation, found.changes, found.to_edit, done, first)
+        done, first = done_shards(output, generation), list(islice(rows, count))
+        left = found.to_edit - found.photos_of(done)
+        return _Work(found, generation, found.changes, left, found.shards, len(done), first)
     now = news(job, found, folder, console)
     listing = replace(now.listing, path=now.to_edit)
     first = listing.head(count) if now.edits else []
-    return _Work(listing, generation + now.any, dict(now.counts), now.edits, 0, first)
+    generation, shards = generation + now.any, count_shards(now.to_edit, *bounds)
+    return _Work(listing, generation, dict(now.counts), now.edits, shards, 0, first)
 
 
 def estimate_table(found: Estimate) -> Table:
@@ -168,20 +178,37 @@ def estimate_table(found: Estimate) -> Table:
     return table
 
 
-def _rate(job: EditJob, sliders: Sequence[Slider], rows: list[PlannedRow]) -> float | None:
-    """Photos a second through the editor alone, on this machine; None for no photos."""
+def _rate(
+    job: EditJob,
+    sliders: Sequence[Slider],
+    rows: list[PlannedRow],
+    files: dict[str, bytes],
+    load_s: float,
+    at_once: float,
+) -> float | None:
+    """Photos a second through the slowest stage, on this machine; None for no photos.
+
+    load_s: what it took to load them; at_once: tasks that load, and that write, beside each editor.
+    """
     import torch
 
     torch.set_num_threads(max(1, round(job.cpus_per_worker)))
     model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
-    editor = Editor(model, sliders, job.editor)
+    editor = Editor(model, sliders, of_views(job.editor))
     edit = edit_function(editor, job)
-    some = list(batches(rows, editor.working_size, job.batch_size))
-    for batch in some[:1]:
-        edit_rows(batch, editor, edit, job)
-    timed = some[1 : 1 + _TIMED] or some
+    some = [rows[i : i + job.batch_size] for i in range(0, len(rows), job.batch_size)]
+    for photos in some[:1]:
+        edit_rows(photos, editor, edit, job)
+    timed = [photo for photos in some[1 : 1 + _TIMED] or some for photo in photos]
+    if not timed:
+        return None
     started = time.monotonic()
-    for batch in timed:
-        edit_rows(batch, editor, edit, job)
-    photos = sum(map(len, timed))
-    return photos / (time.monotonic() - started) if photos else None
+    edited = edit_rows(timed, editor, edit, job)
+    written = time.monotonic()
+    encode_all(edited, files, job, {})
+    seconds = [
+        (written - started) / len(timed),
+        (time.monotonic() - written) / len(timed) / at_once,
+        load_s / len(rows) / at_once,
+    ]
+    return 1 / max(seconds)

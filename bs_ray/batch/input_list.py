@@ -14,7 +14,8 @@ import hashlib
 import heapq
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +23,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bs_ray.batch.cutting import GROUP, SHARD_BYTES, cut, tables
 from bs_ray.batch.generations import last_whole, work_folder
 from bs_ray.batch.listing import Listing
 from bs_ray.batch.rows import INPUT_SCHEMA, ImageRow
@@ -37,7 +40,6 @@ KINDS = (NEW, CHANGED, LOST, GONE, UNCHANGED)
 _META = b"bs_ray"
 _SCHEMA = INPUT_SCHEMA.append(pa.field("generation", pa.int32(), nullable=False))
 _STANDING = -1  # in place of a shard
-_GROUP = 4096  # photos in a row group, about; small groups make a footer that is slow to read
 
 
 class JobChangedError(ValueError):
@@ -93,19 +95,26 @@ class InputList:
     @property
     def shards(self) -> int:
         """How many there are of photos to edit."""
-        return -(-self.to_edit // self.shard_images)
+        last = _last_shards(self._path())
+        return last[-1] + 1 if last else 0
 
     def shard(self, number: int) -> list[ImageRow]:
         """The photos of one shard. Each node downloads the input list once."""
-        group, start = divmod(number * self.shard_images, _group_rows(self.shard_images))
-        return _read_group(self._path(), group).slice(start, self.shard_images).to_pylist()
+        path = self._path()
+        group = _read_group(path, bisect_left(_last_shards(path), number))
+        return group.filter(pc.field("shard") == number).to_pylist()
+
+    def photos_of(self, shards: Collection[int]) -> int:
+        """How many photos some shards have."""
+        numbers = pq.read_table(self._path(), columns=["shard"])["shard"]
+        return int(np.isin(numbers.to_numpy(), list(shards)).sum())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every photo in the order of the listing, with the generation that edits or edited it.
 
         Memory holds some thousands of them.
         """
-        edited = -(-self.to_edit // _group_rows(self.shard_images))  # row groups
+        edited = len(_last_shards(self._path()))  # row groups
         with pq.ParquetFile(self._path()) as file:
             parts = range(edited), range(edited, file.num_row_groups)
             for row in heapq.merge(*(_rows(file, part) for part in parts), key=_order):
@@ -125,7 +134,7 @@ def _order(row: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _rows(file: pq.ParquetFile, groups: range) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(_GROUP, row_groups=groups) if groups else ():
+    for batch in file.iter_batches(GROUP, row_groups=groups) if groups else ():
         yield from batch.to_pylist()
 
 
@@ -159,10 +168,15 @@ def counts_of(some: Mapping[str, int]) -> dict[str, int]:
 
 
 def open_input_list(
-    output: Store, settings: dict[str, Any], shard_images: int, listed: Callable[[Path], Listing]
+    output: Store,
+    settings: dict[str, Any],
+    shard_images: int,
+    listed: Callable[[Path], Listing],
+    shard_bytes: int = SHARD_BYTES,
 ) -> InputList:
     """The output's newest input list; the first run makes it from `listed(scratch folder)`.
 
+    shard_images, shard_bytes: how many photos a shard has at most, and the size of their files.
     Raises JobChangedError where the output was begun with other settings, and what `listed` raises.
     """
     found = newest_input_list(output)
@@ -170,17 +184,22 @@ def open_input_list(
         with tempfile.TemporaryDirectory() as folder:
             listing = listed(Path(folder))
             everything = Changes(listing, listing.path, None, counts_of({NEW: listing.photos}))
-            found = pin_input_list(output, 1, settings, shard_images, everything)
+            found = pin_input_list(output, 1, settings, shard_images, everything, shard_bytes)
     check_settings(found.settings, settings, output)
     return found
 
 
 def pin_input_list(
-    output: Store, generation: int, settings: dict[str, Any], shard_images: int, changes: Changes
+    output: Store,
+    generation: int,
+    settings: dict[str, Any],
+    shard_images: int,
+    changes: Changes,
+    shard_bytes: int = SHARD_BYTES,
 ) -> InputList:
     """Begin a generation, and return its input list: this driver's, or that of another one which
     was first."""
-    file = _file(changes, settings, shard_images, generation)
+    file = _file(changes, settings, generation, shard_images, shard_bytes)
     output.write_if_absent(_input_key(generation), file)
     found = read_input_list(output, generation)
     assert found is not None
@@ -211,9 +230,13 @@ def _as_stored_today(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"editor": editor.model_dump(mode="json", by_alias=True)}
 
 
-def _group_rows(shard_images: int) -> int:
-    """How many rows a row group has: those of whole shards."""
-    return max(1, _GROUP // shard_images) * shard_images
+@lru_cache(maxsize=2)
+def _last_shards(path: Path) -> list[int]:
+    """The last shard of each row group of photos to edit."""
+    with pq.ParquetFile(path) as file:
+        column, groups = file.schema_arrow.names.index("shard"), range(file.num_row_groups)
+        last = [file.metadata.row_group(g).column(column).statistics.max for g in groups]
+    return [shard for shard in last if shard != _STANDING]
 
 
 @lru_cache(maxsize=2)
@@ -222,7 +245,13 @@ def _read_group(path: Path, group: int) -> pa.Table:
         return file.read_row_group(group)
 
 
-def _file(changes: Changes, settings: dict[str, Any], shard_images: int, generation: int) -> bytes:
+def _file(
+    changes: Changes,
+    settings: dict[str, Any],
+    generation: int,
+    shard_images: int,
+    shard_bytes: int,
+) -> bytes:
     """The input list's file. Equal listings give equal bytes."""
     listing = changes.listing
     meta = {
@@ -237,31 +266,18 @@ def _file(changes: Changes, settings: dict[str, Any], shard_images: int, generat
         "sha256": _digest(listing),
     }
     schema = _SCHEMA.with_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
-    path, rows = listing.path.with_name("input.parquet"), _group_rows(shard_images)
+    path = listing.path.with_name("input.parquet")
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for first, group in _groups(changes.to_edit, rows):
-            numbers = (np.arange(first, first + len(group)) // shard_images).astype(np.int32)
+        for group, shards in cut(changes.to_edit, shard_images, shard_bytes):
             made_by = pa.repeat(pa.scalar(generation, pa.int32()), len(group))
-            columns = [*group.columns, pa.array(numbers), made_by]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=rows)
-        for _, group in _groups(changes.standing, rows) if changes.standing else ():
+            columns = [*group.columns, shards, made_by]
+            table = pa.Table.from_arrays(columns, schema=schema)
+            writer.write_table(table, row_group_size=len(table))
+        for group in tables(changes.standing) if changes.standing else ():
             none = pa.repeat(pa.scalar(_STANDING, pa.int32()), len(group))
             columns = [*group.columns[:-1], none, group.columns[-1]]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=rows)
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=GROUP)
     return path.read_bytes()
-
-
-def _groups(path: Path, rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """A file's photos in tables of `rows` rows, each with the number of its first row."""
-    with pq.ParquetFile(path) as file:
-        first, left = 0, file.schema_arrow.empty_table()
-        for batch in file.iter_batches(_GROUP):
-            left = pa.concat_tables([left, pa.Table.from_batches([batch])])
-            while len(left) >= rows:
-                yield first, left.slice(0, rows)
-                first, left = first + rows, left.slice(rows)
-        if len(left):
-            yield first, left
 
 
 def _digest(listing: Listing) -> str:

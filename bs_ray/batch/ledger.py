@@ -7,16 +7,14 @@ before that costs this shard's work and nothing else. Every generation has its o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, groupby
-from typing import Any
+from itertools import chain
 
 from bs_ray.batch.generations import work_folder
-from bs_ray.batch.rows import EditedRow, OutputRow
+from bs_ray.batch.rows import OutputRow
 from bs_ray.batch.sinks import SINKS, EncodedPhoto
-from bs_ray.images.encode import encode
-from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
+from bs_ray.images.rows import QuarantinedRow
 from bs_ray.storage import Store
 
 _REQUESTS = 8
@@ -29,38 +27,17 @@ def commit_shard(
     output: Store,
     sink: str,
     shard: int,
-    rows: Sequence[EditedRow | QuarantinedRow],
-    provenance: Callable[[EditedRow], dict[str, Any]],
+    made: Sequence[EncodedPhoto | QuarantinedRow],
     generation: int = 1,
 ) -> list[Row]:
-    """Write the shard's photos, then its line, whose rows are returned in the given order.
-
-    The edits of a photo follow each other; where one of them cannot be encoded, all are given up.
-    """
-    photos = [list(edits) for _, edits in groupby(rows, key=lambda row: row["key"])]
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        made = list(pool.map(lambda edits: _made(edits, provenance), photos))
-    flat = [row for some in made for row in some]
-    encoded = [row for row in flat if isinstance(row, EncodedPhoto)]
+    """Write the shard's photos, then its line, whose rows are returned in the given order."""
+    encoded = [row for row in made if isinstance(row, EncodedPhoto)]
     written = iter(SINKS[sink](output, generation, shard, encoded))
-    done: list[Row] = [next(written) if isinstance(row, EncodedPhoto) else row for row in flat]
+    done: list[Row] = [next(written) if isinstance(row, EncodedPhoto) else row for row in made]
     line = {"shard": shard, "rows": done}
     text = json.dumps(line, sort_keys=True, indent=1)
     output.write_if_absent(_shard_key(shard, generation), text.encode())
     return done
-
-
-def _made(
-    edits: Sequence[EditedRow | QuarantinedRow], provenance: Callable[[EditedRow], dict[str, Any]]
-) -> Sequence[EncodedPhoto | QuarantinedRow]:
-    if is_quarantined(edits[0]):
-        return [edits[0]]
-    try:
-        pairs = [(row, provenance(row)) for row in edits]  # type: ignore[arg-type]
-        return [EncodedPhoto(row, encode(row, made), made) for row, made in pairs]  # type: ignore[arg-type]
-    except Exception as error:  # such as metadata too long for the format
-        reason = f"damaged: {type(error).__name__}: {error}"
-        return [quarantined(edits[0]["key"], "encode", reason)]
 
 
 def done_shards(output: Store, generation: int = 1) -> set[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bs_ray.batch.boxes import with_boxes
 from bs_ray.batch.columns import check_picture_type, picture_in
 from bs_ray.config import EditJob
 from bs_ray.images.formats import SUFFIXES, is_companion
@@ -51,25 +52,29 @@ def parquet_rows(path: Path, job: EditJob) -> Iterator[Row]:
     """The rows of a Parquet file, each a photo. Raises PackedFileError for its columns."""
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
-    for needed in filter(None, [job.image_column, job.edits_column]):
+    boxes_column = job.boxes_column if job.editor.region == "boxes" else None
+    for needed in filter(None, [job.image_column, job.edits_column, boxes_column]):
         if needed not in names:
             raise NoPicturesError(
                 f"{path.name}: got no column {needed!r}; expected one of {', '.join(names)}. Set "
-                "image_column (and edits_column)"
+                "image_column (and edits_column, boxes_column)"
             )
     _check_cells(file, path, job.image_column)
-    columns = [name for name in (job.key_column, job.edits_column) if name in names]
+    own = (job.key_column, job.edits_column, boxes_column)
+    columns = [name for name in own if name in names]
     at = 0
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         read = file.read_row_group(group, columns).to_pylist() if columns else [{}] * count
         for row in read:
-            key, edits = row.get(job.key_column), row.get(job.edits_column or "")
+            key, plan = row.get(job.key_column), _text_of(row.get(job.edits_column or ""))
+            if boxes_column:
+                plan = with_boxes(plan, _text_of(row[boxes_column]))
             yield {
                 "key": f"{at:08d}" if key is None else str(key),
                 "size": UNKNOWN_SIZE,
                 "at": at,
-                "plan": _text_of(edits),
+                "plan": plan,
             }
             at += 1
 
@@ -92,12 +97,13 @@ def _check_cells(file: pq.ParquetFile, path: Path, column: str) -> None:
 
 
 def tar_members(path: Path, job: EditJob) -> Iterator[Row]:
-    """The photos of a tar, each with its own edits.
+    """The photos of a tar, each with its own edits and boxes.
 
     Those are in the .json whose name is the photo's up to the first dot. Raises CutArchiveError
     after the photos before the cut.
     """
-    edits: dict[str, str] = {}
+    boxed = job.editor.region == "boxes"
+    plans: dict[str, str] = {}
     photos, cut, size = list[tuple[str, int, int]](), "", path.stat().st_size
     with tarfile.open(path, "r:") as archive:
         try:
@@ -109,13 +115,16 @@ def tar_members(path: Path, job: EditJob) -> Iterator[Row]:
                 if _is_photo(member.name):
                     name = member.name.removeprefix("./")
                     photos.append((name, member.offset_data, member.size))
-                elif job.edits_column and member.name.endswith(".json"):
+                elif (job.edits_column or boxed) and member.name.endswith(".json"):
                     text = archive.extractfile(member).read()  # type: ignore[union-attr]
-                    edits[_sample(member.name)] = _json_field(text, job.edits_column)
+                    plan = _json_field(text, job.edits_column) if job.edits_column else ""
+                    boxes = _json_field(text, job.boxes_column) if boxed else ""
+                    plans[_sample(member.name)] = with_boxes(plan, boxes) if boxed else plan
         except tarfile.ReadError as error:
             cut = str(error)
+    none = with_boxes("", "") if boxed else ""
     for name, at, length in photos:
-        yield {"key": name, "size": length, "at": at, "plan": edits.get(_sample(name), "")}
+        yield {"key": name, "size": length, "at": at, "plan": plans.get(_sample(name), none)}
     if cut:
         raise CutArchiveError(f"{cut}; the {len(photos)} photos before that are taken")
 

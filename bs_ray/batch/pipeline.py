@@ -20,7 +20,7 @@ from bs_ray.config import EditJob
 def fetchers(job: EditJob, pending: int) -> int:
     """How many fetching tasks run at once.
 
-    Enough to keep the editors busy and no more, since each holds a decoded shard. A fixed number
+    Enough to keep the editors busy and no more, since each holds a shard. A fixed number
     also keeps Ray from fusing the stage into the editors, which would then wait for decoding.
     """
     return min(2 * job.workers, pending)
@@ -45,6 +45,7 @@ def pipeline(prepared: PreparedJob, pending: Sequence[int], editors: type = Edit
             "input_list": prepared.input_list,
             "edits": prepared.edits,
             "references": prepared.references,
+            "sight": prepared.sight,
             "pending": pending,
         },
         compute=ray.data.TaskPoolStrategy(at_once),

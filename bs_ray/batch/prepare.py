@@ -28,8 +28,9 @@ from bs_ray.batch.rows import Edits
 from bs_ray.batch.survey import absolute_input, place_of_input
 from bs_ray.config import EditJob
 from bs_ray.editing.gate import gate_judges
+from bs_ray.editing.locate import Sight
 from bs_ray.images.faces import need_centerface
-from bs_ray.models import absolute_base, base_folder, identify_base
+from bs_ray.models import absolute_base, base_folder, identify_base, load_base
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
@@ -67,6 +68,11 @@ class PreparedJob:
         still = not any(strength for mix in self.edits.values() for strength in mix.values())
         return still and not self.job.edits_column and self.job.editor.method == "displacement"
 
+    @cached_property
+    def sight(self) -> Sight | None:
+        """How the base looks at photos; None where nobody looks."""
+        return None if self.moves_nothing else sight_of(self.job)
+
     @property
     def stamp(self) -> dict[str, Any]:
         """What every output of the job says of its making, whatever its strengths."""
@@ -96,6 +102,7 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         settings_of(job, sliders),
         job.shard_images,
         lambda folder: listed(job, source, folder, console),
+        job.shard_mb << 20,
     )
     gate = job.gate
     if gate and gate.judges:
@@ -126,7 +133,8 @@ def renewed(prepared: PreparedJob, console: Console) -> PreparedJob:
             return replace(prepared, listed=True)
         settings = former.settings | {"bs_ray": __version__}
         now = former.generation + 1
-        input_list = pin_input_list(former.output, now, settings, former.shard_images, changes)
+        bounds = former.shard_images, changes, job.shard_mb << 20
+        input_list = pin_input_list(former.output, now, settings, *bounds)
     report(f"generation {now}: {described(input_list.changes)}")
     return replace(prepared, input_list=input_list, listed=True)
 
@@ -146,6 +154,13 @@ def described(changes: Mapping[str, int]) -> str:
 def report_to(console: Console, job: EditJob) -> Callable[[str], None]:
     """A function that prints lines about the job."""
     return lambda text: console.print(f"{job.name}: {text}", soft_wrap=True, highlight=False)
+
+
+def sight_of(job: EditJob) -> Sight:
+    """How the job's base looks at photos, told by its shapes alone. Raises BaseNotFound."""
+    model = load_base(job.base, device="meta")
+    side = job.editor.working_px or model.native_px
+    return Sight(side, model.multiple_px, model.framing)
 
 
 def listed(job: EditJob, source: Store, folder: Path, console: Console) -> Listing:
@@ -234,8 +249,9 @@ def settings_of(job: EditJob, sliders: Mapping[str, Slider]) -> dict[str, Any]:
         }
         for given, slider in sliders.items()
     }
+    boxes = {"boxes_column"} if job.editor.region == "boxes" else set()
     return {
-        **job.model_dump(mode="json", include=_DECISIVE, by_alias=True),
+        **job.model_dump(mode="json", include=_DECISIVE | boxes, by_alias=True),
         "input": absolute_input(job.input),
         "base_id": identify_base(job.base),
         "sliders": used,

@@ -1,10 +1,12 @@
 """Rows on their way from a prefix of photos to a prefix of edited ones.
 
-    input list -> ImageRow -> fetch, decode -> PlannedRow -> edit -> EditedRows -> OutputRows
-                                   |                          |             |
-                                   +------ QuarantinedRow ----+-------------+
+    input list -> ImageRow -> fetch, look -> PlannedRow -> edit -> EditedRows -> OutputRows
+                                   |                         |             |
+                                   +----- QuarantinedRow ----+-------------+
 
-A photo leaves with all its edits or in quarantine: inputs = edited + quarantined, by key.
+A photo leaves with all its edits or in quarantine: inputs = edited + quarantined, by key. Between
+the stages it is its file and what the base sees of it. Its pixels, which take ten times as much as
+the file, never leave the process that decodes them.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import pickle
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 import pyarrow as pa
 
-from bs_ray.images.rows import DecodedRow, QuarantinedRow
+from bs_ray.images.regions import Region
+from bs_ray.images.rows import QuarantinedRow
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -43,6 +47,7 @@ OUTPUT_SCHEMA = pa.schema(
         pa.field("output_sha256", pa.string(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),  # size of the edited photo's file
         pa.field("note", pa.string(), nullable=False),  # what could not be kept; "" as a rule
+        pa.field("regions", pa.string()),  # JSON: where edited; "" as a whole
     ]
 )
 """The manifest: one OutputRow for each edit, in the order of the inputs."""
@@ -57,7 +62,8 @@ class ImageRow(TypedDict):
     file: str
     at: int
     plan: str
-    """The photo's own edits as JSON, as its `edits_column` has them; "" for the job's edits."""
+    """The photo's own edits as JSON, as its `edits_column` has them; "" for the job's edits. In a
+    job with boxes, those of a packed photo too: `boxes.with_boxes`."""
     shard: int
 
 
@@ -65,21 +71,38 @@ Edits = dict[str, dict[str, float]]
 """Edit's name -> slider's name@version -> signed strength."""
 
 
-class PlannedRow(DecodedRow):
-    """A photo and what to make of it."""
+class _Photo(TypedDict):
+    """What all stages know of a photo."""
+
+    key: str
+    sha256: str
+    """Of its file; it names the photo's noise."""
+    format: str
+    """Of its file's content, by Pillow's name."""
+    note: str
+    """What of the file cannot be kept, and what else its user should know; "" as a rule."""
+    regions: tuple[Region, ...] | None
+    """Where it is edited; None stands for the whole photo."""
+
+
+class PlannedRow(_Photo):
+    """A photo, what the base sees of it, and what to make of it."""
 
     edits: Edits
+    views: list[np.ndarray]
+    """uint8 [h, w, 3], of each region or of the whole photo; none where nothing is to move."""
 
 
-class EditedRow(DecodedRow):
-    """A photo with the pixels of one of its edits."""
+class EditedRow(_Photo):
+    """One of a photo's edits."""
 
     edit: str
-    """The edit's name; "" where the photo has one."""
+    """Its name; "" where the photo has one."""
     mix: dict[str, float]
     """Slider's name@version -> signed strength."""
-    regions: list[dict[str, float]]
-    """Where it was edited, as `Region.described` says; empty where as a whole."""
+    changes: list[np.ndarray]
+    """By what each of the views moves: float16 [h, w, 3] in units of [0, 255]. Where there are
+    none, the photo's own file is the output."""
 
 
 class OutputRow(TypedDict):
@@ -92,21 +115,36 @@ class OutputRow(TypedDict):
     output_sha256: str
     bytes: int
     note: str
+    regions: str
 
 
 def pack(
-    shard: int, rows: Sequence[PlannedRow | EditedRow | QuarantinedRow], **seconds: float
+    shard: int,
+    rows: Sequence[PlannedRow | EditedRow | QuarantinedRow],
+    files: bytes,
+    **seconds: float,
 ) -> dict[str, Any]:
-    """A shard as one row of a Dataset, pickled, since photos of many sizes fit no Arrow columns.
+    """A shard as one row of a Dataset, pickled, since pictures of many sizes fit no Arrow columns.
 
-    seconds: what its stages took so far, as <stage>_s; edit_at_s is the Unix time of its editing.
+    files: as `pack_files` gives them; who does not need them hands them on as they are. seconds:
+    what the shard's stages took so far, as <stage>_s; edit_at_s is the Unix time of its editing.
     """
-    return {"shard": shard, "rows": pickle.dumps(rows, protocol=5), **seconds}
+    return {"shard": shard, "rows": pickle.dumps(rows, protocol=5), "files": files, **seconds}
 
 
 def unpack(row: dict[str, Any]) -> list[Any]:
     """The rows that `pack` packed."""
     return pickle.loads(row["rows"])
+
+
+def pack_files(files: dict[str, bytes]) -> bytes:
+    """The files of a shard's photos, by key, as one value."""
+    return pickle.dumps(files, protocol=5)
+
+
+def unpack_files(row: dict[str, Any]) -> dict[str, bytes]:
+    """The files that `pack_files` packed."""
+    return pickle.loads(row["files"])
 
 
 def seconds_of(row: dict[str, Any]) -> dict[str, float]:

@@ -45,6 +45,7 @@ class EncodedPhoto:
     """One edited photo as a file, and what the file says of its making."""
 
     row: EditedRow
+    """Without the changes."""
     data: bytes
     provenance: dict[str, Any]
 
@@ -57,6 +58,7 @@ class EncodedPhoto:
 
     def at(self, output: str) -> OutputRow:
         """The photo's row of the manifest, where it was written to `output`."""
+        regions = self.row["regions"]
         return OutputRow(
             key=self.row["key"],
             edit=self.row["edit"],
@@ -65,6 +67,7 @@ class EncodedPhoto:
             output_sha256=hashlib.sha256(self.data).hexdigest(),
             bytes=len(self.data),
             note=self.row["note"],
+            regions="" if regions is None else json.dumps([r.described() for r in regions]),
         )
 
 

@@ -61,6 +61,7 @@ def bench_edit(photos: int, repeats: int, large: Sequence[int], report: Report) 
         figures |= _against_slow(job, root, report)
         figures |= _against_plain(job, slider, root, figures["pipeline_images_per_s"], report)
         figures |= _growth(job, root, large, report)
+        figures |= _full_size(job, root, report)
     return figures
 
 
@@ -110,14 +111,16 @@ def _against_bare(
 
 
 def _decoded(job: EditJob, root: Store) -> list[PlannedRow]:
-    """All photos of the input, decoded."""
+    """All photos of the input, as the base sees them."""
     prepared = prepare(
         job.model_copy(update={"output": root.join("listed").uri}), Console(quiet=True)
     )
     images = [
         i for shard in range(prepared.input_list.shards) for i in prepared.input_list.shard(shard)
     ]
-    rows, _, _ = load_photos(images, prepared.job, prepared.edits, prepared.references)
+    rows, *_ = load_photos(
+        images, prepared.job, prepared.edits, prepared.references, prepared.sight
+    )
     return [row for row in rows if not is_quarantined(row)]
 
 
@@ -142,8 +145,8 @@ class SleepShard:
         began, rows = time.time(), unpack(row)
         time.sleep(SLOW_S * len(rows))
         edited = [copied(row)[0] for row in rows]
-        edit_s = time.time() - began
-        return pack(row["shard"], edited, **seconds_of(row), edit_at_s=began, edit_s=edit_s)
+        seconds = seconds_of(row) | {"edit_at_s": began, "edit_s": time.time() - began}
+        return pack(row["shard"], edited, row["files"], **seconds)
 
 
 def _against_slow(job: EditJob, root: Store, report: Report) -> dict[str, Any]:
@@ -202,6 +205,38 @@ def _growth(job: EditJob, root: Store, large: Sequence[int], report: Report) -> 
         "peak_bytes": {str(n): peak for n, peak in peaks.items()},
         "tiny_images_per_s": {str(n): 1 / cost for n, cost in costs.items()},
     }
+
+
+def _full_size(job: EditJob, root: Store, report: Report) -> dict[str, Any]:
+    """Seconds a photo and peak memory of whole commands on photos of 12 megapixels."""
+    source, figures = root.join("full-size"), {}
+    _write_full_size(source)
+    for shard_images in (4, 32):
+        changes = {
+            "input": source.uri,
+            "output": root.join(f"full-size-{shard_images}").uri,
+            "shard_images": shard_images,
+            "shard_mb": 1000,
+        }
+        peak, cost = _command(job.model_copy(update=changes))
+        report(f"12 MP, {shard_images} a shard: {cost:.2f} s a photo, peak {peak / 1e9:.2f} GB")
+        figures[str(shard_images)] = {"photo_seconds": cost, "peak_bytes": peak}
+    return {"full_size_by_shard_images": figures}
+
+
+def _write_full_size(store: Store) -> None:
+    """Write 36 JPEGs of 4000 x 3000 pixels and about 5 MB each, as cameras do."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    for index in range(36):
+        draw, file = np.random.default_rng(index), BytesIO()
+        colours = Image.fromarray(draw.integers(0, 255, (30, 40, 3), dtype=np.uint8))
+        grain = draw.normal(0, 5, (3000, 4000, 3)).astype(np.float32)
+        pixels = np.asarray(colours.resize((4000, 3000), Image.Resampling.BICUBIC)) + grain
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        store.write(f"{index:03d}.jpg", file.getvalue())
 
 
 def _write_tiny(store: Store, first: int, last: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import MAX_PIXELS, Settings, check_name, with_new_name
-from bs_ray.config.editor import EditorSettings, JobEditor, QualityGate
+from bs_ray.config.editor import EditorSettings, QualityGate
 
 
 class EditJob(Settings):
@@ -27,6 +27,10 @@ class EditJob(Settings):
     """Parquet: the column that names a photo. Where there is none, rows are numbered."""
     image_column: str = "bytes"
     """Parquet: the binary column with the image file, or a struct with `bytes` (Hugging Face)."""
+    boxes_column: str = "boxes"
+    """`region: boxes`: where a photo's boxes are, `[[left, top, right, bottom], ...]` in pixels of
+    the upright photo. The column (Parquet), or the field of the .json that belongs to the photo
+    (WebDataset; beside an image file, a/b.jpg -> a/b.json, which may also be such a list)."""
     limit: int | None = Field(None, ge=1)
     """Take this many photos, the first in the order of their keys."""
     sample: int | None = Field(None, ge=1)
@@ -46,15 +50,18 @@ class EditJob(Settings):
     .json (WebDataset) that holds `{edit's name: {slider: strength}}` as JSON. `sliders` then lists
     the sliders that may be named; their strengths are not used. Job files of earlier versions call
     it `plan`, and what is stored still does."""
-    editor: JobEditor = EditorSettings()
+    editor: EditorSettings = EditorSettings()
     gate: QualityGate | None = None
     """Measure every edit against its photo, and make it weaker where too little of the photo is
     left."""
     shard_images: int = Field(32, ge=1)
     """Photos per shard: as many are committed at once, and at most as many are redone after a
     crash."""
+    shard_mb: int = Field(64, ge=1)
+    """Size of a shard's files in MB, at most, unless one photo alone is larger; a shard then has
+    fewer photos than `shard_images`. A generation that has begun keeps its shards."""
     batch_size: int = Field(16, ge=1)
-    """Edits per forward pass; a photo with a grid of several stays whole."""
+    """Edits per forward pass; each region of a photo is one, and a grid of several stays whole."""
     workers: int = Field(1, ge=1)
     """Editor actors, each with its own copy of the base."""
     cpus_per_worker: float = Field(1.0, gt=0)

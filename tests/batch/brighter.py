@@ -31,22 +31,28 @@ class Brighter:
         rows = []
         for photo in unpack(row):
             rows += [photo] if is_quarantined(photo) else edits_of(photo)
-        return pack(row["shard"], rows, **seconds_of(row), edit_at_s=began, edit_s=_SHARD_S)
+        seconds = seconds_of(row) | {"edit_at_s": began, "edit_s": _SHARD_S}
+        return pack(row["shard"], rows, row["files"], **seconds)
 
 
 def edits_of(photo: PlannedRow) -> list[EditedRow]:
-    rest = {field: value for field, value in photo.items() if field != "edits"}
     return [
-        EditedRow(**{**rest, **changes(photo, mix), "edit": name, "mix": mix, "regions": []})  # type: ignore[typeddict-item]
+        EditedRow(
+            key=photo["key"],
+            sha256=photo["sha256"],
+            format=photo["format"],
+            note=photo["note"],
+            regions=photo["regions"],
+            edit=name,
+            mix=mix,
+            changes=[brighter(view, mix) for view in photo["views"]] if any(mix.values()) else [],
+        )
         for name, mix in photo["edits"].items()
     ]
 
 
-def changes(photo: PlannedRow, mix: dict[str, float]) -> dict[str, Any]:
-    if not any(mix.values()):
-        return {}  # the photo's own file
-    pixels = photo["pixels"] + 10 * sum(mix.values())
-    return {"pixels": np.clip(pixels, 0, 255).round().astype(np.uint8), "source": None}
+def brighter(view: np.ndarray, mix: dict[str, float]) -> np.ndarray:
+    return np.full(view.shape, 10 * sum(mix.values()), np.float16)
 
 
 class HerePipeline:
@@ -64,12 +70,14 @@ class HerePipeline:
                 input_list=input_list,
                 edits=self.prepared.edits,
                 references=self.prepared.references,
+                sight=self.prepared.sight,
                 pending=self.pending,
             )
             rows: list[Any] = []
             for photo in unpack(row):
                 rows += [photo] if is_quarantined(photo) else edits_of(photo)
-            row = pack(row["shard"], rows, **seconds_of(row), edit_at_s=time.time(), edit_s=0.0)
+            seconds = seconds_of(row) | {"edit_at_s": time.time(), "edit_s": 0.0}
+            row = pack(row["shard"], rows, row["files"], **seconds)
             yield write_shard(
                 row, job=job, stamp=self.prepared.stamp, generation=input_list.generation
             )

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bs_ray.batch.edit import batches
-from bs_ray.batch.rows import PlannedRow
+from bs_ray.batch.edit import View, batches
 from bs_ray.batch.sinks import read_output
 from bs_ray.config import EditJob, JobError, job_of
+from bs_ray.editing.editor import Edit
 from bs_ray.editing.single_photo import OnePhoto
-from bs_ray.images.decode import decode
 from bs_ray.images.encode import read_provenance
+from bs_ray.sliders.mix import Mix
 from bs_ray.storage import Store
 from bs_ray.tiny.drawn import write_wild
 from tests.batch.conftest import MakeJob, files, run
@@ -140,23 +141,23 @@ def test_a_tar_that_others_wrote(ray_cluster: None, make_job: MakeJob, tmp_path:
     assert copied.items() <= files(photos).items()
 
 
-def photo(key: str, width: int, edits: int) -> PlannedRow:
-    image = io.BytesIO()
-    Image.new("RGB", (width, 64)).save(image, "PNG")
-    row = decode(key, image.getvalue(), max_pixels=10**6)
-    return {**row, "edits": {str(n): {} for n in range(edits)}}  # type: ignore[typeddict-item]
+def view(photo: int, width: int, edits: int) -> View:
+    pixels = np.zeros((64, width, 3), np.uint8)
+    return View(photo, 0, Edit(str(photo), pixels, [Mix({}, {})] * edits, cut=True))
+
+
+def numbers(batches: Iterable[list[View]]) -> list[list[int]]:
+    return [[view.photo for view in batch] for batch in batches]
 
 
 def test_batches_are_of_one_size_where_they_can_be() -> None:
-    rows = [photo("a", 64, 1), photo("b", 128, 1), photo("c", 64, 1), photo("d", 128, 1)]
-    found = batches(rows, lambda height, width: (height, width), 2)
-    assert [[row["key"] for row in batch] for batch in found] == [["a", "c"], ["b", "d"]]
+    views = [view(0, 64, 1), view(1, 128, 1), view(2, 64, 1), view(3, 128, 1)]
+    assert numbers(batches(views, 2)) == [[0, 2], [1, 3]]
 
 
 def test_a_batch_counts_edits() -> None:
-    rows = [photo("a", 64, 2), photo("b", 64, 2), photo("c", 64, 9), photo("d", 64, 1)]
-    found = batches(rows, lambda height, width: (height, width), 4)
-    assert [[row["key"] for row in batch] for batch in found] == [["a", "b"], ["c"], ["d"]]
+    views = [view(0, 64, 2), view(1, 64, 2), view(2, 64, 9), view(3, 64, 1)]
+    assert numbers(batches(views, 4)) == [[0, 1], [2], [3]]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,21 @@ def test_shards_of_many_photos_are_found_across_row_groups(tmp_path: Path) -> No
     assert [len(rows) for rows in shards[-2:]] == [7, 2]
 
 
+def test_shards_are_bounded_in_size_too(tmp_path: Path) -> None:
+    source, output = Store(tmp_path / "in"), Store(tmp_path / "out")
+    sizes = [3, 4, 5, 1, 1, 1, 30, 2, 8]
+    for index, size in enumerate(sizes):
+        source.write(f"{index}.png", b"x" * size)
+    job = EditJob(name="t", input=source.uri, output=output.uri, sliders={"smile": 1.0})
+    listed = lambda folder: list_photos(source, job, folder, lambda count: None)  # noqa: E731
+    input_list = open_input_list(output, {}, 3, listed, shard_bytes=10)
+    shards = [input_list.shard(number) for number in range(input_list.shards)]
+    found = [[row["size"] for row in shard] for shard in shards]
+    assert found == [[3, 4], [5, 1, 1], [1], [30], [2, 8]]
+    assert [row["shard"] for shard in shards for row in shard] == [0, 0, 1, 1, 1, 2, 3, 4, 4]
+    assert input_list.photos_of({1, 3}) == 4
+
+
 def test_another_job_is_refused(tmp_path: Path) -> None:
     source, output = Store(tmp_path / "in"), Store(tmp_path / "out")
     source.write("a.png", b"")

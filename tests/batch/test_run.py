@@ -21,13 +21,14 @@ from bs_ray.batch.edit import edit_rows
 from bs_ray.batch.input_list import JobChangedError
 from bs_ray.batch.prepare import EditFailed
 from bs_ray.batch.report import contact_sheet
+from bs_ray.batch.rows import PlannedRow
 from bs_ray.batch.run import edit
 from bs_ray.config import EditJob, EditorSettings
 from bs_ray.editing.editor import Edit, Edited
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import read_provenance
 from bs_ray.images.formats import EmptyInputError
-from bs_ray.images.rows import is_quarantined
+from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
 from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.sliders.card import SliderError
@@ -229,13 +230,10 @@ def test_a_store_that_fails_midway_stops_the_job(
 
 
 class _Editor:
-    """Adds 10, but cannot stand photos that are all black; remembers its batches."""
+    """Adds 10, but cannot stand pictures that are all black; remembers its batches."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-
-    def working_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
 
     def mix(self, strengths: dict[str, float]) -> Mix:
         return Mix(strengths, strengths)
@@ -244,25 +242,32 @@ class _Editor:
         self.batches.append(len(edits))
         if any(not e.pixels.any() for e in edits):
             raise ValueError("too dark")
-        return [[Edited(e.pixels + np.float32(10), ("a note",))] for e in edits]
+        ten = np.full((4, 4, 3), 10, np.float32)
+        return [[Edited(e.pixels + ten, ("a note",), change=ten)] for e in edits]
 
 
 def test_one_bad_photo_costs_one_photo(make_job: MakeJob) -> None:
-    rows = []
-    for index, value in enumerate((9, 0, 7, 8)):
-        image = io.BytesIO()
-        Image.new("RGB", (4, 4), (value,) * 3).save(image, "PNG")
-        rows.append(decode(f"{index}.png", image.getvalue(), max_pixels=99))
-    rows.insert(1, decode("bad.png", b"", max_pixels=99))
+    rows: list[PlannedRow | QuarantinedRow] = [
+        PlannedRow(
+            key=f"{index}.png",
+            sha256=str(index),
+            format="PNG",
+            note="",
+            regions=None,
+            edits={"": {"smile": 1.0}},
+            views=[np.full((4, 4, 3), value, np.uint8)],
+        )
+        for index, value in enumerate((9, 0, 7, 8))
+    ]
+    rows.insert(1, quarantined("bad.png", "decode", "empty: the file has no bytes"))
     editor = _Editor()
-    sound = [r if is_quarantined(r) else {**r, "edits": {"": {"smile": 1.0}}} for r in rows]
-    done = edit_rows(sound, editor, editor.edit, make_job())  # type: ignore[arg-type]
+    done = edit_rows(rows, editor, editor.edit, make_job())  # type: ignore[arg-type]
     assert editor.batches == [3, 1, 1, 1, 1]  # a batch, its photos one by one, the next batch
     assert [row["key"] for row in done] == ["0.png", "bad.png", "1.png", "2.png", "3.png"]
     failed = done[2]
     assert is_quarantined(failed)
     assert (failed["stage"], failed["reason"]) == ("edit", "failed: ValueError: too dark")
-    assert not is_quarantined(done[0]) and (done[0]["pixels"] == 19).all()
+    assert not is_quarantined(done[0]) and (done[0]["changes"][0] == 10).all()
     assert done[0]["note"] == "a note"
 
 
