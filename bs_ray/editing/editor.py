@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.context import EditContext
+from bs_ray.editing.locate import locate, working_size
 from bs_ray.editing.methods import METHODS, Method
 from bs_ray.editing.run import EditGenerator, EditRun, run_alone
 from bs_ray.editing.views import (
@@ -30,13 +31,11 @@ from bs_ray.editing.views import (
     View,
     changed,
     check_boxes,
-    chosen_faces,
     outputs_of,
     views_of,
     working_copy,
 )
 from bs_ray.images.faces import CenterFace, Face, FaceDetector
-from bs_ray.images.regions import region_of
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.resident import Resident
@@ -75,8 +74,9 @@ class PhotoEditRun(EditRun):
         self._before: Tensor | None = None
 
     @torch.no_grad()
-    def pixels(self, latents: Tensor) -> list[list[np.ndarray]]:
-        """Every edit's outputs for these edited latents, float32 [H, W, 3] in [0, 255]."""
+    def residuals(self, latents: Tensor) -> list[list[list[tuple[View, Tensor]]]]:
+        """For every edit and mix the views that these edited latents change, each with its change
+        [3, h, w] in units of [-1, 1]."""
         of: dict[int, Tensor] = {}
         if self._moving:
             if self._before is None:
@@ -91,9 +91,13 @@ class PhotoEditRun(EditRun):
                 if place in of:
                     output.append((view, of[place]))
                 place += 1
+        return found
+
+    def pixels(self, latents: Tensor) -> list[list[np.ndarray]]:
+        """Every edit's outputs for these edited latents, float32 [H, W, 3] in [0, 255]."""
         return [
             [changed(edit, output) for output in outputs]
-            for edit, outputs in zip(self.edits, found, strict=True)
+            for edit, outputs in zip(self.edits, self.residuals(latents), strict=True)
         ]
 
 
@@ -209,17 +213,14 @@ class Editor:
         settings = edit.settings or self.settings
         if settings.region == "photo" or edit.regions is not None:
             return edit
-        if edit.boxes is not None:
-            faces = [Face(box) for box in edit.boxes]
-        else:
-            faces = chosen_faces(self._need_detector().find(edit.pixels), settings)
-        if not faces and settings.no_face == "photo":
+        given = None if edit.boxes is None else [Face(box) for box in edit.boxes]
+        regions, note = locate(
+            edit.pixels, settings, self.model.framing, self._need_detector, given
+        )
+        notes = (*edit.notes, note) if note else edit.notes
+        if regions is None:
             whole = settings.model_copy(update={"region": "photo"})
-            note = "no face was found; the whole photo was edited"
-            return replace(edit, settings=whole, boxes=None, notes=(*edit.notes, note))
-        notes = edit.notes if faces else (*edit.notes, "no face was found; nothing was edited")
-        eyes, margin = self.model.framing, settings.face_margin
-        regions = tuple(region_of(face, eyes, margin) for face in faces)
+            return replace(edit, settings=whole, boxes=None, notes=notes)
         return replace(edit, regions=regions, notes=notes)
 
     def _need_detector(self) -> FaceDetector:
@@ -260,7 +261,8 @@ class Editor:
         """
         settings = edits[0].settings or self.settings
         assert settings.region == "photo" or all(edit.regions is not None for edit in edits)
-        views = views_of(edits, self._region_px)
+        size = self._size(edits[0])
+        views = views_of(edits, size[0])
         mixes = [mix for view in views for mix in edits[view.edit].mixes]
         lora_scales = self.lora_scales(mixes, beside)
         source_of = torch.tensor(
@@ -272,7 +274,7 @@ class Editor:
         if settings.method != "displacement":
             moving = torch.ones_like(moving)
         rows = moving.nonzero()[:, 0]
-        context = self._context(views, lora_scales[rows], source_of[rows])
+        context = self._context(views, size, lora_scales[rows], source_of[rows])
         method = self._methods[settings.method]
         steps = method(context, settings) if len(rows) else _nothing(context)
         sliders = list(self.moving(mixes).values())
@@ -304,33 +306,26 @@ class Editor:
             together |= names
         return groups
 
-    @property
-    def _region_px(self) -> int:
-        """Side of the square at which regions are edited."""
-        return self.working_size(1, 1)[0]
-
     def _size(self, edit: Edit) -> tuple[int, int]:
-        """The working size of a located edit."""
+        """The working size of a located edit: (height, width)."""
+        if edit.cut:
+            return edit.pixels.shape[0], edit.pixels.shape[1]
         whole = edit.regions is None
         return self.working_size(*edit.pixels.shape[:2]) if whole else self.working_size(1, 1)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which such a photo is edited: its aspect at the base's area, in multiples."""
         side = self.settings.working_px or self.model.native_px
-        # Few sizes, so that photos share them: at 1024 px multiples of 64, as in SDXL's own
-        # buckets.
-        unit = self.model.multiple_px * max(1, side // 16 // self.model.multiple_px)
-        aspect = min(max(height / width, 0.25), 4.0)
-        tall, wide = side * aspect**0.5, side / aspect**0.5
-        return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
+        return working_size(height, width, side, self.model.multiple_px)
 
-    def _context(self, views: Sequence[View], scales: Tensor, source_of: Tensor) -> EditContext:
+    def _context(
+        self, views: Sequence[View], size: tuple[int, int], scales: Tensor, source_of: Tensor
+    ) -> EditContext:
         """What the method gets: rows [T] of LoRA scales, and the views they are of as latents."""
         model = self.model
         used = source_of.unique()
         views = [views[i] for i in used.tolist()]
         if views:
-            size = self.working_size(*views[0].pixels.shape[:2])
             photos = torch.cat([working_copy(view.pixels, size) for view in views])
             x0 = model.encode(photos.to(model.device))
         else:

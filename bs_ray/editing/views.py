@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
-from bs_ray.images.faces import Box, Face
+from bs_ray.images.faces import Box
 from bs_ray.images.pixels import images_of
 from bs_ray.images.regions import Region, crop, pasted
+from bs_ray.images.scaling import moved, shrunk
 from bs_ray.sliders.mix import Mix
 
 
@@ -41,6 +41,8 @@ class Edit:
     """Where to edit it, as `Editor.located` says; None stands for the whole photo."""
     notes: tuple[str, ...] = ()
     """What the caller should know of every output."""
+    cut: bool = False
+    """Whether `pixels` are a view of a photo, of the size at which the base sees it."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,10 @@ def changed(edit: Edit, found: Sequence[tuple[View, Tensor]]) -> np.ndarray:
     if edit.regions is not None:
         changes = [(view.region, _as_pixels(change)) for view, change in found if view.region]
         return pasted(edit.pixels, changes, edit.mask)
-    photo = edit.pixels.astype(np.float32)
     if not found:
-        return photo
+        return edit.pixels.astype(np.float32)
     [(_, residual)] = found
-    if residual.shape[-2:] != photo.shape[:2]:
-        residual = F.interpolate(residual[None], photo.shape[:2], mode="bicubic")[0]
-    change = _as_pixels(residual)
-    if edit.mask is not None:
-        change = change * edit.mask[:, :, None]
-    return np.clip(photo + change, 0, 255)
+    return moved(edit.pixels, _as_pixels(residual), edit.mask)
 
 
 def _as_pixels(residual: Tensor) -> np.ndarray:
@@ -118,19 +114,7 @@ def _as_pixels(residual: Tensor) -> np.ndarray:
 
 def working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     """uint8 [H, W, 3] -> float32 [1, 3, *size] in [-1, 1]."""
-    image = images_of(pixels)[None]
-    if image.shape[-2:] == size:
-        return image
-    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-
-
-def chosen_faces(faces: Sequence[Face], settings: EditorSettings) -> list[Face]:
-    """The faces to edit, the largest first."""
-    large = [face for face in faces if face.size >= settings.face_min_px]
-    large.sort(key=lambda face: -face.size)  # stable, so else as the detector has them
-    if settings.faces == "all":
-        return large
-    return large[: 1 if settings.faces == "largest" else settings.faces]
+    return images_of(shrunk(pixels, size))[None]
 
 
 def check_boxes(edit: Edit, settings: EditorSettings) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from bs_ray.images.faces import Face
+from bs_ray.images.scaling import stored
 
 Eyes = tuple[tuple[float, float], tuple[float, float]]
 """Where the eyes are in a base's square, as shares of its side: (x, y) of the one that is further
@@ -34,6 +36,9 @@ bends straight ramps, its bicubic `resize` does not; so the latter comes first, 
 fine enough for linear interpolation. Odd, so that a pixel's middle stays a pixel's middle."""
 _FILTER_PX = 3
 """More than how far, in pixels of the smaller picture, bicubic resampling looks."""
+_MOST_PX, _LEAST_GAP = 4096, 4
+"""A region with a longer side, and so many times the side of its view, is cut out of a photo that
+has been reduced: what is beyond a photo's border needs memory too."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,9 @@ def crop(pixels: np.ndarray, region: Region, px: int) -> np.ndarray:
 
     Beyond the photo's border its outermost pixels are repeated.
     """
+    if (times := math.ceil(region.side / max(_MOST_PX, _LEAST_GAP * px))) > 1:
+        pixels = np.asarray(Image.fromarray(pixels).reduce(times))
+        region = Region(region.x / times, region.y / times, region.side / times, region.angle)
     cos, sin = math.cos(region.angle), math.sin(region.angle)
     scale = region.side / px
     # First upright at the scale of the result, which filters what is too fine; then turned.
@@ -117,31 +125,33 @@ def pasted(
     pixels: np.ndarray,
     changes: Sequence[tuple[Region, np.ndarray]],
     mask: np.ndarray | None = None,
+    dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
-    """A photo uint8 [H, W, 3] with the changes of its regions: float32 [H, W, 3] in [0, 255].
+    """A photo uint8 [H, W, 3] with the changes of its regions: [H, W, 3] in [0, 255], rounded for
+    whole numbers.
 
-    changes: for each region float32 [px, px, 3], in the photo's units. Where regions overlap, each
+    changes: for each region float [px, px, 3], in the photo's units. Where regions overlap, each
     counts as much as its mask. Pixels outside of all regions are exactly the photo's. mask: float32
-    [H, W], 1 where the photo may change.
+    [H, W], 1 where the photo may change. Beside the result, memory holds one region, or those that
+    overlap.
     """
-    out = pixels.astype(np.float32)
-    regions = [region for region, _ in changes]
-    rects = [_within(region.bounds, pixels) for region in regions]
-    for (region, change), rect in zip(changes, rects, strict=True):
-        rows, columns = _slices(rect)
-        weight = _weight(region, rect)
-        others = [
-            _weight(other, rect)
-            for other, its in zip(regions, rects, strict=True)
-            if other is not region and _meet(rect, its)
-        ]
-        weight = weight / np.maximum(1, sum(others, weight))
-        if mask is not None:
-            weight = weight * mask[rows, columns]
-        out[rows, columns] += _resampled(change, region, rect) * weight[:, :, None]
-    for rect in rects:  # once all are added: a sum of changes may come back into the range
-        view = out[_slices(rect)]
-        np.clip(view, 0, 255, out=view)
+    out = pixels.astype(dtype)
+    rects = [_within(region.bounds, pixels) for region, _ in changes]
+    for around, members in _clusters(rects):
+        moved = pixels[_slices(around)].astype(np.float32)
+        weights = {i: _weight(changes[i][0], rects[i]) for i in members}
+        total = np.zeros(moved.shape[:2], np.float32)
+        for i, weight in weights.items():
+            total[_slices(rects[i], around)] += weight
+        np.maximum(total, 1, out=total)
+        for i, weight in weights.items():
+            weight /= total[_slices(rects[i], around)]
+            if mask is not None:
+                weight *= mask[_slices(rects[i])]
+            region, change = changes[i]
+            added = _resampled(change, region, rects[i]) * weight[:, :, None]
+            moved[_slices(rects[i], around)] += added
+        out[_slices(around)] = stored(moved, dtype)
     return out
 
 
@@ -164,9 +174,25 @@ def _within(bounds: Rect, pixels: np.ndarray) -> Rect:
     return left, top, right, bottom
 
 
-def _slices(rect: Rect) -> tuple[slice, slice]:
+def _slices(rect: Rect, around: Rect = (0, 0, 0, 0)) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle, counted from the corner of the one around it."""
     left, top, right, bottom = rect
-    return slice(top, bottom), slice(left, right)
+    return slice(top - around[1], bottom - around[1]), slice(left - around[0], right - around[0])
+
+
+def _clusters(rects: Sequence[Rect]) -> list[tuple[Rect, list[int]]]:
+    """Rectangles that do not meet, around all those given, and which of them each is around."""
+    clusters: list[tuple[Rect, list[int]]] = []
+    for index, rect in enumerate(rects):
+        around, members = rect, [index]
+        while met := [cluster for cluster in clusters if _meet(cluster[0], around)]:
+            clusters = [cluster for cluster in clusters if cluster not in met]
+            corners = [around, *(cluster[0] for cluster in met)]
+            members = [*(i for cluster in met for i in cluster[1]), *members]
+            lefts, tops, rights, bottoms = zip(*corners, strict=True)
+            around = min(lefts), min(tops), max(rights), max(bottoms)
+        clusters.append((around, members))
+    return clusters
 
 
 def _meet(one: Rect, other: Rect) -> bool:

@@ -23,10 +23,11 @@ from ray.serve.handle import DeploymentHandle
 from rich.console import Console
 
 from bs_ray.config import JobError, ServeJob, load
+from bs_ray.images.faces import need_centerface
 from bs_ray.models import identify_base
 from bs_ray.ray_session import ray_session
 from bs_ray.serve.engine.replica import EditorReplica
-from bs_ray.serve.engine.tasks import Busy, Event, Result, Task
+from bs_ray.serve.engine.tasks import Busy, Event, Form, Result, Task
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import HostRule
 from bs_ray.serve.http.ingress import create_app
@@ -120,12 +121,14 @@ def _stop_serve(timeout_s: float) -> None:
 def check(job: ServeJob) -> None:
     """Check what can be checked in seconds, without loading the base.
 
-    Raises ValueError (JobError, SliderError, KeysError), which says what to do.
+    Raises ValueError (JobError, SliderError, KeysError, FacesUnavailable), which says what to do.
     """
     _catalogue(job).load()
     KeyRing.load(job.keys)
     for host in job.image_hosts:
         HostRule.parse(host)
+    if job.editor.region == "face":
+        need_centerface()
     try:
         socket.create_server((job.host, job.port)).close()
     except OSError as error:
@@ -234,6 +237,11 @@ class _RemoteReplicas:
         with _gone_is_busy():
             async for event in self._streaming.events.remote(task):
                 yield event
+
+    async def form(self) -> Form:
+        with _gone_is_busy():
+            found: Form = await self._editor.form.remote()
+        return found
 
     async def ready(self) -> None:
         with _gone_is_busy():

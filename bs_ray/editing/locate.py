@@ -1,0 +1,53 @@
+"""Where a photo is edited: as a whole, or in some regions of it. Needs no model, and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from bs_ray.config import EditorSettings
+from bs_ray.images.faces import Face, FaceDetector
+from bs_ray.images.regions import Eyes, Region, region_of
+
+
+def locate(
+    pixels: np.ndarray,
+    settings: EditorSettings,
+    eyes: Eyes | None,
+    detector: Callable[[], FaceDetector],
+    given: Sequence[Face] | None = None,
+) -> tuple[tuple[Region, ...] | None, str]:
+    """(the regions, those of larger faces first, or None for the whole photo; a note, or "").
+
+    pixels: uint8 [H, W, 3]. eyes: where the base expects them. given: faces that stand for found
+    ones. detector: asked for where faces have to be found, and may raise FacesUnavailable.
+    """
+    if settings.region == "photo":
+        return None, ""
+    faces = given
+    if faces is None:
+        faces = chosen_faces(detector().find(pixels), settings)
+    if not faces and settings.no_face == "photo":
+        return None, "no face was found; the whole photo was edited"
+    regions = tuple(region_of(face, eyes, settings.face_margin) for face in faces)
+    return regions, "" if faces else "no face was found; nothing was edited"
+
+
+def chosen_faces(faces: Sequence[Face], settings: EditorSettings) -> list[Face]:
+    """The faces to edit, the largest first."""
+    large = [face for face in faces if face.size >= settings.face_min_px]
+    large.sort(key=lambda face: -face.size)  # stable, so else as the detector has them
+    if settings.faces == "all":
+        return large
+    return large[: 1 if settings.faces == "largest" else settings.faces]
+
+
+def working_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
+    """The size at which a photo is edited as a whole: its aspect, the area of a square of `side`
+    pixels, both sides multiples of `multiple`."""
+    # Few sizes, so that photos share them: at 1024 px multiples of 64, as in SDXL's own buckets.
+    unit = multiple * max(1, side // 16 // multiple)
+    aspect = min(max(height / width, 0.25), 4.0)
+    tall, wide = side * aspect**0.5, side / aspect**0.5
+    return max(unit, round(tall / unit) * unit), max(unit, round(wide / unit) * unit)
