@@ -18,10 +18,13 @@ _ASCII = b"ASCII\0\0\0"
 _TEXT_KEY = "bs_ray"
 
 
-def encode(row: DecodedRow, provenance: dict[str, Any], quality: int = 95) -> bytes:
+def encode(
+    row: DecodedRow, provenance: dict[str, Any], quality: int = 95, png_level: int = 6
+) -> bytes:
     """The edited photo as a file of the input's format; equal rows give equal bytes.
 
-    JPEG and lossy WebP are written at `quality`, JPEG without chroma subsampling; one-channel
+    JPEG and lossy WebP are written at `quality`, JPEG without chroma subsampling, PNG at zlib's
+    `png_level`: 1 takes a quarter of the time of 6, and up to a fifth more bytes. One-channel
     photos keep their one channel. Provenance goes into EXIF's UserComment, or into a PNG's text; a
     BMP has no room for it.
     """
@@ -31,6 +34,8 @@ def encode(row: DecodedRow, provenance: dict[str, Any], quality: int = 95) -> by
     options = _OPTIONS[row["format"]](row, provenance)
     if "quality" in options:
         options["quality"] = quality
+    if row["format"] == "PNG":
+        options["compress_level"] = png_level
     if row["icc"]:
         options["icc_profile"] = row["icc"]
     _image(row).save(file, row["format"], **options)

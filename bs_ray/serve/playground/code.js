@@ -1,6 +1,9 @@
 // --- code ----------------------------------------------------------------------------------
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+/** A value as a form's field has it. */
+const asField = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+
 /** The picture's file name: the photo's, and what was done to it. */
 function fileName() {
   const stem = (photo?.name ?? "photo.png").replace(/\.[^.]*$/, "");
@@ -12,7 +15,7 @@ function fileName() {
 
 function asCurl() {
   const file = (photo?.name ?? "photo.png").replace(/["\\]/g, "\\$&");
-  const { seed, quality } = settings();
+  const { seed, quality, ...more } = settings();
   const save = "import base64, json, sys; " +
     'sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))';
   return [
@@ -21,13 +24,14 @@ function asCurl() {
     `  -F ${shell(`image=@"${file}"`)}`,
     `  -F ${shell(`sliders=${JSON.stringify(moved())}`)}`,
     `  -F seed=${seed} -F quality=${quality}`,
+    ...Object.entries(more).map(([name, value]) => `  -F ${shell(`${name}=${asField(value)}`)}`),
     `  | python3 -c ${shell(save)}`,
     `  > ${shell(fileName())}`,
   ].join(" \\\n");
 }
 
 function asPython() {
-  const { seed, quality } = settings(), text = JSON.stringify;
+  const { seed, quality, ...more } = settings(), text = JSON.stringify;
   const key = sessionStorage.getItem(KEY) ? 'os.environ["BS_RAY_API_KEY"]' : '"none"';
   const list = moved().map(({ name, scale }) => `{"name": ${text(name)}, "scale": ${scale}}`);
   return [
@@ -44,6 +48,7 @@ function asPython() {
     `        "sliders": [${list.join(", ")}],`,
     `        "seed": ${seed},`,
     `        "quality": ${text(quality)},`,
+    ...Object.entries(more).map(([name, value]) => `        ${text(name)}: ${text(asField(value))},`),
     "    },",
     ")",
     `with open(${text(fileName())}, "wb") as file:`,

@@ -87,11 +87,19 @@ async function call(path, init = {}) {
 /** The server-sent events of a response: [event, data]. */
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let text = "", end = /\r?\n\r?\n/; ;) {
+  for (let text = "", looked = 0, end = /\r?\n\r?\n/; ;) {
     const { done, value } = await reader.read();
     if (done) return;
-    const blocks = (text + value).split(end);
+    text += value;
+    // A picture comes in hundreds of pieces: only what is new is looked at.
+    const fresh = text.slice(looked), blocks = fresh.split(end);
+    if (blocks.length === 1) {
+      looked = Math.max(looked, text.length - 3);
+      continue;
+    }
+    blocks[0] = text.slice(0, looked) + blocks[0];
     text = blocks.pop();
+    looked = Math.max(0, text.length - 3);
     for (const block of blocks) {
       const lines = block.split(/\r?\n/);
       const of = (field) => lines.filter((line) => line.startsWith(field + ":"))
@@ -102,7 +110,8 @@ async function* eventsOf(response) {
 }
 
 function pictureOf({ b64_json, meta }) {
-  const bytes = Uint8Array.from(atob(b64_json), (letter) => letter.charCodeAt(0));
+  const text = atob(b64_json), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return { url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })), meta };
 }
 
@@ -111,7 +120,7 @@ async function ask(fields, signal, onStep) {
   const form = new FormData();
   form.append("image", photo.file, photo.name);
   for (const [name, value] of Object.entries({ ...fields, ...settings(), stream: true })) {
-    form.append(name, typeof value === "string" ? value : JSON.stringify(value));
+    form.append(name, asField(value));
   }
   const response = await call("images/edits", { method: "POST", body: form, signal });
   const pictures = [];
@@ -129,4 +138,5 @@ async function ask(fields, signal, onStep) {
 const moved = (without) => sliders.filter(({ name }) => name !== without && values.get(name))
   .map(({ name }) => ({ name, scale: values.get(name) }));
 const checked = (name) => document.querySelector(`input[name=${name}]:checked`).value;
-const settings = () => ({ seed: $("seed").valueAsNumber, quality: checked("quality") });
+const settings = () =>
+  ({ seed: $("seed").valueAsNumber, quality: checked("quality"), ...region() });
