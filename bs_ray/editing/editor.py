@@ -29,6 +29,7 @@ from bs_ray.editing.views import (
     EditError,
     Outcome,
     View,
+    as_pixels,
     changed,
     check_boxes,
     outputs_of,
@@ -283,14 +284,16 @@ class Editor:
     def finish(self, run: PhotoEditRun) -> list[list[Edited]]:
         """The outputs of a run that has finished, edit by edit."""
         assert run.latents is not None
-        found = run.pixels(run.latents)
         return [
-            [
-                Edited(p, (*mix.notes, *edit.notes), regions=edit.regions or ())
-                for p, mix in zip(pixels, edit.mixes, strict=True)
-            ]
-            for pixels, edit in zip(found, run.edits, strict=True)
+            [self._edited(edit, *made) for made in zip(edit.mixes, outputs, strict=True)]
+            for edit, outputs in zip(run.edits, run.residuals(run.latents), strict=True)
         ]
+
+    @staticmethod
+    def _edited(edit: Edit, mix: Mix, found: Sequence[tuple[View, Tensor]]) -> Edited:
+        pixels, notes = changed(edit, found), (*mix.notes, *edit.notes)
+        change = as_pixels(found[0][1]) if edit.cut and found else None
+        return Edited(pixels, notes, regions=edit.regions or (), change=change)
 
     def _groups(self, edits: Mapping[int, Edit], bucket: list[int]) -> list[list[int]]:
         """The bucket in its order, cut where the sliders of a group would no longer fit the

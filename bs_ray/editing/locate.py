@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bs_ray.config import EditorSettings
-from bs_ray.images.faces import Face, FaceDetector
+from bs_ray.images.faces import Box, Face, FaceDetector
 from bs_ray.images.regions import Eyes, Region, region_of
 
 
@@ -41,6 +41,28 @@ def chosen_faces(faces: Sequence[Face], settings: EditorSettings) -> list[Face]:
     if settings.faces == "all":
         return large
     return large[: 1 if settings.faces == "largest" else settings.faces]
+
+
+def wrong_box(boxes: Sequence[Box], size: tuple[int, int]) -> str:
+    """What is wrong with boxes in a photo of some (height, width): got and expected; "" if nothing
+    is."""
+    height, width = size
+    for box in boxes:
+        sound = len(box) == 4 and bool(np.isfinite(box).all())
+        if not (sound and max(box[0], 0) < min(box[2], width)) or (
+            max(box[1], 0) >= min(box[3], height)
+        ):
+            return (
+                f"got box {list(box)}; expected [left, top, right, bottom] in pixels, with left < "
+                f"right and top < bottom, within {width} x {height}"
+            )
+    return ""
+
+
+def view_key(key: str, number: int) -> str:
+    """The name of the noise of a photo's view: the photo's own, and for its n-th further region
+    `key#n`."""
+    return f"{key}#{number}" if number else key
 
 
 def working_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:

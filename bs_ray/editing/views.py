@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from bs_ray.config import EditorSettings
+from bs_ray.editing.locate import view_key, wrong_box
 from bs_ray.images.faces import Box
 from bs_ray.images.pixels import images_of
 from bs_ray.images.regions import Region, crop, pasted
@@ -57,6 +58,9 @@ class Edited:
     """What a quality gate found: `identity`, `effect`."""
     regions: tuple[Region, ...] = ()
     """Where the photo was edited; empty where it was edited as a whole, or not at all."""
+    change: np.ndarray | None = None
+    """Of a view that was cut before (`Edit.cut`), by what it moves: float32 [h, w, 3] in units of
+    [0, 255]; None where it does not."""
 
 
 Outcome = list[Edited] | EditError
@@ -77,7 +81,7 @@ class View:
     edit: int
     """Number of the edit."""
     key: str
-    """Names the view's noise: the photo's key, and for its n-th further region `key#n`."""
+    """Names the view's noise: see `view_key`."""
     seed: int
     pixels: np.ndarray
     """uint8 RGB [h, w, 3]."""
@@ -91,23 +95,23 @@ def views_of(edits: Sequence[Edit], px: int) -> list[View]:
         if edit.regions is None:
             views.append(View(index, edit.key, edit.seed, edit.pixels))
         for number, region in enumerate(edit.regions or ()):
-            key = f"{edit.key}#{number}" if number else edit.key
-            views.append(View(index, key, edit.seed, crop(edit.pixels, region, px), region))
+            key, pixels = view_key(edit.key, number), crop(edit.pixels, region, px)
+            views.append(View(index, key, edit.seed, pixels, region))
     return views
 
 
 def changed(edit: Edit, found: Sequence[tuple[View, Tensor]]) -> np.ndarray:
     """The photo moved by its views' residuals [3, h, w] in units of [-1, 1], within its mask."""
     if edit.regions is not None:
-        changes = [(view.region, _as_pixels(change)) for view, change in found if view.region]
+        changes = [(view.region, as_pixels(change)) for view, change in found if view.region]
         return pasted(edit.pixels, changes, edit.mask)
     if not found:
         return edit.pixels.astype(np.float32)
     [(_, residual)] = found
-    return moved(edit.pixels, _as_pixels(residual), edit.mask)
+    return moved(edit.pixels, as_pixels(residual), edit.mask)
 
 
-def _as_pixels(residual: Tensor) -> np.ndarray:
+def as_pixels(residual: Tensor) -> np.ndarray:
     """[3, h, w] in units of [-1, 1] -> [h, w, 3] in units of [0, 255]."""
     return residual.permute(1, 2, 0).numpy() * 127.5
 
@@ -131,13 +135,5 @@ def check_boxes(edit: Edit, settings: EditorSettings) -> None:
             f"photo {edit.key}: got boxes; expected none, since editor.region is photo. Set "
             "editor.region=boxes"
         )
-    height, width = edit.pixels.shape[:2]
-    for box in edit.boxes:
-        sound = len(box) == 4 and bool(np.isfinite(box).all())
-        if not (sound and max(box[0], 0) < min(box[2], width)) or (
-            max(box[1], 0) >= min(box[3], height)
-        ):
-            raise EditError(
-                f"photo {edit.key}: got box {list(box)}; expected [left, top, right, bottom] in "
-                f"pixels, with left < right and top < bottom, within {width} x {height}"
-            )
+    if wrong := wrong_box(edit.boxes, (edit.pixels.shape[0], edit.pixels.shape[1])):
+        raise EditError(f"photo {edit.key}: {wrong}")

@@ -107,6 +107,18 @@ def test_overlapping_regions_share() -> None:
     assert mixed[40, 65, 0] == pytest.approx(130, abs=1e-3)
 
 
+def test_a_region_between_two_that_meet_is_kept() -> None:
+    """Two meet in a corner, and the rectangle around them holds a third, which meets neither."""
+    ten = np.full((16, 16, 3), 10, np.float32)
+    regions = [Region(70, 25, 20), Region(20, 50, 40), Region(60, 65, 50), Region(25, 15, 20)]
+    grey = np.full((100, 100, 3), 100, np.uint8)
+    out = pasted(grey, [(region, ten) for region in regions], dtype=np.uint8)
+    assert out.dtype == np.uint8
+    assert all((out[int(r.y), int(r.x)] == 110).all() for r in regions)
+    alone = [pasted(grey, [(region, ten)], dtype=np.uint8) for region in (regions[0], regions[3])]
+    assert np.array_equal(out[:29], np.maximum(*alone)[:29])
+
+
 def test_at_the_border_and_beyond_it() -> None:
     ten = np.full((16, 16, 3), 10, np.float32)
     out = pasted(PHOTO, [(Region(0, 0, 40), ten), (Region(500, 20, 40), ten)])

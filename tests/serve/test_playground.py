@@ -76,6 +76,7 @@ class Stub:
     faces: list[FaceBox] = field(default_factory=list)
     """Found in every photo."""
     region: str = "photo"
+    finds_faces: bool = True
     edits: list[EditRequest] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     given_up: int = 0
@@ -96,7 +97,8 @@ class Stub:
         @app.get("/v1/sliders")
         async def sliders(request: Request) -> SliderList:
             self.admit(request)
-            return SliderList(data=[slider_info(name) for name in self.names], max_strength=3.0)
+            infos = [slider_info(name) for name in self.names]
+            return SliderList(data=infos, max_strength=3.0, finds_faces=self.finds_faces)
 
         @app.post("/v1/images/faces")
         async def find(request: Request) -> FacesReply:
@@ -529,12 +531,12 @@ def test_the_servers_own_region_is_chosen_first(page: Any, page_url: str, stub: 
     stub.faces, stub.region = FACES, "face"
     open_with_photo(page, page_url)
     expect(page.get_by_role("radio", name="All 2 faces")).to_be_checked()
-    stub.faces = []
+    stub.finds_faces = False
     open_with_photo(page, page_url)
     press(page, "smile", "ArrowRight", 2)
     wait_done(page)
     expect(page.locator("#faces")).to_be_hidden()
-    assert stub.edits[-1].region is None, "where no face is found, the server decides"
+    assert stub.edits[-1].region is None, "where none can be found, the server decides"
 
 
 # --- before and after ---------------------------------------------------------------------------
@@ -657,6 +659,21 @@ def test_the_download_is_the_servers_png(page: Any, page_url: str) -> None:
         page.get_by_role("button", name="Download").click()
     assert download.value.suggested_filename == "ada_smile+0.50.png"
     assert Path(download.value.path()).read_bytes() == brighter(PHOTO, 5)
+
+
+def test_a_jpeg_stays_one(page: Any, page_url: str, stub: Stub) -> None:
+    file = io.BytesIO()
+    Image.fromarray(pixels_of(PHOTO).astype(np.uint8)).save(file, "JPEG")
+    page.goto(page_url)
+    upload = {"name": "ada.jpeg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
+    page.get_by_label("Choose a photo").set_input_files(upload)
+    press(page, "smile", "ArrowRight", 10)
+    wait_done(page)
+    assert stub.edits[-1].output_format == "jpeg"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "ada_smile+0.50.jpg"
+    assert "output_format=jpeg" in page.locator("#code").inner_text()
 
 
 # --- when things go wrong -----------------------------------------------------------------------

@@ -23,6 +23,7 @@ from bs_ray.editing.editor import Editor, PhotoEditRun, to_uint8
 from bs_ray.editing.generate import begin_generating, pictures
 from bs_ray.editing.methods import request_count
 from bs_ray.editing.run import DenoiseRequest, EditRun, denoise_together
+from bs_ray.editing.views import as_pixels
 from bs_ray.serve.engine.admission import Load, StepTime, finish_times
 from bs_ray.serve.engine.tasks import (
     Busy,
@@ -345,15 +346,10 @@ class Batcher:
 def _changes(run: PhotoEditRun, latents: torch.Tensor) -> list[Changes]:
     """For each mix the changes of all views, each of which is an edit of its own."""
     of_views = [
-        [_levels(found[0][1]) if found else None for found in outputs]
+        [np.ascontiguousarray(as_pixels(found[0][1])) if found else None for found in outputs]
         for outputs in run.residuals(latents)
     ]
     return [list(changes) for changes in zip(*of_views, strict=True)]
-
-
-def _levels(residual: torch.Tensor) -> np.ndarray:
-    """[3, h, w] in units of [-1, 1] -> float32 [h, w, 3] in units of [0, 255]."""
-    return np.ascontiguousarray(residual.permute(1, 2, 0).numpy()) * np.float32(127.5)
 
 
 def _steps_of(task: Task, editor: Editor) -> int:

@@ -213,7 +213,8 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     async def sliders(http: Request) -> SliderList:
         """The sliders that requests may name."""
         infos = [_info(listed) for listed in (await allowed(http)).values()]
-        return SliderList(data=infos, max_strength=service.job.max_strength)
+        limit = service.job.max_strength
+        return SliderList(data=infos, max_strength=limit, finds_faces=service.finds_faces)
 
     @app.get(
         "/v1/sliders/{name}/preview",

@@ -323,6 +323,8 @@ class SliderList(BaseModel):
     data: list[SliderInfo]
     max_strength: float
     """Largest |scale| that a request may ask for."""
+    finds_faces: bool
+    """Whether this server can find the faces of photos."""
 
 
 class ModelInfo(BaseModel):

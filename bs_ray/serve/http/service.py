@@ -17,7 +17,7 @@ import numpy as np
 from bs_ray.config import EditorSettings, ServeJob
 from bs_ray.editing.editor import Edit, EditError
 from bs_ray.editing.locate import chosen_faces
-from bs_ray.images.faces import CenterFace, FacesUnavailable
+from bs_ray.images.faces import CenterFace, FacesUnavailable, need_centerface
 from bs_ray.serve.engine.tasks import Busy, EditTask, Event, Form, GenerateTask, Result, Task
 from bs_ray.serve.http.boxes import MAX_BOXES, FaceBox, FacesReply, RegionInfo
 from bs_ray.serve.http.catalogue import Catalogue, Listed
@@ -42,7 +42,7 @@ from bs_ray.storage import StorageError, Store
 MAX_PICTURES = 64
 """The most pictures that one request may ask for."""
 _STORE_RETRY_S = 5.0
-_THREADS = 2
+_THREADS = 4
 """Photos that a process cuts, pastes and encodes at once; each takes some hundred megabytes."""
 _Made = TypeVar("_Made")
 
@@ -120,6 +120,7 @@ class Service:
         self.catalogue, self.backend = catalogue, backend
         self._outputs = Store(job.outputs) if job.outputs else None
         self._detector = cache(CenterFace)
+        self.finds_faces = _can_find_faces()
         if job.editor.region == "face":
             self._detector()
         self._form: Form | None = None
@@ -387,6 +388,14 @@ class Service:
             pass
         detail = "file: got a name of which this server has no file, or no longer; ask again"
         raise Problem(404, "no-such-file", detail)
+
+
+def _can_find_faces() -> bool:
+    try:
+        need_centerface()
+    except FacesUnavailable:
+        return False
+    return True
 
 
 def _file(

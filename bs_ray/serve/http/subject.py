@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from PIL import Image
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.locate import locate, working_size
+from bs_ray.editing.locate import locate, view_key, working_size
 from bs_ray.images.faces import FaceDetector, FacesUnavailable
 from bs_ray.images.regions import Region, crop, pasted
 from bs_ray.images.rows import DecodedRow
@@ -45,8 +45,7 @@ class Subject:
     @property
     def keys(self) -> list[str]:
         """The names of the views' noise, as the Editor has them."""
-        key = self.photo["sha256"]
-        return [f"{key}#{number}" if number else key for number in range(len(self.views))]
+        return [view_key(self.photo["sha256"], number) for number in range(len(self.views))]
 
     def picture(self, changes: Changes, dtype: DTypeLike) -> np.ndarray:
         """The photo with these changes of its views: [H, W, 3] in [0, 255], rounded for uint8."""

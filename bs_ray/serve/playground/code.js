@@ -1,6 +1,11 @@
 // --- code ----------------------------------------------------------------------------------
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+/** What a request says besides sliders, seed and quality, where it is not what it would be. */
+function others({ seed, quality, output_format, ...more }) {
+  return Object.entries(output_format === "png" ? more : { output_format, ...more });
+}
+
 /** A value as a form's field has it. */
 const asField = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
@@ -10,12 +15,12 @@ function fileName() {
   const plain = stem.replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 60);
   const sign = (scale) => (scale > 0 ? "+" : "");
   const marks = moved().map(({ name, scale }) => `${name}${sign(scale)}${scale.toFixed(2)}`);
-  return [plain, ...marks].join("_").slice(0, 160) + ".png";
+  return [plain, ...marks].join("_").slice(0, 160) + (outputFormat() === "jpeg" ? ".jpg" : ".png");
 }
 
 function asCurl() {
   const file = (photo?.name ?? "photo.png").replace(/["\\]/g, "\\$&");
-  const { seed, quality, ...more } = settings();
+  const { seed, quality } = settings();
   const save = "import base64, json, sys; " +
     'sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))';
   return [
@@ -24,14 +29,14 @@ function asCurl() {
     `  -F ${shell(`image=@"${file}"`)}`,
     `  -F ${shell(`sliders=${JSON.stringify(moved())}`)}`,
     `  -F seed=${seed} -F quality=${quality}`,
-    ...Object.entries(more).map(([name, value]) => `  -F ${shell(`${name}=${asField(value)}`)}`),
+    ...others(settings()).map(([name, value]) => `  -F ${shell(`${name}=${asField(value)}`)}`),
     `  | python3 -c ${shell(save)}`,
     `  > ${shell(fileName())}`,
   ].join(" \\\n");
 }
 
 function asPython() {
-  const { seed, quality, ...more } = settings(), text = JSON.stringify;
+  const { seed, quality } = settings(), text = JSON.stringify;
   const key = sessionStorage.getItem(KEY) ? 'os.environ["BS_RAY_API_KEY"]' : '"none"';
   const list = moved().map(({ name, scale }) => `{"name": ${text(name)}, "scale": ${scale}}`);
   return [
@@ -48,7 +53,7 @@ function asPython() {
     `        "sliders": [${list.join(", ")}],`,
     `        "seed": ${seed},`,
     `        "quality": ${text(quality)},`,
-    ...Object.entries(more).map(([name, value]) => `        ${text(name)}: ${text(asField(value))},`),
+    ...others(settings()).map(([name, value]) => `        ${text(name)}: ${text(asField(value))},`),
     "    },",
     ")",
     `with open(${text(fileName())}, "wb") as file:`,

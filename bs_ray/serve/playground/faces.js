@@ -1,11 +1,12 @@
 // --- faces ---------------------------------------------------------------------------------
 let faces = [], looking = null;   // faces: what the server found, as it may be sent back
 
-/** Looks for the faces of a new photo. A server that cannot find any is no problem. */
+/** Looks for the faces of a new photo. Where none can be found, the photo is edited without. */
 async function findFaces() {
   looking?.abort();
   const mine = (looking = new AbortController()), form = new FormData();
   showFaces([], null);
+  if (!findsFaces) return;
   form.append("image", photo.file, photo.name);
   try {
     const response = await call("images/faces", { method: "POST", body: form, signal: mine.signal });

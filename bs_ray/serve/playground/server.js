@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 let photo = null;             // {file, url, name}
 let picture = null;           // the newest edit: {url, meta}; null where it is the photo itself
 let sliders = [];             // {name, low, high, step, row, input}
+let findsFaces = true;        // whether the server does
 let retry = () => {};         // what `Try again` and a new key do
 const values = new Map();     // name -> scale, those at 0 left out
 
@@ -112,7 +113,7 @@ async function* eventsOf(response) {
 function pictureOf({ b64_json, meta }) {
   const text = atob(b64_json), bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return { url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })), meta };
+  return { url: URL.createObjectURL(new Blob([bytes], { type: `image/${outputFormat()}` })), meta };
 }
 
 /** The pictures of an edit. `fields` are those of the form beside photo and settings. */
@@ -138,5 +139,9 @@ async function ask(fields, signal, onStep) {
 const moved = (without) => sliders.filter(({ name }) => name !== without && values.get(name))
   .map(({ name }) => ({ name, scale: values.get(name) }));
 const checked = (name) => document.querySelector(`input[name=${name}]:checked`).value;
-const settings = () =>
-  ({ seed: $("seed").valueAsNumber, quality: checked("quality"), ...region() });
+const settings = () => ({
+  seed: $("seed").valueAsNumber, quality: checked("quality"), output_format: outputFormat(),
+  ...region(),
+});
+/** A JPEG stays one: as a PNG, a large photo would take seconds more. */
+const outputFormat = () => (photo?.file.type === "image/jpeg" ? "jpeg" : "png");
