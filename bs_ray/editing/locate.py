@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bs_ray.config import EditorSettings
 from bs_ray.images.faces import Box, Face, FaceDetector
-from bs_ray.images.regions import Eyes, Region, region_of
+from bs_ray.images.regions import Eyes, Region, crop, region_of
+from bs_ray.images.scaling import shrunk
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What has to be known of a base to look at photos as it does."""
+
+    side: int
+    """Of the square whose area it works at, pixels."""
+    multiple_px: int
+    """Sides of its pictures are multiples of this."""
+    eyes: Eyes | None
+    """Where it expects the eyes of a face."""
+
+    def views(self, pixels: np.ndarray, regions: Sequence[Region] | None) -> list[np.ndarray]:
+        """What it sees of a photo uint8 [H, W, 3], as `locate` gives the regions: uint8 [h, w, 3]
+        of its working sizes."""
+        if regions is None:
+            height, width = pixels.shape[:2]
+            return [shrunk(pixels, working_size(height, width, self.side, self.multiple_px))]
+        px, _ = working_size(1, 1, self.side, self.multiple_px)
+        return [crop(pixels, region, px) for region in regions]
 
 
 def locate(

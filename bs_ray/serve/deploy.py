@@ -23,11 +23,12 @@ from ray.serve.handle import DeploymentHandle
 from rich.console import Console
 
 from bs_ray.config import JobError, ServeJob, load
+from bs_ray.editing.locate import Sight
 from bs_ray.images.faces import need_centerface
 from bs_ray.models import identify_base
 from bs_ray.ray_session import ray_session
 from bs_ray.serve.engine.replica import EditorReplica
-from bs_ray.serve.engine.tasks import Busy, Event, Form, Result, Task
+from bs_ray.serve.engine.tasks import Busy, Event, Result, Task
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import HostRule
 from bs_ray.serve.http.ingress import create_app
@@ -238,9 +239,9 @@ class _RemoteReplicas:
             async for event in self._streaming.events.remote(task):
                 yield event
 
-    async def form(self) -> Form:
+    async def sight(self) -> Sight:
         with _gone_is_busy():
-            found: Form = await self._editor.form.remote()
+            found: Sight = await self._editor.sight.remote()
         return found
 
     async def ready(self) -> None:

@@ -17,10 +17,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from bs_ray.config import Prompts, ServeJob
+from bs_ray.editing.locate import Sight
 from bs_ray.serve.engine.tasks import (
     EditTask,
     Event,
-    Form,
     GenerateTask,
     Partial,
     Result,
@@ -107,8 +107,8 @@ class StubBackend:
             yield Partial(index, **self._made(task))
         yield Result(**self._made(task), compute_s=0.1)
 
-    async def form(self) -> Form:
-        return Form(64, 8, None)
+    async def sight(self) -> Sight:
+        return Sight(64, 8, None)
 
     async def ready(self) -> None:
         if self.error:

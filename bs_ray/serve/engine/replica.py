@@ -11,10 +11,11 @@ import torch
 
 from bs_ray.config import EditorSettings, ServeJob
 from bs_ray.editing.editor import Edit, Editor
+from bs_ray.editing.locate import Sight
 from bs_ray.models import load_base
 from bs_ray.serve.engine.batcher import Batcher
 from bs_ray.serve.engine.slider_cache import SliderCache
-from bs_ray.serve.engine.tasks import Event, Form, Result, Task
+from bs_ray.serve.engine.tasks import Event, Result, Task
 from bs_ray.serve.metrics import ReplicaMetrics
 from bs_ray.serve.tracing import setup, span, stop
 from bs_ray.sliders.registry import Registry
@@ -44,7 +45,7 @@ class EditorReplica:
         slots = job.editor.resident_sliders
         editor = Editor(model, list(first.values()), settings, slots=slots, rank=rank)
         side_px = settings.working_px or model.native_px
-        self._form = Form(side_px, model.multiple_px, model.framing)
+        self._sight = Sight(side_px, model.multiple_px, model.framing)
         warm_up(editor)
         self._sliders = SliderCache(
             registry, job.cached_sliders, model.base_id, self._metrics.slider_loaded, first
@@ -74,9 +75,9 @@ class EditorReplica:
         async for event in self._batcher.submit(task, sliders):
             yield event
 
-    async def form(self) -> Form:
+    async def sight(self) -> Sight:
         """What has to be known of the base to cut photos for it."""
-        return self._form
+        return self._sight
 
     async def ready(self) -> None:
         """Returns once the base is loaded. Raises RuntimeError as `check_health` does."""

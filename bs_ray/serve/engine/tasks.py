@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bs_ray.editing.editor import Edit
-from bs_ray.images.regions import Eyes
 from bs_ray.sliders.mix import Mix
 
 
@@ -64,18 +63,6 @@ class GenerateTask(_Task):
 
 
 Task = EditTask | GenerateTask
-
-
-@dataclass(frozen=True)
-class Form:
-    """What has to be known of a replica's base to cut photos for it."""
-
-    side_px: int
-    """Side of the square whose area it works at."""
-    multiple_px: int
-    """Sides of its pictures are multiples of this."""
-    eyes: Eyes | None
-    """Where it expects the eyes of a face, as shares of the side, where its card says so."""
 
 
 Changes = list[np.ndarray | None]

@@ -16,9 +16,9 @@ import numpy as np
 
 from bs_ray.config import EditorSettings, ServeJob
 from bs_ray.editing.editor import Edit, EditError
-from bs_ray.editing.locate import chosen_faces
+from bs_ray.editing.locate import Sight, chosen_faces
 from bs_ray.images.faces import CenterFace, FacesUnavailable, need_centerface
-from bs_ray.serve.engine.tasks import Busy, EditTask, Event, Form, GenerateTask, Result, Task
+from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Result, Task
 from bs_ray.serve.http.boxes import MAX_BOXES, FaceBox, FacesReply, RegionInfo
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
@@ -58,7 +58,7 @@ class Backend(Protocol):
         """What happens to the task, its Result last. Raises as `result` does."""
         ...
 
-    async def form(self) -> Form:
+    async def sight(self) -> Sight:
         """What has to be known of the base to cut photos for it. Raises Busy."""
         ...
 
@@ -123,7 +123,7 @@ class Service:
         self.finds_faces = _can_find_faces()
         if job.editor.region == "face":
             self._detector()
-        self._form: Form | None = None
+        self._sight: Sight | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "photos")
 
     async def aside(self, make: Callable[..., _Made], *given: Any) -> _Made:
@@ -159,17 +159,17 @@ class Service:
         masks: list[np.ndarray | None] = [None] * len(photos)
         if request.mask is not None:
             masks[0] = await read_mask(await self._bytes(request.mask), photos[0], self.job)
-        shared = settings, await self._base_form(), self._detector, request.boxes
+        shared = settings, await self._base_sight(), self._detector, request.boxes
         cuts = [self.aside(subject_of, *one, *shared) for one in zip(photos, masks, strict=True)]
         return list(await asyncio.gather(*cuts))
 
-    async def _base_form(self) -> Form:
-        if self._form is None:
+    async def _base_sight(self) -> Sight:
+        if self._sight is None:
             try:
-                self._form = await self.backend.form()
+                self._sight = await self.backend.sight()
             except Busy as error:
                 raise as_problem(error) or error from error
-        return self._form
+        return self._sight
 
     def _edits(
         self,

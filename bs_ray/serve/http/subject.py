@@ -15,12 +15,12 @@ from numpy.typing import DTypeLike
 from PIL import Image
 
 from bs_ray.config import EditorSettings
-from bs_ray.editing.locate import locate, view_key, working_size
+from bs_ray.editing.locate import Sight, locate, view_key
 from bs_ray.images.faces import FaceDetector, FacesUnavailable
-from bs_ray.images.regions import Region, crop, pasted
+from bs_ray.images.regions import Region, pasted
 from bs_ray.images.rows import DecodedRow
 from bs_ray.images.scaling import moved, shrunk
-from bs_ray.serve.engine.tasks import Changes, Form
+from bs_ray.serve.engine.tasks import Changes
 from bs_ray.serve.http.boxes import MAX_BOXES, FaceBox, check_areas, check_boxes
 from bs_ray.serve.http.problems import Problem
 
@@ -86,7 +86,7 @@ def subject_of(
     photo: DecodedRow,
     mask: np.ndarray | None,
     settings: EditorSettings,
-    form: Form,
+    sight: Sight,
     detector: Callable[[], FaceDetector],
     boxes: Sequence[FaceBox] | None,
 ) -> Subject:
@@ -101,19 +101,15 @@ def subject_of(
         check_boxes(boxes, height, width)
         given = [box.face() for box in boxes]
     try:
-        regions, note = locate(pixels, settings, form.eyes, detector, given)
+        regions, note = locate(pixels, settings, sight.eyes, detector, given)
     except FacesUnavailable as error:
         raise no_detector("region: got face") from error
-    if regions is None:
-        size = working_size(height, width, form.side_px, form.multiple_px)
-        return Subject(photo, mask, None, [shrunk(pixels, size)], note)
-    if boxes is not None:
+    if regions and boxes is not None:
         check_areas(regions, height, width)
-    if len(regions) > MAX_BOXES:
+    if regions and len(regions) > MAX_BOXES:
         note = f"{len(regions)} faces were found; the {MAX_BOXES} largest were edited"
         regions = regions[:MAX_BOXES]
-    px, _ = working_size(1, 1, form.side_px, form.multiple_px)
-    return Subject(photo, mask, regions, [crop(pixels, region, px) for region in regions], note)
+    return Subject(photo, mask, regions, sight.views(pixels, regions), note)
 
 
 def no_detector(got: str) -> Problem:

@@ -88,19 +88,16 @@ async function call(path, init = {}) {
 /** The server-sent events of a response: [event, data]. */
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let text = "", looked = 0, end = /\r?\n\r?\n/; ;) {
+  const end = /\r?\n\r?\n/;
+  // A picture comes in hundreds of pieces: each is looked at once, with the letters before it.
+  for (let pieces = [], last = ""; ;) {
     const { done, value } = await reader.read();
     if (done) return;
-    text += value;
-    // A picture comes in hundreds of pieces: only what is new is looked at.
-    const fresh = text.slice(looked), blocks = fresh.split(end);
-    if (blocks.length === 1) {
-      looked = Math.max(looked, text.length - 3);
-      continue;
-    }
-    blocks[0] = text.slice(0, looked) + blocks[0];
-    text = blocks.pop();
-    looked = Math.max(0, text.length - 3);
+    const blocks = (last + value).split(end);
+    if (blocks.length > 1) blocks[0] = pieces.splice(0).join("") + blocks[0];
+    const begun = blocks.pop();
+    pieces.push(begun.slice(0, -3));
+    last = begun.slice(-3);
     for (const block of blocks) {
       const lines = block.split(/\r?\n/);
       const of = (field) => lines.filter((line) => line.startsWith(field + ":"))
