@@ -107,6 +107,8 @@ def size_of(count: int) -> str:
     while size >= 999.5 and len(units) > 1:
         size, units = size / 1000, units[1:]
     return f"{size:,.3g} {units[0]}"
+
+
 @dataclass(frozen=True)
 class _Work:
     """What a run would do."""

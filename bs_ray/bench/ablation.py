@@ -109,7 +109,9 @@ def ablation(
             for name in names:
                 runs[name].append(_one(bench, attribute, seed, ARMS[name]))
                 spent = runs[name][-1].seconds
-                report(f"{attribute}, seed {seed}, {name}: {spent:.0f} s of processor time to train")
+                report(
+                    f"{attribute}, seed {seed}, {name}: {spent:.0f} s of processor time to train"
+                )
         found = {name: _against(runs[name], runs["neither"], attribute) for name in names}
         figures["attributes"][attribute] = found
     return figures

@@ -73,6 +73,7 @@ def bench_serve(
         with running(job) as url:
             figures |= _rising(url, loads, seconds, report)
             figures |= _overhead(url, Editor(model, sliders, job.editor), report)
+            figures |= large_photo(url, report)
             figures |= _overload(url, figures, overload_s, report)
         figures |= _locked(sliders, job.editor.steps, loads, seconds, figures, scratch, report)
         figures |= faults(job, store, report)
@@ -195,6 +196,33 @@ def _overhead(url: str, editor: Editor, report: Report) -> dict[str, Any]:
     overhead_ms = 1000 * statistics.median(b - a for a, b in zip(bare, served, strict=True))
     report(f"one edit: bare {1000 * statistics.median(bare):.0f} ms, served +{overhead_ms:.1f} ms")
     return {"bare_edit_ms": 1000 * statistics.median(bare), "overhead_ms": overhead_ms}
+
+
+def large_photo(url: str, report: Report, repeats: int = 5) -> dict[str, Any]:
+    """Seconds until a photo of twelve megapixels is answered, as a whole and in five boxes."""
+    rng = np.random.default_rng(0)
+    blobs = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((4000, 3000))
+    grain = rng.normal(0, 5, (3000, 4000, 1))  # as of a camera, so that it compresses like a photo
+    file = io.BytesIO()
+    pixels = np.clip(np.asarray(blobs) + grain, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", quality=92)
+    boxes = [[x, 900, x + 500, 1500] for x in range(200, 3700, 700)]
+    found: dict[str, Any] = {}
+    with httpx.Client(base_url=url, trust_env=False, timeout=_DEADLINE_S) as client:
+        for kind, fields in (("whole", {}), ("boxes", {"boxes": json.dumps(boxes)})):
+            for form in ("png", "jpeg"):
+                request = _request(0, {"s00": 1.0})
+                request["files"] = {"image": ("photo.jpg", file.getvalue())}
+                request["data"] |= {"output_format": form, **fields}
+                seconds = []
+                for _ in range(repeats + 1):  # the first one warms up
+                    began = time.perf_counter()
+                    client.post("/v1/images/edits", **request).raise_for_status()
+                    seconds.append(time.perf_counter() - began)
+                took = sorted(seconds[1:])
+                found[f"{kind}_{form}"] = [statistics.median(took), took[0], took[-1]]
+                report(f"12 megapixels, {kind}, {form}: {took[0]:.2f} to {took[-1]:.2f} s")
+    return {"large_photo_s": found}
 
 
 def _overload(url: str, figures: dict[str, Any], seconds: float, report: Report) -> dict[str, Any]:

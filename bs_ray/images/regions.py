@@ -36,6 +36,9 @@ bends straight ramps, its bicubic `resize` does not; so the latter comes first, 
 fine enough for linear interpolation. Odd, so that a pixel's middle stays a pixel's middle."""
 _FILTER_PX = 3
 """More than how far, in pixels of the smaller picture, bicubic resampling looks."""
+_MOST_PX, _LEAST_GAP = 4096, 4
+"""A region with a longer side, and so many times the side of its view, is cut out of a photo that
+has been reduced: what is beyond a photo's border needs memory too."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,9 @@ def crop(pixels: np.ndarray, region: Region, px: int) -> np.ndarray:
 
     Beyond the photo's border its outermost pixels are repeated.
     """
+    if (times := math.ceil(region.side / max(_MOST_PX, _LEAST_GAP * px))) > 1:
+        pixels = np.asarray(Image.fromarray(pixels).reduce(times))
+        region = Region(region.x / times, region.y / times, region.side / times, region.angle)
     cos, sin = math.cos(region.angle), math.sin(region.angle)
     scale = region.side / px
     # First upright at the scale of the result, which filters what is too fine; then turned.

@@ -23,6 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from rich.console import Console
 
 from bs_ray.config import JobError, ServeJob, load
+from bs_ray.editing.locate import Sight
+from bs_ray.images.faces import need_centerface
 from bs_ray.models import identify_base
 from bs_ray.ray_session import ray_session
 from bs_ray.serve.engine.replica import EditorReplica
@@ -120,12 +122,14 @@ def _stop_serve(timeout_s: float) -> None:
 def check(job: ServeJob) -> None:
     """Check what can be checked in seconds, without loading the base.
 
-    Raises ValueError (JobError, SliderError, KeysError), which says what to do.
+    Raises ValueError (JobError, SliderError, KeysError, FacesUnavailable), which says what to do.
     """
     _catalogue(job).load()
     KeyRing.load(job.keys)
     for host in job.image_hosts:
         HostRule.parse(host)
+    if job.editor.region == "face":
+        need_centerface()
     try:
         socket.create_server((job.host, job.port)).close()
     except OSError as error:
@@ -234,6 +238,11 @@ class _RemoteReplicas:
         with _gone_is_busy():
             async for event in self._streaming.events.remote(task):
                 yield event
+
+    async def sight(self) -> Sight:
+        with _gone_is_busy():
+            found: Sight = await self._editor.sight.remote()
+        return found
 
     async def ready(self) -> None:
         with _gone_is_busy():

@@ -202,3 +202,13 @@ def test_closing_restores_the_base(model) -> None:
         assert not torch.equal(moved, before)
         editor.close()
         assert torch.equal(model.predict(x, t, cond), before)
+
+
+def test_a_mask_keeps_the_rest_bit_for_bit(editor: Editor) -> None:
+    mask = np.zeros((90, 60), np.float32)
+    mask[:, :20] = 1
+    [[found]] = edited(editor, edit_of(editor, "k", photo(90, 60), {"smile": 2.0}, mask=mask))
+    changed = found != photo(90, 60)
+    assert changed[:, :20].any() and not changed[:, 20:].any()
+    with pytest.raises(EditError, match=r"mask \[3, 3\]; expected the photo's size \[90, 60\]"):
+        edited(editor, edit_of(editor, "k", photo(90, 60), {}, mask=mask[:3, :3]))

@@ -179,3 +179,15 @@ def test_a_region_says_where_it_is() -> None:
     said = Region(10.123, 20, 30.5, math.pi / 6).described()
     assert said == {"x": 10.12, "y": 20, "side": 30.5, "degrees": 30}
     assert Region(10, 20, 10).bounds == (5, 15, 15, 25)
+
+
+def test_a_huge_region_needs_little_memory() -> None:
+    """A wide photo's square reaches far beyond its border."""
+    wide = np.zeros((40, 16_000, 3), np.uint8)
+    wide[:, 8_000:] = 200
+    tracemalloc.start()
+    view = crop(wide, Region(8_000, 20, 16_000), 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (view[:, :30] == 0).all() and (view[:, 34:] == 200).all()
+    assert peak < 150e6

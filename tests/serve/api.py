@@ -17,8 +17,16 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from bs_ray.config import Prompts, ServeJob
-from bs_ray.editing.editor import Edited
-from bs_ray.serve.engine.tasks import EditTask, Event, GenerateTask, Partial, Result, Step, Task
+from bs_ray.editing.locate import Sight
+from bs_ray.serve.engine.tasks import (
+    EditTask,
+    Event,
+    GenerateTask,
+    Partial,
+    Result,
+    Step,
+    Task,
+)
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.ingress import create_app
 from bs_ray.sliders.calibration import Calibration
@@ -96,9 +104,11 @@ class StubBackend:
         for step in (1, 2):
             yield Step(step, 3)
         for index in range(task.partials):
-            yield Partial(index, [self._picture(task, 0)])
-        outputs = [Edited(self._picture(task, i)) for i in range(task.rows)]
-        yield Result(outputs, 1.0, 0.0, 0.1)
+            yield Partial(index, **self._made(task))
+        yield Result(**self._made(task), compute_s=0.1)
+
+    async def sight(self) -> Sight:
+        return Sight(64, 8, None)
 
     async def ready(self) -> None:
         if self.error:
@@ -107,17 +117,17 @@ class StubBackend:
     async def metrics(self) -> str:
         return "# HELP ray_bs_ray_nothing Nothing.\n"
 
-    def _picture(self, task: Task, index: int) -> np.ndarray:
+    def _made(self, task: Task) -> dict[str, list]:
         if isinstance(task, EditTask):
-            edit = task.edit
-            change = np.float32(10 * sum(edit.mixes[index].strengths.values()))
-            mask = 1.0 if edit.mask is None else edit.mask[:, :, None]
-            pixels = np.clip(edit.pixels + change * mask, 0, 255)
-        else:
-            assert isinstance(task, GenerateTask)
-            grey = 128 + 10 * sum(task.mixes[index].strengths.values())
-            pixels = np.full((64, 64, 3), grey, np.float32)
-        return pixels if task.floats else np.rint(pixels).astype(np.uint8)
+            mixes = task.edits[0].mixes
+            by = [np.float32(10 * sum(mix.strengths.values())) for mix in mixes]
+            return {
+                "changes": [[np.full_like(e.pixels, b, np.float32) for e in task.edits] for b in by]
+            }
+        assert isinstance(task, GenerateTask)
+        grey = [128 + 10 * sum(mix.strengths.values()) for mix in task.mixes]
+        kind = np.float32 if task.floats else np.uint8
+        return {"pictures": [np.full((64, 64, 3), level, kind) for level in grey]}
 
 
 class SilentMetrics:

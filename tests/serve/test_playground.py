@@ -26,6 +26,7 @@ from PIL import Image
 
 from bs_ray.config import Prompts
 from bs_ray.serve import playground
+from bs_ray.serve.http.boxes import FaceBox, FacesReply
 from bs_ray.serve.http.problems import Problem, handle_problems
 from bs_ray.serve.http.schema import (
     EditRequest,
@@ -72,6 +73,10 @@ class Stub:
     """Raised by the next edits, one each."""
     step_s: float = 0.0
     url: str = ""
+    faces: list[FaceBox] = field(default_factory=list)
+    """Found in every photo."""
+    region: str = "photo"
+    finds_faces: bool = True
     edits: list[EditRequest] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     given_up: int = 0
@@ -92,7 +97,13 @@ class Stub:
         @app.get("/v1/sliders")
         async def sliders(request: Request) -> SliderList:
             self.admit(request)
-            return SliderList(data=[slider_info(name) for name in self.names], max_strength=3.0)
+            infos = [slider_info(name) for name in self.names]
+            return SliderList(data=infos, max_strength=3.0, finds_faces=self.finds_faces)
+
+        @app.post("/v1/images/faces")
+        async def find(request: Request) -> FacesReply:
+            self.admit(request)
+            return FacesReply(width=64, height=64, faces=self.faces, region=self.region)
 
         @app.post("/v1/images/edits", response_model=None)
         async def edit(request: Request) -> Response | ImagesReply:
@@ -150,7 +161,7 @@ async def read_form(request: Request) -> EditRequest:
     fields = []
     for name, value in (await request.form()).multi_items():
         fields.append((name, value if isinstance(value, str) else await value.read()))
-    return parse_form(fields)
+    return parse_form(EditRequest, fields)
 
 
 def reply_to(asked: EditRequest) -> ImagesReply:
@@ -474,6 +485,60 @@ def test_seed_and_quality_go_along(page: Any, page_url: str, stub: Stub) -> None
     assert (stub.edits[-1].seed, stub.edits[-1].quality) == (7, "high")
 
 
+# --- faces --------------------------------------------------------------------------------------
+FACES = [
+    FaceBox(box=[8, 6, 40, 44], eyes=[[16, 20], [32, 20]], score=0.9),
+    FaceBox(box=[44, 40, 60, 60], score=0.8),
+]
+
+
+def test_a_face_is_chosen_by_keyboard(page: Any, page_url: str, stub: Stub) -> None:
+    stub.faces = FACES
+    open_with_photo(page, page_url)
+    choices = page.get_by_role("group", name="Edit").get_by_role("radio")
+    sync_api.expect(choices).to_have_count(4)
+    expect(page.get_by_role("radio", name="Whole photo")).to_be_checked()
+    press(page, "smile", "ArrowRight", 2)
+    wait_done(page)
+    assert stub.edits[-1].region == "photo" and not stub.edits[-1].boxes
+    page.get_by_role("radio", name="Whole photo").focus()
+    for region, boxes, marked in (("face", None, 2), (None, FACES[:1], 1), (None, FACES[1:], 1)):
+        asked = len(stub.edits)
+        page.keyboard.press("ArrowRight")
+        until(lambda asked=asked: len(stub.edits) > asked)
+        wait_done(page)
+        assert (stub.edits[-1].region, stub.edits[-1].boxes) == (region, boxes)
+        sync_api.expect(page.locator("#boxes .chosen")).to_have_count(marked)
+    assert '"box":[44,40,60,60]' in page.locator("#code").inner_text().replace(".0", "")
+
+
+def test_a_face_is_chosen_in_the_photo(page: Any, page_url: str, stub: Stub) -> None:
+    """Its box does not move the wipe, and lies where the face is."""
+    stub.faces = FACES
+    open_with_photo(page, page_url)
+    press(page, "smile", "ArrowRight", 2)
+    stage = page.locator("#stage").bounding_box()
+    boxes = [box.bounding_box() for box in page.locator("#boxes div").all()]
+    assert boxes[0]["x"] - stage["x"] == pytest.approx(stage["width"] * 8 / 64, abs=1)
+    assert boxes[0]["height"] == pytest.approx(stage["height"] * 38 / 64, abs=1)
+    page.mouse.click(stage["x"] + stage["width"] * 0.8, stage["y"] + stage["height"] * 0.8)
+    until(lambda: bool(stub.edits) and stub.edits[-1].boxes == FACES[1:])
+    expect(page.get_by_role("radio", name="Face 2")).to_be_checked()
+    expect(page.locator("#divider")).to_have_attribute("aria-valuenow", "50")
+
+
+def test_the_servers_own_region_is_chosen_first(page: Any, page_url: str, stub: Stub) -> None:
+    stub.faces, stub.region = FACES, "face"
+    open_with_photo(page, page_url)
+    expect(page.get_by_role("radio", name="All 2 faces")).to_be_checked()
+    stub.finds_faces = False
+    open_with_photo(page, page_url)
+    press(page, "smile", "ArrowRight", 2)
+    wait_done(page)
+    expect(page.locator("#faces")).to_be_hidden()
+    assert stub.edits[-1].region is None, "where none can be found, the server decides"
+
+
 # --- before and after ---------------------------------------------------------------------------
 def test_the_wipe_moves_by_keyboard(page: Any, page_url: str) -> None:
     open_with_photo(page, page_url)
@@ -596,6 +661,21 @@ def test_the_download_is_the_servers_png(page: Any, page_url: str) -> None:
     assert Path(download.value.path()).read_bytes() == brighter(PHOTO, 5)
 
 
+def test_a_jpeg_stays_one(page: Any, page_url: str, stub: Stub) -> None:
+    file = io.BytesIO()
+    Image.fromarray(pixels_of(PHOTO).astype(np.uint8)).save(file, "JPEG")
+    page.goto(page_url)
+    upload = {"name": "ada.jpeg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
+    page.get_by_label("Choose a photo").set_input_files(upload)
+    press(page, "smile", "ArrowRight", 10)
+    wait_done(page)
+    assert stub.edits[-1].output_format == "jpeg"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "ada_smile+0.50.jpg"
+    assert "output_format=jpeg" in page.locator("#code").inner_text()
+
+
 # --- when things go wrong -----------------------------------------------------------------------
 def busy(retry_after: str | None) -> Problem:
     headers = {"Retry-After": retry_after} if retry_after else {}
@@ -698,7 +778,8 @@ def full_page(page: Any, url: str) -> None:
     page.evaluate("() => fail(Object.assign(new Error('a problem'), {status: 401}), edit)")
 
 
-def test_everything_has_an_accessible_name(page: Any, page_url: str) -> None:
+def test_everything_has_an_accessible_name(page: Any, page_url: str, stub: Stub) -> None:
+    stub.faces = FACES
     full_page(page, page_url)
     nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     found = [
@@ -720,7 +801,8 @@ def test_everything_has_an_accessible_name(page: Any, page_url: str) -> None:
         pytest.param("dark", 1200, marks=pytest.mark.slow),
     ],
 )
-def test_axe_finds_nothing(page: Any, page_url: str, scheme: str, width: int) -> None:
+def test_axe_finds_nothing(page: Any, page_url: str, stub: Stub, scheme: str, width: int) -> None:
+    stub.faces = FACES
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright",
         reason="needs axe: pip install axe-playwright-python",
@@ -735,7 +817,8 @@ def test_axe_finds_nothing(page: Any, page_url: str, scheme: str, width: int) ->
 
 
 @pytest.mark.parametrize("width", [360, 768, 1200])
-def test_nothing_runs_off_the_side(page: Any, page_url: str, width: int) -> None:
+def test_nothing_runs_off_the_side(page: Any, page_url: str, stub: Stub, width: int) -> None:
+    stub.faces = FACES * 9
     page.set_viewport_size({"width": width, "height": 800})
     full_page(page, page_url)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width

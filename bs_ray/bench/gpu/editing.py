@@ -127,8 +127,8 @@ def serve(bench: Bench, put: Put) -> None:
         batcher = Batcher(editor, steps, max_rows=TOGETHER, max_waiting=TOGETHER)
 
         async def one(number: int) -> Result:
-            task = EditTask(edit=edits[number], within_s=3600)
-            moving = {name: sliders[name] for name in task.edit.mixes[0].strengths}
+            task = EditTask(edits=[edits[number]], within_s=3600)
+            moving = {name: sliders[name] for name in edits[number].mixes[0].strengths}
             async for event in batcher.submit(task, moving):
                 if isinstance(event, Result):
                     return event

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from bs_ray.datasets.lfw import DamagedArchiveError
+from bs_ray.datasets.ingest import DamagedArchiveError
 from bs_ray.datasets.shards import shard_keys
 from bs_ray.datasets.sources import iter_photos
 from bs_ray.images.formats import SUFFIXES

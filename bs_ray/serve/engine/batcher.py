@@ -13,19 +13,22 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
-from bs_ray.editing.editor import Edited, Editor, PhotoEditRun, to_uint8
+from bs_ray.editing.editor import Editor, PhotoEditRun, to_uint8
 from bs_ray.editing.generate import begin_generating, pictures
 from bs_ray.editing.methods import request_count
 from bs_ray.editing.run import DenoiseRequest, EditRun, denoise_together
+from bs_ray.editing.views import as_pixels
 from bs_ray.models.prompts import cut_notes
 from bs_ray.serve.engine.admission import Load, StepTime, finish_times
 from bs_ray.serve.engine.tasks import (
     Busy,
+    Changes,
     EditTask,
     Event,
     GenerateTask,
@@ -112,8 +115,6 @@ class Batcher:
         sliders: those that the task's mixes name, by name@version. Raises Busy where the task would
         be late or would make others late, and what Editor.check and Editor.begin raise.
         """
-        if isinstance(task, EditTask):
-            task = await self._located(task)
         ticket = self._admit(task, sliders)
         try:
             while True:
@@ -134,19 +135,13 @@ class Batcher:
         if began_s is not None and self._clock() - began_s > self._step_timeout_s:
             raise RuntimeError(f"a step has not ended for {self._step_timeout_s:g} s")
 
-    async def _located(self, task: EditTask) -> EditTask:
-        """The task with its photo's regions found, which takes a thread some milliseconds."""
-        settings = task.edit.settings or self.editor.settings
-        if settings.region == "photo":
-            return task
-        return replace(task, edit=await asyncio.to_thread(self.editor.located, task.edit))
-
     def _admit(self, task: Task, sliders: Mapping[str, Slider]) -> _Ticket:
         now = self._clock()
         steps = _steps_of(task, self.editor)
         ticket = _Ticket(task, sliders, steps, now, now + task.within_s)
         if isinstance(task, EditTask):
-            self.editor.check(task.edit)
+            for edit in task.edits:
+                self.editor.check(edit)
         self._refuse_if_late(ticket, now)
         self._waiting.append(ticket)
         if self._worker is None:
@@ -269,7 +264,7 @@ class Batcher:
         beside = [s for t in self._running if t.run for s in t.run.sliders]
         task = ticket.task
         if isinstance(task, EditTask):
-            ticket.run = self.editor.begin([task.edit], beside)
+            ticket.run = self.editor.begin(task.edits, beside)
         else:
             count = task.rows
             ticket.run = begin_generating(
@@ -326,8 +321,7 @@ class Batcher:
                 (ticket, Step(run.evaluated, ticket.steps))
             ]
             if (index := _partial_at(ticket)) is not None and run.request.estimate is not None:
-                shown = [to_uint8(p) for p in self._pixels(run, run.request.estimate)]
-                found.append((ticket, Partial(index, shown)))
+                found.append((ticket, Partial(index, **self._made(run, run.request.estimate))))
             return found
         except Exception as error:
             return [(ticket, error)]
@@ -335,31 +329,38 @@ class Batcher:
     def _result(self, ticket: _Ticket) -> Result:
         run = ticket.run
         assert run and run.latents is not None
-        if isinstance(run, PhotoEditRun):
-            [outputs] = self.editor.finish(run)
-        else:
-            assert isinstance(ticket.task, GenerateTask)
-            notes = tuple(cut_notes(self.editor.model, [ticket.task.prompt]))
-            outputs = [Edited(p, notes) for p in self._pixels(run, run.latents)]
         return Result(
-            outputs,
+            **self._made(run, run.latents, getattr(ticket.task, "floats", False)),
+            notes=self._notes(ticket.task),
             batch_rows=ticket.company / max(1, run.evaluated),
             queue_s=ticket.began_s - ticket.arrived_s,
             compute_s=self._clock() - ticket.began_s,
         )
 
-    def _pixels(self, run: EditRun, latents: torch.Tensor) -> list:
-        """float32 [H, W, 3] in [0, 255], one for each mix."""
+    def _notes(self, task: Task) -> list[str]:
+        return cut_notes(self.editor.model, [task.prompt]) if isinstance(task, GenerateTask) else []
+
+    def _made(self, run: EditRun, latents: torch.Tensor, floats: bool = False) -> dict[str, Any]:
+        """What a Partial or a Result of these latents holds."""
         if isinstance(run, PhotoEditRun):
-            return run.pixels(latents)[0]
-        shown = pictures(self.editor, latents)
-        return list(((shown + 1) * 127.5).permute(0, 2, 3, 1).numpy())
+            return {"changes": _changes(run, latents)}
+        shown = ((pictures(self.editor, latents) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+        return {"pictures": [one if floats else to_uint8(one) for one in shown]}
+
+
+def _changes(run: PhotoEditRun, latents: torch.Tensor) -> list[Changes]:
+    """For each mix the changes of all views, each of which is an edit of its own."""
+    of_views = [
+        [np.ascontiguousarray(as_pixels(found[0][1])) if found else None for found in outputs]
+        for outputs in run.residuals(latents)
+    ]
+    return [list(changes) for changes in zip(*of_views, strict=True)]
 
 
 def _steps_of(task: Task, editor: Editor) -> int:
     if isinstance(task, GenerateTask):
         return task.steps
-    return request_count(task.edit.settings or editor.settings)
+    return request_count(task.edits[0].settings or editor.settings)
 
 
 def _partial_at(ticket: _Ticket) -> int | None:

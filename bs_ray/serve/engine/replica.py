@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from bs_ray.config import EditorSettings, ServeJob
-from bs_ray.editing.editor import Edit, Editor, to_uint8
+from bs_ray.editing.editor import Edit, Editor
+from bs_ray.editing.locate import Sight
 from bs_ray.models import load_base
 from bs_ray.serve.engine.batcher import Batcher
 from bs_ray.serve.engine.slider_cache import SliderCache
@@ -40,9 +40,12 @@ class EditorReplica:
         self._metrics = ReplicaMetrics()
         registry = Registry(job.registry)
         first = _read(registry, places[: job.editor.resident_sliders], model.base_id)
-        editor = Editor(
-            model, list(first.values()), job.editor, slots=job.editor.resident_sliders, rank=rank
-        )
+        # Photos are cut where they are decoded; here each view is a photo of its own.
+        settings = job.editor.model_copy(update={"region": "photo"})
+        slots = job.editor.resident_sliders
+        editor = Editor(model, list(first.values()), settings, slots=slots, rank=rank)
+        side_px = settings.working_px or model.native_px
+        self._sight = Sight(side_px, model.multiple_px, model.framing)
         warm_up(editor)
         self._sliders = SliderCache(
             registry, job.cached_sliders, model.base_id, self._metrics.slider_loaded, first
@@ -70,7 +73,11 @@ class EditorReplica:
             self._metrics.slider_used(reference)
         self._metrics.resident(len(self._sliders.held()))
         async for event in self._batcher.submit(task, sliders):
-            yield event if not isinstance(event, Result) or task.floats else _rounded(event)
+            yield event
+
+    async def sight(self) -> Sight:
+        """What has to be known of the base to cut photos for it."""
+        return self._sight
 
     async def ready(self) -> None:
         """Returns once the base is loaded. Raises RuntimeError as `check_health` does."""
@@ -110,13 +117,6 @@ def warm_up(editor: Editor) -> None:
     """One small edit, which loads kernels and fills caches before the first caller has to wait."""
     mix = editor.mix({reference: 0.1 for reference in list(editor.sliders)[:1]})
     side = editor.settings.working_px or editor.model.native_px
-    changes = {"steps": 1, "region": "photo"}
-    settings: EditorSettings = editor.settings.model_copy(update=changes)
+    settings: EditorSettings = editor.settings.model_copy(update={"steps": 1})
     photo = np.full((side, side, 3), 128, np.uint8)
     editor.edit([Edit("warm-up", photo, [mix], settings=settings)])
-
-
-def _rounded(result: Result) -> Result:
-    """The result with pixels as uint8, which takes a quarter of the bytes of float32."""
-    outputs = [replace(output, pixels=to_uint8(output.pixels)) for output in result.outputs]
-    return replace(result, outputs=outputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bs_ray.editing.editor import Edit, Edited
+from bs_ray.editing.editor import Edit
 from bs_ray.sliders.mix import Mix
 
 
@@ -27,23 +27,22 @@ class _Task:
     """How long the caller waits for the result."""
     partials: int = 0
     """How many previews to send on the way."""
-    floats: bool = False
-    """Whether the result has float32 pixels; else they are rounded to uint8."""
     trace: Mapping[str, str] = field(default_factory=dict)
     """Where the task belongs in a distributed trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditTask(_Task):
-    """One photo under one or several mixes."""
+    """Views of one photo, all of it or some of its regions, under one or several mixes."""
 
-    edit: Edit
+    edits: Sequence[Edit]
+    """One for each view: a picture of the size at which the base sees it. They share their mixes
+    and their settings, in which `region` is photo."""
 
     @property
     def rows(self) -> int:
-        """Each region of the photo is a row under each mix."""
-        views = 1 if self.edit.regions is None else len(self.edit.regions)
-        return max(1, views) * len(self.edit.mixes)
+        """Each view is a row under each mix."""
+        return sum(len(edit.mixes) for edit in self.edits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,8 @@ class GenerateTask(_Task):
     seed: int = 0
     steps: int
     guidance_scale: float = 4.0
+    floats: bool = False
+    """Whether the pictures are float32; else they are rounded to uint8."""
 
     @property
     def rows(self) -> int:
@@ -62,6 +63,11 @@ class GenerateTask(_Task):
 
 
 Task = EditTask | GenerateTask
+
+
+Changes = list[np.ndarray | None]
+"""What a mix does to each view of an EditTask: float32 [h, w, 3] to be added to its levels in
+[0, 255]; None where it does nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,27 @@ class Partial:
     """What the pictures look like so far."""
 
     index: int
-    pictures: list[np.ndarray]
-    """uint8 RGB [H, W, 3], one for each mix."""
+    changes: list[Changes] = field(default_factory=list)
+    """Of an edit: one for each mix."""
+    pictures: list[np.ndarray] = field(default_factory=list)
+    """Of a generation: uint8 RGB [H, W, 3], one for each mix."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures."""
+    """What becomes of the task."""
 
-    outputs: list[Edited]
-    """One for each mix, with pixels as the task's `floats` asks."""
-    batch_rows: float
+    changes: list[Changes] = field(default_factory=list)
+    """Of an edit: one for each mix."""
+    pictures: list[np.ndarray] = field(default_factory=list)
+    """Of a generation: RGB [H, W, 3] in [0, 255], one for each mix; float32 or uint8, as the task's
+    `floats` asks."""
+    notes: list[str] = field(default_factory=list)
+    """What a caller should know of the pictures."""
+    batch_rows: float = 1.0
     """Edits that shared a step with this one, itself included; the mean over its steps."""
-    queue_s: float
-    compute_s: float
+    queue_s: float = 0.0
+    compute_s: float = 0.0
 
 
 Event = Step | Partial | Result

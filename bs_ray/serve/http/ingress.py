@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Header, Path, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -19,6 +19,7 @@ from bs_ray.config import ServeJob
 from bs_ray.serve import playground
 from bs_ray.serve.engine.tasks import Busy, GenerateTask
 from bs_ray.serve.http import sse
+from bs_ray.serve.http.boxes import FacesReply
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.idempotency import Replies
 from bs_ray.serve.http.keys import Key, KeyRing, Limiter
@@ -28,6 +29,7 @@ from bs_ray.serve.http.problems import MEDIA_TYPE, Problem, ProblemBody, busy, h
 from bs_ray.serve.http.schema import (
     MAX_IMAGES,
     EditRequest,
+    FacesRequest,
     GenerateRequest,
     ImagesReply,
     ModelInfo,
@@ -159,12 +161,19 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
         """Move sliders on photos."""
         with span("edits"):
             caller = await door.caller(http, timeout_s)
-            request = await _read_edit(http)
+            request = await _read(http, EditRequest)
 
             async def prepared() -> Prepared:
                 return await service.prepare_edit(request, caller)
 
             return await answer(prepared, request, caller, idempotency_key)
+
+    @app.post("/v1/images/faces", responses=_refusals(400, 401, 413, 415, 422, 429, 503))
+    async def find_faces(http: Request) -> FacesReply:
+        """Where the faces of a photo are. Each may be sent back among the `boxes` of an edit."""
+        with span("faces"):
+            await door.caller(http, None)
+            return await service.faces(await _read(http, FacesRequest))
 
     @app.post("/v1/images/generations", response_model=ImagesReply, responses=documented)
     async def generate_images(
@@ -204,7 +213,8 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     async def sliders(http: Request) -> SliderList:
         """The sliders that requests may name."""
         infos = [_info(listed) for listed in (await allowed(http)).values()]
-        return SliderList(data=infos, max_strength=service.job.max_strength)
+        limit = service.job.max_strength
+        return SliderList(data=infos, max_strength=limit, finds_faces=service.finds_faces)
 
     @app.get(
         "/v1/sliders/{name}/preview",
@@ -283,19 +293,22 @@ async def _preview(service: Service, listed: Listed) -> bytes:
         result = await service.backend.result(task)
     except Exception as error:
         raise as_problem(error) or error from error
-    return strip([output.pixels for output in result.outputs])
+    return strip(result.pictures)
 
 
-async def _read_edit(http: Request) -> EditRequest:
+_Kind = TypeVar("_Kind", EditRequest, FacesRequest)
+
+
+async def _read(http: Request, kind: type[_Kind]) -> _Kind:
     """The request in a body. Raises Problem where it cannot be understood."""
     if _expect_media(http, "multipart/form-data", "application/json") == "application/json":
-        return parse_json(EditRequest, await http.body())
+        return parse_json(kind, await http.body())
     async with http.form(max_files=MAX_IMAGES + 1, max_fields=_FORM_FIELDS) as form:
         fields = [
             (name, await value.read() if isinstance(value, UploadFile) else value)
             for name, value in form.multi_items()
         ]
-    return parse_form(fields)
+    return parse_form(kind, fields)
 
 
 def _expect_media(http: Request, *expected: str) -> str:
@@ -346,6 +359,7 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _SCHEMAS = "#/components/schemas/"
+_DESCRIBED = (EditRequest, FacesRequest, GenerateRequest, ProblemBody)
 _PHOTO = {"type": "string", "format": "binary"}
 
 
@@ -357,7 +371,7 @@ def _describe_bodies(app: FastAPI) -> None:
         if app.openapi_schema and "EditRequest" in app.openapi_schema["components"]["schemas"]:
             return app.openapi_schema
         document = derived()
-        kinds: Any = [(k, "validation") for k in (EditRequest, GenerateRequest, ProblemBody)]
+        kinds: Any = [(k, "validation") for k in _DESCRIBED]
         _, schemas = models_json_schema(kinds, ref_template=_SCHEMAS + "{model}")
         document["components"]["schemas"] |= schemas["$defs"]
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -375,20 +389,23 @@ def _bodies(schemas: dict[str, Any]) -> dict[str, dict[str, Any]]:
     def reference(name: str) -> dict[str, Any]:
         return {"schema": {"$ref": f"{_SCHEMAS}{name}"}}
 
-    fields = schemas["EditRequest"]["properties"]
-    form = {name: {"type": "string", **_short(field)} for name, field in fields.items()}
-    form["image"] = {"type": "array", "items": _PHOTO, "minItems": 1, "maxItems": MAX_IMAGES}
-    form["mask"] = _PHOTO
-    described = {
-        "type": "object",
-        "required": ["image"],
-        "properties": form,
-        "additionalProperties": False,
-    }
+    def form(name: str, image: dict[str, Any]) -> dict[str, Any]:
+        fields = schemas[name]["properties"]
+        parts = {part: {"type": "string", **_short(field)} for part, field in fields.items()}
+        files = {"image": image, "mask": _PHOTO}
+        parts |= {part: files[part] for part in files if part in fields}
+        shape = {"type": "object", "required": ["image"], "properties": parts}
+        return {"schema": {**shape, "additionalProperties": False}}
+
+    photos = {"type": "array", "items": _PHOTO, "minItems": 1, "maxItems": MAX_IMAGES}
     return {
         "/v1/images/edits": {
-            "multipart/form-data": {"schema": described},
+            "multipart/form-data": form("EditRequest", photos),
             "application/json": reference("EditRequest"),
+        },
+        "/v1/images/faces": {
+            "multipart/form-data": form("FacesRequest", _PHOTO),
+            "application/json": reference("FacesRequest"),
         },
         "/v1/images/generations": {"application/json": reference("GenerateRequest")},
     }

@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from bs_ray.config import PRESETS, Prompts, check_name
 from bs_ray.config.explain import explain
 from bs_ray.images.base64_text import base64_bytes
+from bs_ray.serve.http.boxes import MAX_BOXES, GivenBox, RegionInfo
 from bs_ray.serve.http.problems import Problem
 
 MAX_IMAGES = 16
@@ -171,6 +172,15 @@ class EditRequest(_ImageRequest):
     `fast`; `medium` adds its soft mask, and `high` is its preset `high`."""
     strength: float | None = Field(None, gt=0, le=1)
     """Where in the noise range the edit begins, as a share of it."""
+    region: Literal["photo", "face", "boxes"] | None = None
+    """What of the photo is edited: all of it, the faces that are found in it, or `boxes`. The
+    server's own setting where left out, or `boxes` where some are given."""
+    boxes: list[GivenBox] | None = Field(None, min_length=1, max_length=MAX_BOXES)
+    """Where to edit the one photo of the request, instead of finding faces."""
+    faces: Literal["all", "largest"] | Annotated[int, Field(ge=1)] | None = None
+    """Which of the found faces; a number stands for so many of the largest at most."""
+    no_face: Literal["leave", "photo"] | None = None
+    """What becomes of a photo without faces: it is left as it is, or edited as a whole."""
     input_fidelity: Literal["low", "high"] | None = None
     """Accepted for compatibility; the photo is always kept as far as possible."""
 
@@ -187,11 +197,41 @@ class EditRequest(_ImageRequest):
             given["mask"] = _url_of(given["mask"])
         return given
 
+    @model_validator(mode="after")
+    def _boxes_fit(self) -> Self:
+        if self.region == "boxes" and not self.boxes:
+            raise ValueError("boxes: got none; expected some, since region is boxes")
+        if self.region == "photo" and self.boxes:
+            raise ValueError("boxes: got some; expected none, since region is photo")
+        if self.boxes and len(self.image) > 1:
+            raise ValueError(f"boxes: got {len(self.image)} photos with them; expected one photo")
+        return self
+
     def editor_changes(self) -> dict[str, Any]:
         """What the request sets differently from the server's editor settings."""
         named = _EDITOR_OF.get(self.quality, {})
-        own = {"method": self.method, "start": self.strength, "steps": self.steps}
+        own = {
+            "method": self.method,
+            "start": self.strength,
+            "steps": self.steps,
+            "region": "boxes" if self.boxes else self.region,
+            "faces": self.faces,
+            "no_face": self.no_face,
+        }
         return {**named, **{name: value for name, value in own.items() if value is not None}}
+
+
+class FacesRequest(_Strict):
+    """Find the faces of one photo."""
+
+    image: Annotated[
+        list[Photo],
+        BeforeValidator(_several),
+        Field(min_length=1, max_length=1),
+        WithJsonSchema(_PHOTO),
+    ]
+    """A photo file: base64 or a data URL in JSON, a file in a form, or a URL of a host that the
+    server allows."""
 
 
 class GenerateRequest(_ImageRequest):
@@ -235,8 +275,12 @@ class Meta(BaseModel):
     """With a sweep: the scales, in the order of a photo's pictures."""
     base_id: str
     seed: int
+    regions: list[list[RegionInfo] | None] = []
+    """Of an edit: for each photo the squares of it that were edited, largest face first; null where
+    it was edited as a whole."""
     notes: list[str] = []
-    """Which strengths are beyond their slider's usable range, and what of a file was dropped."""
+    """Which strengths are beyond their slider's usable range, where no face was found, and what of
+    a file was dropped."""
 
 
 class ImagesReply(BaseModel):
@@ -274,6 +318,8 @@ class SliderList(BaseModel):
     data: list[SliderInfo]
     max_strength: float
     """Largest |scale| that a request may ask for."""
+    finds_faces: bool
+    """Whether this server can find the faces of photos."""
 
 
 class ModelInfo(BaseModel):
@@ -300,7 +346,7 @@ class Status(BaseModel):
 
 
 # --- reading ----------------------------------------------------------------------------------
-_Request = TypeVar("_Request", bound=_ImageRequest)
+_Request = TypeVar("_Request", bound=_Strict)
 _FILES = ("image", "mask")
 _TEXTS = {
     "prompt",
@@ -314,6 +360,8 @@ _TEXTS = {
     "moderation",
     "user",
     "input_fidelity",
+    "region",
+    "no_face",
 }
 
 
@@ -327,7 +375,7 @@ def parse_json(kind: type[_Request], body: bytes) -> _Request:
     return _checked(kind, values)
 
 
-def parse_form(fields: list[tuple[str, str | bytes]]) -> EditRequest:
+def parse_form(kind: type[_Request], fields: list[tuple[str, str | bytes]]) -> _Request:
     """The request in a form's fields, files as bytes. Raises Problem as `parse_json` does.
 
     OpenAI's Python client turns `extra_body` into fields such as `sliders[][name]`; they count as
@@ -344,18 +392,21 @@ def parse_form(fields: list[tuple[str, str | bytes]]) -> EditRequest:
             raise Problem(400, "malformed-body", f"{name}: got it twice; expected one field")
         else:
             values[name] = value if name in _TEXTS or name in _FILES else _json(name, value)
-    return _checked(EditRequest, values)
+    return _checked(kind, values)
 
 
 def _nest(values: dict[str, Any], root: str, path: list[str], value: str | bytes) -> None:
     """One bracketed field: sliders[][name]=smile, sweep[name]=age, sweep[scales][]=1."""
     leaf = _json_or_text(value)
     if path == [""]:
-        values.setdefault(root, []).append(leaf)
+        _rows(values, root, object).append(leaf)
+    elif root == "boxes" and path == ["", ""]:
+        corners = _rows(values, root, list)  # one after the other, four for each box
+        if not corners or len(corners[-1]) == 4:
+            corners.append([])
+        corners[-1].append(leaf)
     elif len(path) == 2 and path[0] == "":
-        rows = values.setdefault(root, [])
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise Problem(400, "malformed-body", f"{root}: got it in two forms; expected one")
+        rows = _rows(values, root, dict)
         # All names may come before all scales: a value is for the first row that lacks one.
         row = next((row for row in rows if path[1] not in row), None)
         if row is None:
@@ -374,6 +425,14 @@ def _nest(values: dict[str, Any], root: str, path: list[str], value: str | bytes
         raise Problem(400, "malformed-body", detail)
 
 
+def _rows(values: dict[str, Any], root: str, kind: type) -> list[Any]:
+    """The list that a field's parts make, so far. Raises Problem 400 for another form of it."""
+    rows = values.setdefault(root, [])
+    if not isinstance(rows, list) or not all(isinstance(row, kind) for row in rows):
+        raise Problem(400, "malformed-body", f"{root[:40]}: got it in two forms; expected one")
+    return rows
+
+
 def _append(members: dict[str, Any], name: str, leaf: Any, root: str) -> None:
     listed = members.setdefault(name, [])
     if not isinstance(listed, list):
@@ -389,6 +448,8 @@ def _json_or_text(value: str | bytes) -> Any:
 
 
 def _json(name: str, value: str | bytes) -> Any:
+    if name == "faces":  # a number, or a word
+        return _json_or_text(value)
     try:
         return from_json(value)
     except ValueError as error:
@@ -400,6 +461,7 @@ def _example(name: str) -> str:
     return {
         "sliders": '[{"name": "smile", "scale": 1.5}]',
         "sweep": '{"name": "smile", "scales": [-1, 0, 1]}',
+        "boxes": "[[120, 80, 260, 240]]",
         "stream": "true",
     }.get(name, "7")
 

@@ -6,20 +6,35 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from bs_ray.config import EditorSettings, ServeJob
 from bs_ray.editing.editor import Edit, EditError
+from bs_ray.editing.locate import Sight, chosen_faces
+from bs_ray.images.faces import CenterFace, FacesUnavailable, need_centerface
 from bs_ray.images.rows import DecodedRow
 from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Result, Task
+from bs_ray.serve.http.boxes import MAX_BOXES, FaceBox, FacesReply, RegionInfo
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
 from bs_ray.serve.http.pictures import lost_in, read_mask, read_photo, write_picture
 from bs_ray.serve.http.problems import Problem, busy
-from bs_ray.serve.http.schema import EditRequest, GenerateRequest, ImageReply, ImagesReply, Meta
+from bs_ray.serve.http.schema import (
+    EditRequest,
+    FacesRequest,
+    GenerateRequest,
+    ImageReply,
+    ImagesReply,
+    Meta,
+)
+from bs_ray.serve.http.subject import Subject, no_detector, subject_of
 from bs_ray.serve.tracing import carrier, span
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
@@ -28,6 +43,9 @@ from bs_ray.storage import StorageError, Store
 MAX_PICTURES = 64
 """The most pictures that one request may ask for."""
 _STORE_RETRY_S = 5.0
+_THREADS = 4
+"""Photos that a process cuts, pastes and encodes at once; each takes some hundred megabytes."""
+_Made = TypeVar("_Made")
 
 
 class Backend(Protocol):
@@ -39,6 +57,10 @@ class Backend(Protocol):
 
     def events(self, task: Task) -> AsyncIterator[Event]:
         """What happens to the task, its Result last. Raises as `result` does."""
+        ...
+
+    async def sight(self) -> Sight:
+        """What has to be known of the base to cut photos for it. Raises Busy."""
         ...
 
     async def ready(self) -> None:
@@ -64,65 +86,127 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A photo under one seed, or one seed of a generation."""
+
+    seed: int
+    tasks: list[Task]
+    """Views of the photo, few enough for one pass in each of them; none where nothing is edited."""
+    subject: Subject | None = None
+    """None for a generation."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A request without mistakes, as tasks for the engine."""
 
     request: EditRequest | GenerateRequest
-    tasks: list[Task]
-    photos: list[DecodedRow | None]
-    """The photo of each task; None for a generation."""
+    parts: list[Part]
     resolved: Mapping[str, str]
     """The request's name for a slider -> name@version."""
     notes: list[str]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Of all parts, in order."""
+        return [task for part in self.parts for task in part.tasks]
 
 
 class Service:
     """The edits and generations that one job serves."""
 
     def __init__(self, job: ServeJob, base_id: str, catalogue: Catalogue, backend: Backend):
+        """Raises FacesUnavailable where the job finds faces and cannot."""
         self.job, self.base_id = job, base_id
         self.catalogue, self.backend = catalogue, backend
         self._outputs = Store(job.outputs) if job.outputs else None
+        self._detector = cache(CenterFace)
+        self.finds_faces = _can_find_faces()
+        if job.editor.region == "face":
+            self._detector()
+        self._sight: Sight | None = None
+        self._threads = ThreadPoolExecutor(_THREADS, "photos")
+
+    async def aside(self, make: Callable[..., _Made], *given: Any) -> _Made:
+        """What a function of photos returns, computed beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, make, *given)
 
     # --- preparing: mistakes in a request are found here --------------------------------------
     async def prepare_edit(self, request: EditRequest, caller: Caller) -> Prepared:
-        """Tasks, one for each photo and seed. Raises Problem."""
+        """Tasks, for each photo and seed. Raises Problem."""
         self._check_prompt(request.prompt)
         found = await self._sliders(request, caller.key)
         self._check_size(request, len(request.image))
-        settings = self._settings(request)
+        settings = EditorSettings.model_validate(
+            {**self.job.editor.model_dump(), **request.editor_changes()}
+        )
+        mixes = self._mixes(request, found)
         with span("decode", photos=len(request.image)):
-            files = [await self._bytes(photo) for photo in request.image]
-            photos = list(await asyncio.gather(*(read_photo(f, self.job) for f in files)))
-            _check_own_size(request.size, photos)
-            mask = None
-            if request.mask is not None:
-                mask = await read_mask(await self._bytes(request.mask), photos[0], self.job)
-        mixes, seeds = self._mixes(request, found), [request.seed + i for i in range(request.n)]
+            subjects = await self._subjects(request, settings)
         shared = self._shared(request, found, caller)
-        tasks: list[Task] = [
-            EditTask(
-                edit=Edit(
-                    photo["sha256"],
-                    photo["pixels"],
-                    mixes,
-                    seed,
-                    mask if index == 0 else None,
-                    settings,
-                ),
-                **shared,
-            )
-            for index, photo in enumerate(photos)
-            for seed in seeds
+        parts = [
+            Part(seed, self._edits(subject, mixes, seed, settings, shared), subject)
+            for subject in subjects
+            for seed in range(request.seed, request.seed + request.n)
         ]
-        notes = [photo["note"] for photo in photos if photo["note"]]
+        photos = [subject.photo for subject in subjects]
+        notes = [note for s in subjects for note in (s.photo["note"], s.note) if note]
         notes += [note for photo in photos for note in lost_in(photo, request.output_format)]
-        return Prepared(
-            request,
-            tasks,
-            [photo for photo in photos for _ in seeds],
-            {name: listed.reference for name, listed in found.items()},
-            [*_notes(mixes), *dict.fromkeys(notes)],
+        resolved = {name: listed.reference for name, listed in found.items()}
+        return Prepared(request, parts, resolved, [*_notes(mixes), *dict.fromkeys(notes)])
+
+    async def _subjects(self, request: EditRequest, settings: EditorSettings) -> list[Subject]:
+        """The request's photos, decoded and cut. Raises Problem."""
+        files = [await self._bytes(photo) for photo in request.image]
+        photos = list(await asyncio.gather(*(read_photo(f, self.job) for f in files)))
+        _check_own_size(request.size, photos)
+        masks: list[np.ndarray | None] = [None] * len(photos)
+        if request.mask is not None:
+            masks[0] = await read_mask(await self._bytes(request.mask), photos[0], self.job)
+        shared = settings, await self._base_sight(), self._detector, request.boxes
+        cuts = [self.aside(subject_of, *one, *shared) for one in zip(photos, masks, strict=True)]
+        return list(await asyncio.gather(*cuts))
+
+    async def _base_sight(self) -> Sight:
+        if self._sight is None:
+            try:
+                self._sight = await self.backend.sight()
+            except Busy as error:
+                raise as_problem(error) or error from error
+        return self._sight
+
+    def _edits(
+        self,
+        subject: Subject,
+        mixes: list[Mix],
+        seed: int,
+        settings: EditorSettings,
+        shared: Mapping[str, Any],
+    ) -> list[Task]:
+        settings = settings.model_copy(update={"region": "photo"})
+        edits = [
+            Edit(key, view, mixes, seed, settings=settings, cut=True)
+            for key, view in zip(subject.keys, subject.views, strict=True)
+        ]
+        most = max(1, self.job.max_batch_rows // len(mixes))
+        some = [edits[first : first + most] for first in range(0, len(edits), most)]
+        return [EditTask(edits=one, **shared) for one in some]
+
+    async def faces(self, request: FacesRequest) -> FacesReply:
+        """The faces of a photo that an edit would find. Raises Problem."""
+        [given] = request.image
+        photo = await read_photo(await self._bytes(given), self.job)
+        pixels = photo["pixels"]
+        try:
+            found = await self.aside(lambda: self._detector().find(pixels))
+        except FacesUnavailable as error:
+            raise no_detector("got a photo whose faces are to be found") from error
+        faces = chosen_faces(found, self.job.editor.model_copy(update={"faces": MAX_BOXES}))
+        return FacesReply(
+            width=pixels.shape[1],
+            height=pixels.shape[0],
+            faces=[FaceBox.of(face) for face in faces],
+            region=self.job.editor.region,
         )
 
     async def prepare_generation(self, request: GenerateRequest, caller: Caller) -> Prepared:
@@ -130,19 +214,20 @@ class Service:
         found = await self._sliders(request, caller.key)
         self._check_size(request, 1)
         mixes = self._mixes(request, found)
-        tasks: list[Task] = [
-            GenerateTask(
+        parts = []
+        for seed in range(request.seed, request.seed + request.n):
+            task = GenerateTask(
                 prompt=request.prompt,
                 mixes=mixes,
-                seed=request.seed + i,
+                seed=seed,
                 steps=request.steps or 20,
                 guidance_scale=request.guidance_scale,
+                floats=request.output_format == "npy",
                 **self._shared(request, found, caller),
             )
-            for i in range(request.n)
-        ]
+            parts.append(Part(seed, [task]))
         resolved = {name: listed.reference for name, listed in found.items()}
-        return Prepared(request, tasks, [None] * request.n, resolved, _notes(mixes))
+        return Prepared(request, parts, resolved, _notes(mixes))
 
     async def _sliders(self, request: EditRequest | GenerateRequest, key: Key) -> dict[str, Listed]:
         """The request's name for a slider -> that slider. Raises Problem."""
@@ -217,12 +302,6 @@ class Service:
             detail = "response_format: got 'url'; expected b64_json: this server keeps no pictures"
             raise Problem(422, "no-urls", detail)
 
-    def _settings(self, request: EditRequest) -> EditorSettings | None:
-        changes = request.editor_changes()
-        if not changes:
-            return None
-        return EditorSettings.model_validate({**self.job.editor.model_dump(), **changes})
-
     async def _bytes(self, photo: bytes | str) -> bytes:
         if isinstance(photo, bytes):
             return photo
@@ -236,7 +315,6 @@ class Service:
             "sliders": {listed.reference: listed.place for listed in found.values()},
             "within_s": caller.within_s - (time.perf_counter() - caller.since_s),
             "partials": request.partial_images if request.stream else 0,
-            "floats": request.output_format == "npy",
             "trace": carrier(),
         }
 
@@ -257,44 +335,43 @@ class Service:
         """The reply with these results."""
         request = prepared.request
         with span("encode"):
-            files = await asyncio.to_thread(self._files, prepared, results)
-            data = [await self._image(file, request, caller) for file in files]
+            data = await self._images(prepared, results, caller)
         fixed = {prepared.resolved[slider.name]: slider.scale for slider in request.sliders}
         return ImagesReply(
             created=int(time.time()),
             data=data,
             meta=Meta(
                 request_id=caller.request_id,
-                batch_rows=max(result.batch_rows for result in results),
-                queue_seconds=max(result.queue_s for result in results),
+                batch_rows=max((result.batch_rows for result in results), default=0),
+                queue_seconds=max((result.queue_s for result in results), default=0),
                 seconds=time.perf_counter() - caller.since_s,
                 sliders=fixed,
                 sweep=request.sweep.scales if request.sweep else [],
                 base_id=self.base_id,
                 seed=request.seed,
+                regions=_regions(prepared),
                 notes=list(dict.fromkeys([*prepared.notes, *_made_notes(results)])),
             ),
         )
 
-    def _files(self, prepared: Prepared, results: Sequence[Result]) -> list[bytes]:
-        request, files = prepared.request, []
-        for index, (photo, result) in enumerate(zip(prepared.photos, results, strict=True)):
-            for mix, output in zip(request.mixes(), result.outputs, strict=True):
+    async def _images(
+        self, prepared: Prepared, results: Sequence[Result], caller: Caller
+    ) -> list[ImageReply]:
+        """The pictures of all parts and mixes, in order."""
+        request, left = prepared.request, iter(results)
+        mixes = request.mixes()
+        encoding = []
+        for part in prepared.parts:
+            its = [next(left) for _ in part.tasks]
+            for number, mix in enumerate(mixes):
                 made = {
                     "sliders": {prepared.resolved[name]: scale for name, scale in mix.items()},
-                    "seed": request.seed + index % request.n,
+                    "seed": part.seed,
                     "base_id": self.base_id,
                 }
-                files.append(
-                    write_picture(
-                        output.pixels,
-                        request.output_format,
-                        request.output_compression,
-                        photo,
-                        made,
-                    )
-                )
-        return files
+                encoding.append(self.aside(_file, request, part, its, number, made))
+        files = await asyncio.gather(*encoding)
+        return [await self._image(file, request, caller) for file in files]
 
     async def _image(
         self, file: bytes, request: EditRequest | GenerateRequest, caller: Caller
@@ -328,7 +405,44 @@ def _check_own_size(size: str, photos: Sequence[DecodedRow]) -> None:
 
 def _made_notes(results: Sequence[Result]) -> list[str]:
     """What the engine has to say of the pictures."""
-    return [note for result in results for output in result.outputs for note in output.notes]
+    return [note for result in results for note in result.notes]
+
+
+def _can_find_faces() -> bool:
+    try:
+        need_centerface()
+    except FacesUnavailable:
+        return False
+    return True
+
+
+def _file(
+    request: EditRequest | GenerateRequest,
+    part: Part,
+    results: Sequence[Result],
+    number: int,
+    made: dict[str, Any],
+) -> bytes:
+    """The picture of a part under its mix of that number, as a file."""
+    form, quality = request.output_format, request.output_compression
+    if part.subject is None:
+        [result] = results
+        return write_picture(result.pictures[number], form, quality, None, made)
+    changes = [change for result in results for change in result.changes[number]]
+    pixels = part.subject.picture(changes, np.float32 if form == "npy" else np.uint8)
+    if regions := part.subject.described():
+        made = {**made, "regions": regions}
+    return write_picture(pixels, form, quality, part.subject.photo, made)
+
+
+def _regions(prepared: Prepared) -> list[list[RegionInfo] | None]:
+    """For each photo the regions of it that were edited; empty for a generation."""
+    found: list[list[RegionInfo] | None] = []
+    for part in prepared.parts[:: prepared.request.n]:
+        if part.subject:
+            regions = part.subject.described()
+            found.append(regions and [RegionInfo(**region) for region in regions])
+    return found
 
 
 def _notes(mixes: Sequence[Mix]) -> list[str]:

@@ -9,11 +9,11 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from bs_ray.serve.engine.tasks import Event, Partial, Result, Step
+from bs_ray.serve.engine.tasks import EditTask, Event, Partial, Result, Step
 from bs_ray.serve.http.pictures import write_picture
 from bs_ray.serve.http.problems import Problem
 from bs_ray.serve.http.schema import EditRequest
-from bs_ray.serve.http.service import Caller, Prepared, Service, as_problem
+from bs_ray.serve.http.service import Caller, Part, Prepared, Service, as_problem
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ async def begin(service: Service, prepared: Prepared, caller: Caller) -> AsyncIt
     event."""
     merged = _merged(service, prepared)
     try:
-        first = await anext(merged)
+        first = await anext(merged, None)  # none where a photo has no face to edit
     except Exception as error:
         if problem := as_problem(error):
             raise problem from error
@@ -61,13 +61,13 @@ async def _written(
     service: Service,
     prepared: Prepared,
     caller: Caller,
-    first: tuple[int, Event],
+    first: tuple[int, Event] | None,
     rest: AsyncIterator[tuple[int, Event]],
 ) -> AsyncIterator[bytes]:
     kind = "image_edit" if isinstance(prepared.request, EditRequest) else "image_generation"
     progress: dict[int, Step] = {}
     results: dict[int, Result] = {}
-    event: tuple[int, Event] | None = first
+    event = first
     try:
         while event:
             index, what = event
@@ -77,7 +77,8 @@ async def _written(
                 steps = what.steps * len(prepared.tasks)
                 yield _event(f"{kind}.progress", step=done, steps=steps)
             elif isinstance(what, Partial):
-                yield _partial(f"{kind}.partial_image", prepared, what)
+                file = await service.aside(_partial, prepared, index, what)
+                yield _event(f"{kind}.partial_image", partial_image_index=what.index, b64_json=file)
             else:
                 results[index] = what
             event = await anext(rest, None)
@@ -98,11 +99,27 @@ async def _written(
     yield b"data: [DONE]\n\n"
 
 
-def _partial(kind: str, prepared: Prepared, what: Partial) -> bytes:
-    """An event with the picture of the first mix so far, as a PNG."""
-    file = write_picture(what.pictures[0], "png", 0, None, {"partial": what.index})
-    encoded = base64.b64encode(file).decode()
-    return _event(kind, partial_image_index=what.index, b64_json=encoded)
+def _partial(prepared: Prepared, index: int, what: Partial) -> str:
+    """The picture of the first mix so far, as far as it is the task's: a PNG in base64."""
+    part, first = _place(prepared, index)
+    if part.subject is None:
+        pixels = what.pictures[0]
+    else:
+        pixels = part.subject.preview(what.changes[0], first)
+    file = write_picture(pixels, "png", 0, None, {"partial": what.index})
+    return base64.b64encode(file).decode()
+
+
+def _place(prepared: Prepared, index: int) -> tuple[Part, int]:
+    """The part that the task of that number is of, and its first view."""
+    for part in prepared.parts:
+        first = 0
+        for task in part.tasks:
+            if index == 0:
+                return part, first
+            first += len(task.edits) if isinstance(task, EditTask) else 0
+            index -= 1
+    raise IndexError(index)
 
 
 def _event(kind: str, **data: Any) -> bytes:

@@ -1,13 +1,21 @@
 // --- code ----------------------------------------------------------------------------------
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+/** What a request says besides sliders, seed and quality, where it is not what it would be. */
+function others({ seed, quality, output_format, ...more }) {
+  return Object.entries(output_format === "png" ? more : { output_format, ...more });
+}
+
+/** A value as a form's field has it. */
+const asField = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+
 /** The picture's file name: the photo's, and what was done to it. */
 function fileName() {
   const stem = (photo?.name ?? "photo.png").replace(/\.[^.]*$/, "");
   const plain = stem.replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 60);
   const sign = (scale) => (scale > 0 ? "+" : "");
   const marks = moved().map(({ name, scale }) => `${name}${sign(scale)}${scale.toFixed(2)}`);
-  return [plain, ...marks].join("_").slice(0, 160) + ".png";
+  return [plain, ...marks].join("_").slice(0, 160) + (outputFormat() === "jpeg" ? ".jpg" : ".png");
 }
 
 function asCurl() {
@@ -21,6 +29,7 @@ function asCurl() {
     `  -F ${shell(`image=@"${file}"`)}`,
     `  -F ${shell(`sliders=${JSON.stringify(moved())}`)}`,
     `  -F seed=${seed} -F quality=${quality}`,
+    ...others(settings()).map(([name, value]) => `  -F ${shell(`${name}=${asField(value)}`)}`),
     `  | python3 -c ${shell(save)}`,
     `  > ${shell(fileName())}`,
   ].join(" \\\n");
@@ -44,6 +53,7 @@ function asPython() {
     `        "sliders": [${list.join(", ")}],`,
     `        "seed": ${seed},`,
     `        "quality": ${text(quality)},`,
+    ...others(settings()).map(([name, value]) => `        ${text(name)}: ${text(asField(value))},`),
     "    },",
     ")",
     `with open(${text(fileName())}, "wb") as file:`,

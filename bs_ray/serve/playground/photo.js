@@ -74,6 +74,7 @@ async function take(file) {
   for (const id of ["stage", "views", "download", "change"]) $(id).hidden = false;
   clearProblem();
   show(null);
+  findFaces();
   edit();
   refresh();
 }

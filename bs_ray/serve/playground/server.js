@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 let photo = null;             // {file, url, name}
 let picture = null;           // the newest edit: {url, meta}; null where it is the photo itself
 let sliders = [];             // {name, low, high, step, row, input}
+let findsFaces = true;        // whether the server does
 let retry = () => {};         // what `Try again` and a new key do
 const values = new Map();     // name -> scale, those at 0 left out
 
@@ -87,11 +88,16 @@ async function call(path, init = {}) {
 /** The server-sent events of a response: [event, data]. */
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let text = "", end = /\r?\n\r?\n/; ;) {
+  const end = /\r?\n\r?\n/;
+  // A picture comes in hundreds of pieces: each is looked at once, with the letters before it.
+  for (let pieces = [], last = ""; ;) {
     const { done, value } = await reader.read();
     if (done) return;
-    const blocks = (text + value).split(end);
-    text = blocks.pop();
+    const blocks = (last + value).split(end);
+    if (blocks.length > 1) blocks[0] = pieces.splice(0).join("") + blocks[0];
+    const begun = blocks.pop();
+    pieces.push(begun.slice(0, -3));
+    last = begun.slice(-3);
     for (const block of blocks) {
       const lines = block.split(/\r?\n/);
       const of = (field) => lines.filter((line) => line.startsWith(field + ":"))
@@ -102,8 +108,9 @@ async function* eventsOf(response) {
 }
 
 function pictureOf({ b64_json, meta }) {
-  const bytes = Uint8Array.from(atob(b64_json), (letter) => letter.charCodeAt(0));
-  return { url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })), meta };
+  const text = atob(b64_json), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return { url: URL.createObjectURL(new Blob([bytes], { type: `image/${outputFormat()}` })), meta };
 }
 
 /** The pictures of an edit. `fields` are those of the form beside photo and settings. */
@@ -111,7 +118,7 @@ async function ask(fields, signal, onStep) {
   const form = new FormData();
   form.append("image", photo.file, photo.name);
   for (const [name, value] of Object.entries({ ...fields, ...settings(), stream: true })) {
-    form.append(name, typeof value === "string" ? value : JSON.stringify(value));
+    form.append(name, asField(value));
   }
   const response = await call("images/edits", { method: "POST", body: form, signal });
   const pictures = [];
@@ -129,4 +136,9 @@ async function ask(fields, signal, onStep) {
 const moved = (without) => sliders.filter(({ name }) => name !== without && values.get(name))
   .map(({ name }) => ({ name, scale: values.get(name) }));
 const checked = (name) => document.querySelector(`input[name=${name}]:checked`).value;
-const settings = () => ({ seed: $("seed").valueAsNumber, quality: checked("quality") });
+const settings = () => ({
+  seed: $("seed").valueAsNumber, quality: checked("quality"), output_format: outputFormat(),
+  ...region(),
+});
+/** A JPEG stays one: as a PNG, a large photo would take seconds more. */
+const outputFormat = () => (photo?.file.type === "image/jpeg" ? "jpeg" : "png");

@@ -45,7 +45,8 @@ function drawRow({ name, low, high, row, input }) {
 async function loadSliders() {
   clearProblem();
   try {
-    const { data, max_strength } = await (await call("sliders")).json();
+    const { data, max_strength, finds_faces } = await (await call("sliders")).json();
+    findsFaces = finds_faces;
     const newest = new Map();
     for (const info of data) {
       if (info.version >= (newest.get(info.name)?.version ?? 0)) newest.set(info.name, info);

@@ -12,11 +12,12 @@ from bs_ray.config import EditorSettings
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of
 from bs_ray.editing.generate import generate
 from bs_ray.editing.methods import METHODS
-from bs_ray.images.faces import Face
+from bs_ray.images.regions import Region, crop, pasted
+from bs_ray.images.scaling import moved
 from bs_ray.models import load_base
 from bs_ray.serve.engine.admission import Load, StepTime, finish_times
 from bs_ray.serve.engine.batcher import Batcher
-from bs_ray.serve.engine.tasks import Busy, EditTask, GenerateTask, Partial, Result, Step
+from bs_ray.serve.engine.tasks import Busy, Changes, EditTask, GenerateTask, Partial, Result, Step
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.slider import Slider
@@ -112,7 +113,16 @@ def mix_of(**strengths: float) -> Mix:
 
 def edit_task(edit: Edit, **options) -> EditTask:
     names = {name: name for mix in edit.mixes for name in mix.strengths}
-    return EditTask(edit=edit, sliders=names, **options)
+    return EditTask(edits=[edit], sliders=names, **options)
+
+
+def pictures_of(task: EditTask, changes: list[Changes]) -> list[np.ndarray]:
+    """The photo of a task with one view under each mix, float32."""
+    [edit] = task.edits
+    return [
+        edit.pixels.astype(np.float32) if one is None else moved(edit.pixels, one, edit.mask)
+        for (one,) in changes
+    ]
 
 
 async def result(batcher: Batcher, task, sliders) -> Result:
@@ -162,6 +172,7 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
         seed=3,
         steps=5,
         guidance_scale=3.0,
+        floats=True,
         within_s=300,
     )
     watcher = Recorder()
@@ -182,12 +193,11 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
     alone = Editor(model, [], SETTINGS, slots=6, rank=4)
     alone.sliders = dict(sliders)
     for one, done in zip(tasks, found, strict=True):
-        [expected] = alone.edit([one.edit])
-        for a, b in zip(outputs_of(expected), done.outputs, strict=True):
-            assert far(a.pixels, b.pixels) < TOLERANCE
-            assert a.pixels.shape == one.edit.pixels.shape
-    moved = [far(o.outputs[0].pixels, t.edit.pixels) for t, o in zip(tasks, found, strict=True)]
-    assert min(moved) > 50 * TOLERANCE
+        [expected] = alone.edit(one.edits)
+        shown = pictures_of(one, done.changes)
+        for a, b in zip(outputs_of(expected), shown, strict=True):
+            assert far(a.pixels, b) < TOLERANCE
+        assert far(shown[0], one.edits[0].pixels) > 50 * TOLERANCE
     [pictures] = generate(
         alone,
         ["a woman"],
@@ -197,45 +207,53 @@ def test_any_company_gives_what_the_editor_gives_alone(model, editor, sliders) -
         steps=5,
         guidance_scale=3.0,
     )
-    for picture, output in zip(pictures, generated.outputs, strict=True):
+    for picture, drawn in zip(pictures, generated.pictures, strict=True):
         expected_pixels = ((picture + 1) * 127.5).permute(1, 2, 0).numpy()
-        assert far(expected_pixels, output.pixels) < TOLERANCE
+        assert far(expected_pixels, drawn) < TOLERANCE
     alone.close()
 
 
-class Told:
-    """A detector that sees two faces in every photo but square ones."""
-
-    def find(self, pixels: np.ndarray) -> list[Face]:
-        height, width = pixels.shape[:2]
-        return [Face((8, 8, 40, 40)), Face((50, 20, 90, 60))] if height != width else []
+REGIONS = (Region(60, 40, 40, 0.3), Region(30, 30, 50))
 
 
-def test_the_faces_of_a_photo_are_rows_of_their_own(model, sliders) -> None:
-    """With company they give what the Editor gives alone; a photo without a face is left."""
-    settings = EditorSettings(steps=4, region="face", prompt="a photo of a person")
-    editor = Editor(model, [], settings, slots=3, rank=4, detector=Told())
-    editor.sliders = dict(sliders)
-    held = Held(editor)
-    tasks = [task(0, (80, 100), s0=2.0, partials=1), task(1, s0=1.0), task(2, (70, 120), s1=1.0)]
+def test_the_regions_of_a_photo_are_rows_of_their_own(editor, sliders) -> None:
+    """In company they give what the Editor gives for the photo alone."""
+    mixes = [mix_of(s0=2.0), mix_of()]
+    whole = Edit("k", photo(0, 80, 100), mixes, seed=1, regions=REGIONS)
+    views = [crop(whole.pixels, region, 64) for region in REGIONS]
+    edits = [
+        Edit(key, view, mixes, seed=1, cut=True)
+        for key, view in zip(("k", "k#1"), views, strict=True)
+    ]
+    tasks = [EditTask(edits=edits, sliders={"s0@1": "s0@1"}), task(1, (70, 120), s1=1.0)]
+    watcher = Recorder()
 
     async def main() -> list[Result]:
-        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        batcher = Batcher(editor, watcher, max_rows=8, max_waiting=8)
         return list(await asyncio.gather(*(result(batcher, one, sliders) for one in tasks)))
 
-    editor.predict = held  # type: ignore[method-assign]
-    several, none, others = asyncio.run(main())
-    editor.predict = held.predict  # type: ignore[method-assign]
-    assert max(held.passes) == 8  # base and edit of four faces
-    assert np.array_equal(none.outputs[0].pixels, tasks[1].edit.pixels)
-    assert none.outputs[0].notes == ("no face was found; nothing was edited",)
+    both, _ = asyncio.run(main())
+    assert max(watcher.rows) == 5  # two regions under two mixes, and the other photo
+    assert both.changes[1] == [None, None]
     editor.sliders = dict(sliders)
-    for one, done in ((tasks[0], several), (tasks[2], others)):
-        [expected] = outputs_of(editor.edit([one.edit])[0])
-        assert far(expected.pixels, done.outputs[0].pixels) < TOLERANCE
-        assert far(expected.pixels, one.edit.pixels) > 50 * TOLERANCE
-        assert len(done.outputs[0].regions) == 2
-    editor.close()
+    expected, same = outputs_of(editor.edit([whole])[0])
+    found = pasted(whole.pixels, list(zip(REGIONS, both.changes[0], strict=True)))
+    assert far(expected.pixels, found) < TOLERANCE
+    assert far(found, whole.pixels) > 50 * TOLERANCE
+    assert np.array_equal(same.pixels, whole.pixels)
+
+
+def test_a_view_is_seen_at_its_own_size(editor, sliders) -> None:
+    """Though a photo of that size would be seen at another one."""
+    assert editor.working_size(64, 72) == (64, 64)
+    edit = Edit("k", photo(0, 64, 72), [mix_of(s0=2.0)], cut=True)
+
+    async def main() -> Result:
+        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
+        return await result(batcher, edit_task(edit), sliders)
+
+    [[change]] = asyncio.run(main()).changes
+    assert change is not None and change.shape == (64, 72, 3)
 
 
 def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> None:
@@ -256,9 +274,10 @@ def test_rows_join_between_steps_and_share_the_pass(editor, held, sliders) -> No
 
 
 def test_progress_and_partial_pictures(editor, sliders) -> None:
+    one = task(0, s0=2.0, partials=2)
+
     async def main() -> list:
         batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
-        one = task(0, s0=2.0, partials=2)
         return [event async for event in batcher.submit(one, {"s0@1": sliders["s0@1"]})]
 
     *events, last = asyncio.run(main())
@@ -266,9 +285,9 @@ def test_progress_and_partial_pictures(editor, sliders) -> None:
     assert {e.steps for e in events if isinstance(e, Step)} == {4}
     partials = [e for e in events if isinstance(e, Partial)]
     assert [p.index for p in partials] == [0, 1] and isinstance(last, Result)
-    final, source = last.outputs[0].pixels, photo(0)
-    gaps = [np.abs(p.pictures[0] - final).mean() for p in partials]
-    assert gaps[1] < gaps[0] < np.abs(source - final).mean()  # they come nearer
+    final, *found = (pictures_of(one, event.changes)[0] for event in (last, *partials))
+    gaps = [np.abs(picture - final).mean() for picture in found]
+    assert gaps[1] < gaps[0] < np.abs(photo(0) - final).mean()  # they come nearer
 
 
 # --- who leaves, who is refused -----------------------------------------------------------------
@@ -401,7 +420,7 @@ def test_a_queue_that_cannot_move_in_time_tells_those_who_wait(editor, held, sli
 def test_one_bad_edit_fails_alone(editor, sliders) -> None:
     async def main() -> list:
         batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
-        wrong = EditTask(edit=Edit("k", photo(0)[..., :2], [mix_of()]))
+        wrong = EditTask(edits=[Edit("k", photo(0)[..., :2], [mix_of()])])
         too_high = edit_task(Edit("k", photo(1), [mix_of(high=1.0)]))
         factors = sliders["s1@1"].factors.items()
         high = {k: (a.repeat(9, 1), b.repeat(1, 9)) for k, (a, b) in factors}
@@ -450,8 +469,9 @@ def test_a_method_that_breaks_between_steps_leaves_the_others_where_they_are(
     good, failed = asyncio.run(main())
     assert isinstance(failed, ValueError) and isinstance(good, Result)
     editor.sliders = dict(sliders)
-    [expected] = editor.edit([task(0, s0=1.0).edit])
-    assert far(outputs_of(expected)[0].pixels, good.outputs[0].pixels) < TOLERANCE
+    one = task(0, s0=1.0)
+    [expected] = editor.edit(one.edits)
+    assert far(outputs_of(expected)[0].pixels, *pictures_of(one, good.changes)) < TOLERANCE
 
 
 def test_a_batcher_that_fails_says_so(editor, held, sliders) -> None:
@@ -493,21 +513,5 @@ def test_a_photo_that_nothing_moves_comes_back_at_once(editor, held, sliders) ->
         return await result(batcher, task(0, s0=0.0), sliders)
 
     done = asyncio.run(main())
-    assert np.array_equal(done.outputs[0].pixels, photo(0).astype(np.float32))
+    assert done.changes == [[None]]
     assert held.passes == [] and done.batch_rows == 1
-
-
-def test_a_mask_keeps_the_rest_bit_for_bit(editor, sliders) -> None:
-    mask = np.zeros((64, 64), np.float32)
-    mask[:, :20] = 1
-    edit = Edit("k", photo(0), [mix_of(s0=2.0)], mask=mask)
-
-    async def main() -> Result:
-        batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
-        return await result(batcher, edit_task(edit), sliders)
-
-    changed = asyncio.run(main()).outputs[0].pixels != photo(0)
-    assert changed[:, :20].any() and not changed[:, 20:].any()
-    editor.sliders = dict(sliders)
-    with pytest.raises(EditError, match=r"mask \[3, 3\]; expected the photo's size \[64, 64\]"):
-        outputs_of(editor.edit([Edit("k", photo(0), [mix_of()], mask=mask[:3, :3])])[0])

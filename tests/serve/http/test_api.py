@@ -149,15 +149,16 @@ def test_settings_reach_the_editor() -> None:
     plain, again, changed, high = backend.tasks
     assert isinstance(plain, EditTask) and isinstance(again, EditTask)
     assert isinstance(changed, EditTask) and isinstance(high, EditTask)
-    assert plain.edit.settings is None
-    assert [mix.strengths for mix in plain.edit.mixes] == [{"age@2": 1}]
-    assert plain.sliders == {"age@2": "age@2"} and [plain.edit.seed, again.edit.seed] == [4, 5]
+    [first], [second], [found], [best] = (task.edits for task in backend.tasks)
+    assert [mix.strengths for mix in first.mixes] == [{"age@2": 1}]
+    assert plain.sliders == {"age@2": "age@2"} and [first.seed, second.seed] == [4, 5]
     assert 19 < plain.within_s <= 20
-    assert changed.edit.settings is not None and high.edit.settings is not None
-    found = changed.edit.settings
+    assert first.settings and found.settings and best.settings
+    assert (first.settings.steps, first.settings.region) == (10, "photo")
+    found = found.settings
     assert (found.method, found.steps, found.start, found.prompt) == ("sdedit", 5, 0.5, "person")
     assert found.soft_mask == 0.5  # what `medium` adds to `low`
-    assert (high.edit.settings.steps, high.edit.settings.soft_mask) == (28, 0.5)
+    assert (best.settings.steps, best.settings.soft_mask) == (28, 0.5)
 
 
 def test_a_caller_may_wait_less_but_not_longer() -> None:
