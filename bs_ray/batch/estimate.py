@@ -21,7 +21,7 @@ from bs_ray.batch.ledger import done_shards
 from bs_ray.batch.listing import Listing
 from bs_ray.batch.pipeline import fetchers
 from bs_ray.batch.prepare import described, listed, news, resolve, settings_of, sight_of
-from bs_ray.batch.rows import PlannedRow
+from bs_ray.batch.rows import ImageRow, PlannedRow
 from bs_ray.batch.survey import place_of_input
 from bs_ray.batch.write import encode_all
 from bs_ray.config import EditJob
@@ -120,7 +120,7 @@ class _Work:
     """Photos that are still to be edited."""
     shards: int
     done_shards: int
-    first: list[PlannedRow]
+    first: list[ImageRow]
     """A few of the photos to edit."""
 
 

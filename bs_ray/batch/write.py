@@ -68,8 +68,10 @@ def encode_all(
     def work(group: list[Photo]) -> None:
         decoded = pool.decode(group, max_pixels=job.max_pixels)
         for (key, file), photo in zip(group, decoded, strict=True):
-            broken = is_quarantined(photo)
-            made[key] = [photo] if broken else _encoded(photos[key], file, photo, stamp)
+            if is_quarantined(photo):
+                made[key] = [photo]
+            else:
+                made[key] = _encoded(photos[key], file, photo, stamp)
 
     moving = [key for key, edits in photos.items() if any(row["changes"] for row in edits)]
     with ThreadPoolExecutor(_THREADS) as threads:

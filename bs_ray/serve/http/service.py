@@ -441,7 +441,7 @@ def _regions(prepared: Prepared) -> list[list[RegionInfo] | None]:
     for part in prepared.parts[:: prepared.request.n]:
         if part.subject:
             regions = part.subject.described()
-            found.append(regions and [RegionInfo(**region) for region in regions])
+            found.append(None if regions is None else [RegionInfo(**one) for one in regions])
     return found
 
 
