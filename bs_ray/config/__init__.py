@@ -27,6 +27,7 @@ from bs_ray.config.train import (
     Tracking,
     TrainJob,
 )
+from bs_ray.config.words import Words, WordsAtStrength
 
 __all__ = [
     "PRESETS",
@@ -46,6 +47,8 @@ __all__ = [
     "ServeJob",
     "Tracking",
     "TrainJob",
+    "Words",
+    "WordsAtStrength",
     "apply_override",
     "check_name",
     "editor_settings",
