@@ -16,6 +16,7 @@ from bs_ray.config.load import (
     job_of,
     load,
     shipped_job,
+    words_at_strength,
 )
 from bs_ray.config.serve import Autoscaling, ServeJob
 from bs_ray.config.train import (
@@ -57,4 +58,5 @@ __all__ = [
     "job_of",
     "load",
     "shipped_job",
+    "words_at_strength",
 ]

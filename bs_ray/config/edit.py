@@ -108,7 +108,9 @@ class EditJob(Settings):
     @property
     def strengths(self) -> dict[str, float | list[float]]:
         """Slider, as the job names it -> one strength or several."""
-        return {n: w.strength if isinstance(w, WordsAtStrength) else w for n, w in self.sliders.items()}
+        return {
+            n: w.strength if isinstance(w, WordsAtStrength) else w for n, w in self.sliders.items()
+        }
 
     def edits(self, references: Mapping[str, str]) -> dict[str, dict[str, float]]:
         """The grid: edit's name -> name@version -> strength; {"": mix} where there is one edit.

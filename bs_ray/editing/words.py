@@ -125,7 +125,9 @@ class WordBook:
         t = shares.long().to(model.device)
         noise = batch_noise(model.latent_shape, [0] * len(t), ["words"] * len(t), 0).to(t.device)
         x_t = model.prediction.add_noise(torch.zeros_like(noise), noise, t).repeat(2, 1, 1, 1)
-        ends = Condition.cat([self.embed(positive).repeat(len(t)), self.embed(negative).repeat(len(t))])
+        ends = Condition.cat(
+            [self.embed(positive).repeat(len(t)), self.embed(negative).repeat(len(t))]
+        )
         off = torch.zeros(len(x_t), self._slots, device=t.device)
         high, low = self._predict(x_t, t.repeat(2), ends, off).flatten(1).chunk(2)
         gap = float(((high - low).norm(dim=1) / high.norm(dim=1)).max())

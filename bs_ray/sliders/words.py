@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterable
+from typing import Any, Self
 
 from bs_ray.config import Words
 from bs_ray.sliders.card import Card, SliderError
@@ -39,3 +40,12 @@ def slider_of_words(words: Words, base: str, base_id: str, name: str | None = No
         eta=words.eta,
     )
     return Slider(card, {})
+
+
+def words_said(cards: Iterable[Card]) -> dict[str, Any]:
+    """What an output says of the words that made it: reference -> prompts and eta."""
+    return {
+        card.reference: {"eta": card.eta, **card.prompts.model_dump()}
+        for card in cards
+        if card.pulls and card.prompts
+    }

@@ -204,7 +204,8 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     async def sliders(http: Request) -> SliderList:
         """The sliders that requests may name."""
         infos = [_info(listed) for listed in (await allowed(http)).values()]
-        return SliderList(data=infos, max_strength=service.job.max_strength)
+        words = service.job.words and (await door.key(http)).allows("words")
+        return SliderList(data=infos, max_strength=service.job.max_strength, words=words)
 
     @app.get(
         "/v1/sliders/{name}/preview",

@@ -20,8 +20,9 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from bs_ray.config import PRESETS, Prompts, check_name
+from bs_ray.config import PRESETS, Prompts, Words, check_name
 from bs_ray.config.explain import explain
+from bs_ray.config.words import LONGEST
 from bs_ray.serve.http.problems import Problem
 
 MAX_IMAGES = 16
@@ -60,19 +61,57 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class SliderScale(_Strict):
+class AnySlider(_Strict):
+    """A slider by its name, or by words that are one as they are."""
+
+    name: Name | None = None
+    """`name`, the newest version, or `name@version`."""
+    positive: str | None = Field(None, min_length=1, max_length=LONGEST)
+    """In place of a name: the prompt that the slider moves towards, such as "person, smiling"."""
+    negative: str | None = Field(None, max_length=LONGEST)
+    """With `positive`: the prompt that it moves away from, such as "person, frowning"."""
+    target: str | None = Field(None, max_length=LONGEST)
+    """With `positive`: what the edit is conditioned on; the server's own prompt where left out."""
+
+    @model_validator(mode="after")
+    def _name_or_words(self) -> Self:
+        said = [self.positive is not None, self.negative is not None]
+        if self.name is not None and (any(said) or self.target is not None):
+            raise ValueError("got name and words; expected name, or positive and negative")
+        if self.name is None and not all(said):
+            raise ValueError(
+                "got neither a name nor two prompts; expected name, or positive and negative"
+            )
+        return self
+
+    @property
+    def words(self) -> Words | None:
+        """The words; None where the slider has a name. Raises ValueError where they are equal."""
+        if self.positive is None or self.negative is None:
+            return None
+        return Words(positive=self.positive, negative=self.negative, target=self.target)
+
+    @property
+    def key(self) -> str:
+        """What tells it from the request's other sliders: name and version, or the words."""
+        return self.name or f"{self.positive!r} / {self.negative!r}"
+
+    @property
+    def title(self) -> str:
+        """`key` without a version: of these, each may be in a request once."""
+        return self.name.partition("@")[0] if self.name else self.key
+
+
+class SliderScale(AnySlider):
     """How far to move one slider."""
 
-    name: Name
-    """`name`, the newest version, or `name@version`."""
     scale: float
     """Signed strength: 0 leaves the photo as it is, 1 is one unit of the slider's effect."""
 
 
-class Sweep(_Strict):
+class Sweep(AnySlider):
     """One slider at several scales: a picture for each, computed in one pass."""
 
-    name: Name
     scales: list[float] = Field(min_length=1, max_length=16)
 
 
@@ -134,7 +173,7 @@ class _ImageRequest(_Strict):
     @field_validator("sliders")
     @classmethod
     def _each_once(cls, sliders: list[SliderScale]) -> list[SliderScale]:
-        names = Counter(slider.name.partition("@")[0] for slider in sliders)
+        names = Counter(slider.title for slider in sliders)
         if twice := [name for name, n in names.items() if n > 1]:
             raise ValueError(f"got {', '.join(twice)} more than once; expected each name once")
         return sliders
@@ -142,17 +181,32 @@ class _ImageRequest(_Strict):
     @model_validator(mode="after")
     def _sweeps_another(self) -> Self:
         if self.sweep:
-            swept = self.sweep.name.partition("@")[0]
-            if swept in (slider.name.partition("@")[0] for slider in self.sliders):
+            swept = self.sweep.title
+            if swept in (slider.title for slider in self.sliders):
                 raise ValueError(f"sweep: got {swept}, which `sliders` has as well; expected one")
         return self
 
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        targets = {s.target for s in self.named.values() if s.target is not None}
+        if len(targets) > 1:
+            raise ValueError("got several targets; expected one, which all sliders act on")
+        return self
+
+    @property
+    def named(self) -> dict[str, AnySlider]:
+        """All sliders of the request, by their keys."""
+        return {
+            slider.key: slider for slider in [*self.sliders, *([self.sweep] if self.sweep else [])]
+        }
+
     def mixes(self) -> list[dict[str, float]]:
-        """The request's mixes, slider -> signed strength, one for each picture of a photo."""
-        fixed = {slider.name: slider.scale for slider in self.sliders}
+        """The request's mixes, slider's key -> signed strength, one for each picture of a
+        photo."""
+        fixed = {slider.key: slider.scale for slider in self.sliders}
         if not self.sweep:
             return [fixed]
-        return [{**fixed, self.sweep.name: scale} for scale in self.sweep.scales]
+        return [{**fixed, self.sweep.key: scale} for scale in self.sweep.scales]
 
 
 class EditRequest(_ImageRequest):
@@ -196,6 +250,7 @@ class EditRequest(_ImageRequest):
         """What the request sets differently from the server's editor settings."""
         named = _EDITOR_OF.get(self.quality, {})
         own = {"method": self.method, "start": self.strength, "steps": self.steps}
+        own["prompt"] = next((s.target for s in self.named.values() if s.target is not None), None)
         return {**named, **{name: value for name, value in own.items() if value is not None}}
 
 
@@ -208,6 +263,12 @@ class GenerateRequest(_ImageRequest):
     quality: Literal["auto"] = "auto"
     style: str | None = Field(None, max_length=20)
     """Accepted for compatibility."""
+
+    @model_validator(mode="after")
+    def _acts_on_the_prompt(self) -> Self:
+        if any(slider.target is not None for slider in self.named.values()):
+            raise ValueError("got a target; expected none: sliders act on the prompt's picture")
+        return self
 
 
 def _url_of(item: Any) -> Any:
@@ -235,7 +296,7 @@ class Meta(BaseModel):
     seconds: float
     """From the request's arrival to its reply."""
     sliders: dict[str, float]
-    """name@version -> strength."""
+    """name@version -> strength; words have a hash in place of the version."""
     sweep: list[float] = []
     """With a sweep: the scales, in the order of a photo's pictures."""
     base_id: str
@@ -279,6 +340,8 @@ class SliderList(BaseModel):
     data: list[SliderInfo]
     max_strength: float
     """Largest |scale| that a request may ask for."""
+    words: bool = False
+    """Whether requests may bring sliders of words."""
 
 
 class ModelInfo(BaseModel):

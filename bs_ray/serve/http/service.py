@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bs_ray.config import EditorSettings, ServeJob
+from bs_ray.config import EditorSettings, ServeJob, Words
 from bs_ray.editing.editor import Edit, EditError
 from bs_ray.images.rows import DecodedRow
 from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Result, Task
@@ -19,15 +19,26 @@ from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
 from bs_ray.serve.http.pictures import read_mask, read_photo, write_picture
 from bs_ray.serve.http.problems import Problem, busy
-from bs_ray.serve.http.schema import EditRequest, GenerateRequest, ImageReply, ImagesReply, Meta
+from bs_ray.serve.http.schema import (
+    AnySlider,
+    EditRequest,
+    GenerateRequest,
+    ImageReply,
+    ImagesReply,
+    Meta,
+)
 from bs_ray.serve.tracing import carrier, span
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
+from bs_ray.sliders.words import slider_of_words, words_said
 from bs_ray.storage import StorageError, Store
 
 MAX_PICTURES = 64
 """The most pictures that one request may ask for."""
 _STORE_RETRY_S = 5.0
+_PREDICTIONS = 4
+"""A task may ask for so many predictions a step for each of the server's `max_batch_rows`; each
+prompt of a slider of words is one."""
 
 
 class Backend(Protocol):
@@ -72,8 +83,10 @@ class Prepared:
     photos: list[DecodedRow | None]
     """The photo of each task; None for a generation."""
     resolved: Mapping[str, str]
-    """The request's name for a slider -> name@version."""
+    """The request's key of a slider -> its reference."""
     notes: list[str]
+    words: Mapping[str, Any]
+    """What the request's words say, for the pictures' provenance."""
 
 
 class Service:
@@ -121,6 +134,7 @@ class Service:
             [photo for photo in photos for _ in seeds],
             {name: listed.reference for name, listed in found.items()},
             [*_notes(mixes), *dict.fromkeys(notes)],
+            words_said(listed.card for listed in found.values()),
         )
 
     async def prepare_generation(self, request: GenerateRequest, caller: Caller) -> Prepared:
@@ -140,20 +154,23 @@ class Service:
             for i in range(request.n)
         ]
         resolved = {name: listed.reference for name, listed in found.items()}
-        return Prepared(request, tasks, [None] * request.n, resolved, _notes(mixes))
+        words = words_said(listed.card for listed in found.values())
+        return Prepared(request, tasks, [None] * request.n, resolved, _notes(mixes), words)
 
     async def _sliders(self, request: EditRequest | GenerateRequest, key: Key) -> dict[str, Listed]:
-        """The request's name for a slider -> that slider. Raises Problem."""
+        """The request's key of a slider -> that slider. Raises Problem."""
         if request.model is not None and request.model not in (self.job.base, self.base_id):
             detail = f"model: got {request.model!r}; expected none, or {self.job.base!r}"
             raise Problem(422, "unknown-model", detail)
-        wanted = [slider.name for slider in request.sliders]
-        wanted += [request.sweep.name] if request.sweep else []
+        wanted = request.named
         if len(wanted) > (limit := self.job.editor.resident_sliders):
             detail = f"sliders: got {len(wanted)}; expected at most {limit} at once"
             raise Problem(422, "too-many-sliders", detail)
         found: dict[str, Listed] = {}
-        for name in wanted:
+        for name, slider in wanted.items():
+            if slider.name is None:
+                found[name] = self._words(slider, key)
+                continue
             try:
                 listed = await self.catalogue.find(name)
             except StorageError as error:
@@ -164,7 +181,34 @@ class Service:
                 detail = f"slider: got {name!r}; expected one of {shown}"
                 raise Problem(422, "unknown-slider", detail)
             found[name] = listed
+        self._check_predictions(request, found)
         return found
+
+    def _words(self, slider: AnySlider, key: Key) -> Listed:
+        """The slider of some words. Raises Problem."""
+        if not self.job.words or not key.allows("words"):
+            known = "a name of /v1/sliders: no words" if self.job.words else "a name: no words here"
+            raise Problem(422, "no-words", f"slider: got words; expected {known}")
+        try:
+            words = slider.words
+        except ValueError:
+            words = None
+        if words is None:
+            detail = f"slider: got {slider.positive!r} for both prompts; expected two that differ"
+            raise Problem(422, "wrong-value", detail)
+        if words.target is None:
+            words = words.model_copy(update={"target": self.job.editor.prompt})
+        return Listed(slider_of_words(words, self.job.base, self.base_id).card, "")
+
+    def _check_predictions(
+        self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
+    ) -> None:
+        """Raise Problem where a step would ask for too many predictions."""
+        most = _PREDICTIONS * self.job.max_batch_rows
+        count = sum(1 + sum(len(found[k].card.pulls) for k in mix) for mix in request.mixes())
+        if count > most:
+            detail = f"sliders: got words that take {count} predictions a step; expected {most}"
+            raise Problem(422, "too-many-pictures", f"{detail}: fewer words, or fewer scales")
 
     def _mixes(
         self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
@@ -231,7 +275,8 @@ class Service:
     ) -> dict[str, Any]:
         """What all tasks of a request have in common."""
         return {
-            "sliders": {listed.reference: listed.place for listed in found.values()},
+            "sliders": {one.reference: one.place for one in found.values() if one.place},
+            "words": {one.reference: one.card for one in found.values() if one.card.pulls},
             "within_s": caller.within_s - (time.perf_counter() - caller.since_s),
             "partials": request.partial_images if request.stream else 0,
             "floats": request.output_format == "npy",
@@ -257,7 +302,7 @@ class Service:
         with span("encode"):
             files = await asyncio.to_thread(self._files, prepared, results)
             data = [await self._image(file, request, caller) for file in files]
-        fixed = {prepared.resolved[slider.name]: slider.scale for slider in request.sliders}
+        fixed = {prepared.resolved[slider.key]: slider.scale for slider in request.sliders}
         return ImagesReply(
             created=int(time.time()),
             data=data,
@@ -282,6 +327,7 @@ class Service:
                     "sliders": {prepared.resolved[name]: scale for name, scale in mix.items()},
                     "seed": request.seed + index % request.n,
                     "base_id": self.base_id,
+                    **({"words": prepared.words} if prepared.words else {}),
                 }
                 files.append(
                     write_picture(
