@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bs_ray.config import EditorSettings, ServeJob, Words
+from bs_ray.config import EditorSettings, ServeJob
 from bs_ray.editing.editor import Edit, EditError
 from bs_ray.images.rows import DecodedRow
 from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Result, Task
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
+from bs_ray.serve.http.named import AnySlider
 from bs_ray.serve.http.pictures import read_mask, read_photo, write_picture
 from bs_ray.serve.http.problems import Problem, busy
 from bs_ray.serve.http.schema import (
-    AnySlider,
     EditRequest,
     GenerateRequest,
     ImageReply,
