@@ -54,4 +54,4 @@ def test_it_is_published_like_any_slider(tmp_path) -> None:
 
 def test_files_of_trained_sliders_say_nothing_of_eta() -> None:
     card = Card(name="a", base="tiny", base_id="b1", rank=4)
-    assert "\"eta\"" not in card.to_json() and card.pulls == {}
+    assert '"eta"' not in card.to_json() and card.pulls == {}
