@@ -76,7 +76,7 @@ def edit_one(
             metavar="POSITIVE NEGATIVE",
         ),
     ] = None,
-    strength: Annotated[float, typer.Option(help="Of --words.")] = 1.0,
+    strength: Annotated[float | None, typer.Option(help="Of --words; 1 by default.")] = None,
     target: Annotated[
         str | None,
         typer.Option(help="What --words act on; what both prompts have in common by default."),
@@ -114,6 +114,8 @@ def edit_one(
         raise ValueError("got --sweep and --compose; expected one of them")
     if not slider and not words:
         raise ValueError("got neither --slider nor --words; expected what to change")
+    if not words and (strength is not None or target is not None):
+        raise ValueError("got --strength or --target without --words; expected them together")
     region = region or ("boxes" if box else "photo")
     settings = editor_settings({"preset": preset, "method": method, "region": region})
     places = {"base": base, "registry": registry}
@@ -124,7 +126,7 @@ def edit_one(
         **places,
         seed=seed,
         boxes=boxes_of(box or []),
-        words=[words_of(words, strength, target)] if words else [],
+        words=[words_of(words, 1.0 if strength is None else strength, target)] if words else [],
     )
     if sweep or compose:
         kind = "sweep" if sweep else "compose"

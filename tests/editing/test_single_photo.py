@@ -201,6 +201,7 @@ def test_words_of_the_shell_are_a_slider(tmp_path: Path, registry: str, random_b
     assert CliRunner().invoke(cli.app, mixed, catch_exceptions=False).exit_code == 0
     for wrong, message in [
         ([], "got neither --slider nor --words"),
+        (["--slider", "smile=1", "--strength", "2"], "got --strength or --target without --words"),
         (["--words", "person", "person"], "got 'person' for both"),
         (["--words", "PERSON", "person"], "the base predicts the same"),
     ]:
