@@ -23,8 +23,9 @@ from bs_ray.editing.gate import GatedEditor, gate_judges
 from bs_ray.editing.locate import view_key
 from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
 from bs_ray.models import base_folder, load_base
-from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider
 
 Results = list[EditedRow | QuarantinedRow]
 EditFunction = Callable[[Sequence[Edit]], list[Outcome]]
@@ -44,7 +45,7 @@ class EditShard:
         torch.set_num_threads(max(1, round(job.cpus_per_worker)))
         registry, sliders = Registry(job.registry), []
         for used in settings["sliders"].values():
-            sliders.append(registry.resolve(used["place"]))
+            sliders.append(_slider(used, registry))
             if digest(sliders[-1]) != used["sha256"]:
                 raise SliderError(f"slider {used['place']}: got other weights than at the start")
         model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
@@ -57,6 +58,13 @@ class EditShard:
         edit_s = time.monotonic() - started
         seconds = seconds_of(row) | {"edit_at_s": began, "edit_s": edit_s}
         return pack(row["shard"], rows, row["files"], **seconds)
+
+
+def _slider(used: dict[str, Any], registry: Registry) -> Slider:
+    """A slider of the input list; words are in the list themselves."""
+    if "card" in used:
+        return Slider(Card.model_validate_json(used["card"]), {})
+    return registry.resolve(used["place"])
 
 
 def copy_shard(row: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
+from bs_ray.sliders.words import slider_of_words, words_said
 from bs_ray.storage import MissingBucketError, Store
 
 _REPORT_EVERY = 100_000  # photos listed between two lines about it
@@ -77,7 +78,10 @@ class PreparedJob:
     def stamp(self) -> dict[str, Any]:
         """What every output of the job says of its making, whatever its strengths."""
         settings = self.input_list.settings
-        return {"base_id": settings["base_id"], "seed": settings["seed"], "bs_ray": __version__}
+        made = {"base_id": settings["base_id"], "seed": settings["seed"], "bs_ray": __version__}
+        sliders = words_of(self.job, settings["base_id"]).values()
+        words = words_said(slider.card for slider in sliders)
+        return {**made, "words": words} if words else made
 
 
 def prepare(job: EditJob, console: Console) -> PreparedJob:
@@ -192,7 +196,11 @@ def resolve(
         need_centerface()
     if job.gate:
         gate_judges(base_folder(job.base), job.gate)
+    words = words_of(job, base_id)
     for given in job.sliders:
+        if given in words:
+            sliders[given] = words[given]
+            continue
         newest = registry.resolve(_place(given))
         slider = registry.resolve(pinned[given]["place"]) if given in pinned else newest
         if slider.reference != newest.reference:
@@ -214,10 +222,16 @@ def resolve(
 def _check_strengths(job: EditJob, sliders: Mapping[str, Slider], console: Console) -> None:
     """Raise SliderError for a strength that is refused; print what users should know of others."""
     cards = {given: slider.card for given, slider in sliders.items()}
-    for given, wanted in job.sliders.items():
+    for given, wanted in job.strengths.items():
         for strength in wanted if isinstance(wanted, list) else [wanted]:
             for note in Mix.of({given: strength}, cards, job.editor.calibrated).notes:
                 console.print(f"{job.name}: {note}", soft_wrap=True)
+
+
+def words_of(job: EditJob, base_id: str) -> dict[str, Slider]:
+    """The job's sliders of words, by its own names for them."""
+    words = job.words.items()
+    return {name: slider_of_words(said, job.base, base_id, name) for name, said in words}
 
 
 def _place(given: str) -> str:
@@ -245,7 +259,8 @@ def settings_of(job: EditJob, sliders: Mapping[str, Slider]) -> dict[str, Any]:
             "place": _place(given) if "." in given else slider.reference,
             "reference": slider.reference,
             "sha256": digest(slider),
-            "strength": job.sliders[given],
+            "strength": job.strengths[given],
+            **({"card": slider.card.to_json()} if given in job.words else {}),
         }
         for given, slider in sliders.items()
     }

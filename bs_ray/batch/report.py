@@ -82,7 +82,7 @@ def sheet(job: EditJob, input_list: InputList, shards: Sequence[int], pairs: int
         for row, data in zip(shown, before, strict=True)
         if isinstance(data, bytes)
     ]
-    title = ", ".join(f"{name} {_strengths(given)}" for name, given in job.sliders.items())
+    title = ", ".join(f"{name} {_strengths(given)}" for name, given in job.strengths.items())
     return draw_pairs(triples, title)
 
 
@@ -101,7 +101,7 @@ def write_report(job: EditJob, input_list: InputList) -> None:
         job=job,
         version=__version__,
         summary=summary,
-        sliders=[f"{name} {_strengths(given)}" for name, given in job.sliders.items()],
+        sliders=[f"{name} {_strengths(given)}" for name, given in job.strengths.items()],
         sheet=f"data:image/png;base64,{base64.b64encode(png).decode()}" if png else "",
         bad=_quarantine(output.read(summary["quarantine"]), summary["quarantined_by_reason"]),
         generations=_generations(output, summary["generation"]),

@@ -115,6 +115,35 @@ def _change(found: dict[str, float] | None) -> str:
     return f"{found['mean']:+.1f} ± {found['sd']:.1f}" if found else "not reached"
 
 
+@app.command("words", epilog="Example: bs-ray bench words --json words.json")
+def bench_words(
+    attributes: Annotated[
+        str, typer.Option(help="Comma list of attributes of the tiny world.")
+    ] = "smile,age,chubby",
+    seeds: Annotated[int, typer.Option(help="Seeds of each.", min=1)] = 3,
+    base: Annotated[str, typer.Option(help="`tiny` or `tiny-flow`.")] = "tiny",
+    json_file: JsonFile = None,
+) -> None:
+    """Words against trained sliders at the same effect, and from when on training pays."""
+    from bs_ray.bench.words import MEASURES, words
+
+    figures = words(attributes.split(","), seeds, base, report)
+    table = Table("attribute", "slider", *MEASURES)
+    for attribute, found in figures["attributes"].items():
+        for arm in ("trained", "words"):
+            shown = (f"{found[arm][m]['mean']:.4g} ± {found[arm][m]['sd']:.2g}" for m in MEASURES)
+            table.add_row(attribute, arm, *shown)
+        training = found["trained"]
+        report(
+            f"{attribute}: training took {training['training_seconds']['mean']:.1f} s and "
+            f"{training['training_evaluations']['mean']:.0f} evaluations; it pays after "
+            f"{_figure(found['pays_after_photos'])} photos by time, after "
+            f"{_figure(found['pays_after_photos_by_evaluations'])} by evaluations"
+        )
+    console.print(table)
+    write_json(json_file, figures)
+
+
 @app.command("workers", epilog="Example: bs-ray bench workers --json workers.json")
 def bench_workers(
     repeats: Annotated[int, typer.Option(help="Runs of each.", min=1)] = 3,

@@ -89,11 +89,24 @@ def _seconds(interval: str) -> float:
 def edit_one(
     photo: Annotated[Path, typer.Argument(help="A photo: JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC.")],
     slider: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="NAME=STRENGTH, where NAME is name, name@version or a file. Repeat to combine."
         ),
-    ],
+    ] = None,
+    words: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="A slider without training: the prompts that it moves towards and away from, such "
+            'as "person, smiling" "person, frowning".',
+            metavar="POSITIVE NEGATIVE",
+        ),
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="Of --words; 1 by default.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="What --words act on; what both prompts have in common by default."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write; beside the photo where left out.")
     ] = None,
@@ -121,15 +134,25 @@ def edit_one(
 ) -> None:
     """Edit one photo without a cluster; write it again, or write a strip of edits as PNG."""
     from bs_ray.config import editor_settings
-    from bs_ray.editing.single_photo import OnePhoto, boxes_of, strengths_of
+    from bs_ray.editing.single_photo import OnePhoto, boxes_of, strengths_of, words_of
 
     if sweep and compose:
         raise ValueError("got --sweep and --compose; expected one of them")
+    if not slider and not words:
+        raise ValueError("got neither --slider nor --words; expected what to change")
+    if not words and (strength is not None or target is not None):
+        raise ValueError("got --strength or --target without --words; expected them together")
     region = region or ("boxes" if box else "photo")
     settings = editor_settings({"preset": preset, "method": method, "region": region})
     places = {"base": base, "registry": registry}
     one = OnePhoto(
-        photo, strengths_of(slider), settings, **places, seed=seed, boxes=boxes_of(box or [])
+        photo,
+        strengths_of(slider or []),
+        settings,
+        **places,
+        seed=seed,
+        boxes=boxes_of(box or []),
+        words=[words_of(words, 1.0 if strength is None else strength, target)] if words else [],
     )
     if sweep or compose:
         kind = "sweep" if sweep else "compose"

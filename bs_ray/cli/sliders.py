@@ -86,3 +86,41 @@ def sliders_import(
     model = load_base(base, device="meta")  # its layers' shapes are enough
     slider = Registry(registry).publish(import_slider(file, name, base, model))
     console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)
+
+
+@app.command(
+    "words",
+    epilog='Example: bs-ray sliders words smiling "person, smiling" "person, frowning" --base tiny',
+)
+def sliders_words(
+    name: Annotated[str, typer.Argument(help="Name to publish it under.")],
+    positive: Annotated[str, typer.Argument(help="The prompt that strength 1 moves towards.")],
+    negative: Annotated[str, typer.Argument(help="The prompt that strength -1 moves towards.")],
+    base: Annotated[str, typer.Option(help="The base, as in a job file.")],
+    target: Annotated[
+        str | None,
+        typer.Option(help="What it acts on; what both prompts have in common by default."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """Publish words as a slider without training, measured on its base."""
+    from bs_ray.config import check_name, words_at_strength
+    from bs_ray.editing.measure_words import measured
+    from bs_ray.judges.load import find_judges
+    from bs_ray.models import base_folder, load_base
+    from bs_ray.sliders.registry import Registry
+    from bs_ray.sliders.words import slider_of_words
+
+    said = {"positive": positive, "negative": negative, "target": target, "strength": 1}
+    model = load_base(base, device=device)
+    words = slider_of_words(words_at_strength(said), base, model.base_id, check_name(name))
+    judged = measured(words, model, find_judges(base_folder(base)))
+    slider = Registry(registry).publish(judged)
+    console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)
+    found = slider.card.calibration
+    if found:
+        low, high = found.units
+        console.print(f"usable range: {low:.2g} to {high:.2g}", soft_wrap=True)
+    else:
+        console.print(f"no judge of pictures beside {base}: its usable range was not measured")

@@ -17,6 +17,7 @@ from bs_ray.config.load import (
     job_of,
     load,
     shipped_job,
+    words_at_strength,
 )
 from bs_ray.config.overrides import apply_override
 from bs_ray.config.serve import Autoscaling, ServeJob
@@ -29,6 +30,7 @@ from bs_ray.config.train import (
     Tracking,
     TrainJob,
 )
+from bs_ray.config.words import Words, WordsAtStrength
 
 __all__ = [
     "PRESETS",
@@ -49,6 +51,8 @@ __all__ = [
     "ServeJob",
     "Tracking",
     "TrainJob",
+    "Words",
+    "WordsAtStrength",
     "apply_override",
     "as_begun_before",
     "check_name",
@@ -58,4 +62,5 @@ __all__ = [
     "job_of",
     "load",
     "shipped_job",
+    "words_at_strength",
 ]

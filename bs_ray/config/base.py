@@ -40,6 +40,10 @@ class Prompts(Settings):
     """Attributes to hold still, such as [male, female]: each is put in front of all four prompts,
     and the target sums the differences over them (Eq 8 of Concept Sliders, arXiv 2311.12092)."""
 
+    def with_attributes(self, text: str) -> list[str]:
+        """One of the prompts, once for every attribute to disentangle."""
+        return [f"{word} {text}" for word in self.disentangle] or [text]
+
 
 def check_name(name: str) -> str:
     """The name of a slider, a run or a key, which becomes part of a path. Raises ValueError."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bs_ray.config.base import MAX_PIXELS, Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings, QualityGate
+from bs_ray.config.words import WordsAtStrength
 
 
 class EditJob(Settings):
@@ -42,9 +43,11 @@ class EditJob(Settings):
     shard."""
     registry: str = "sliders"
     """Where sliders are looked up, local or s3://."""
-    sliders: dict[str, float | list[float]] = Field(min_length=1)
+    sliders: dict[str, float | list[float] | WordsAtStrength] = Field(min_length=1)
     """Slider (`name`, `name@version` or a .safetensors path) -> signed strength. Several strengths
-    make a grid: every combination is one edit of every photo, which is encoded once for all."""
+    make a grid: every combination is one edit of every photo, which is encoded once for all. Under
+    a name of the job's own, words are a slider too: `smiling: {positive: "person, smiling",
+    negative: "person, frowning", strength: 1}`."""
     edits_column: str | None = Field(None, serialization_alias="plan")
     """Instead of a grid, every photo brings its own edits: the column (Parquet) or the field of the
     .json (WebDataset) that holds `{edit's name: {slider: strength}}` as JSON. `sliders` then lists
@@ -90,7 +93,9 @@ class EditJob(Settings):
 
     @model_validator(mode="after")
     def _one_source_of_edits(self) -> Self:
-        if empty := [name for name, strengths in self.sliders.items() if strengths == []]:
+        for name in self.words:
+            check_name(name)
+        if empty := [name for name, strengths in self.strengths.items() if strengths == []]:
             raise ValueError(
                 f"got no strength for {empty[0]}; expected a number, or several for a grid"
             )
@@ -102,12 +107,24 @@ class EditJob(Settings):
             )
         return self
 
+    @property
+    def words(self) -> dict[str, WordsAtStrength]:
+        """The sliders that are words, by the job's name for them."""
+        return {n: w for n, w in self.sliders.items() if isinstance(w, WordsAtStrength)}
+
+    @property
+    def strengths(self) -> dict[str, float | list[float]]:
+        """Slider, as the job names it -> one strength or several."""
+        return {
+            n: w.strength if isinstance(w, WordsAtStrength) else w for n, w in self.sliders.items()
+        }
+
     def edits(self, references: Mapping[str, str]) -> dict[str, dict[str, float]]:
         """The grid: edit's name -> name@version -> strength; {"": mix} where there is one edit.
 
         references: slider as the job names it -> name@version.
         """
-        axes = {references[r]: s if isinstance(s, list) else [s] for r, s in self.sliders.items()}
+        axes = {references[r]: s if isinstance(s, list) else [s] for r, s in self.strengths.items()}
         mixes = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
         if len(mixes) == 1:
             return {"": mixes[0]}

@@ -20,6 +20,7 @@ from bs_ray.config.explain import explain
 from bs_ray.config.overrides import apply_override
 from bs_ray.config.serve import ServeJob
 from bs_ray.config.train import EARLIER_LOSSES, LATER_LOSSES, Losses, TrainJob
+from bs_ray.config.words import WordsAtStrength
 
 Job = TrainJob | EditJob | ServeJob | EvalJob
 _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
@@ -73,6 +74,14 @@ def editor_settings(values: dict[str, Any]) -> EditorSettings:
         return EditorSettings.model_validate(values)
     except ValidationError as error:
         raise JobError(_explain(error, "editor")) from None
+
+
+def words_at_strength(values: dict[str, Any]) -> WordsAtStrength:
+    """Words in a `sliders` section. Raises JobError."""
+    try:
+        return WordsAtStrength.model_validate(values)
+    except ValidationError as error:
+        raise JobError(_explain(error, "words")) from None
 
 
 def shipped_job(name: str, overrides: list[str] | None = None) -> Job:

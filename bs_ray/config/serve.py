@@ -38,6 +38,8 @@ class ServeJob(Settings):
     sliders: list[str] = Field(min_length=1)
     """`name` follows the newest version, `name@version` stays at one, and `*` takes every slider
     that fits the base."""
+    words: bool = False
+    """Whether requests may bring sliders of words: prompts that are a slider as they are."""
     refresh_s: float = Field(5.0, gt=0)
     """Seconds between looks at the registry for new versions."""
     max_rank: int | None = Field(None, ge=1)

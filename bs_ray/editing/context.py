@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bs_ray.editing.run import DenoiseRequest
+from bs_ray.editing.run import DenoiseRequest, denoise
+from bs_ray.editing.words import Words
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import Prediction, batch_noise
 from bs_ray.sliders.bank import Predict
@@ -31,12 +32,14 @@ class EditContext:
     empty: Condition
     """The empty prompt, S rows, for methods that use guidance."""
     lora_scales: Tensor
-    """Of the edits, [T, N]."""
+    """Of the edits, [T, N], and a column more for each prompt of `words`."""
     source_of: Tensor
     """Which photo each edit is of."""
     seeds: Sequence[int]
     """One for each photo. Seed and key fix the photo's noise, whatever else is in the batch."""
     keys: Sequence[str]
+    words: Words | None = None
+    """The prompts of the edits' sliders of words."""
 
     def noise(self, step: int) -> Tensor:
         """Standard normal [S, C, h, w]: each photo has its own noise at every step."""
@@ -53,13 +56,15 @@ class EditContext:
     def base(self, x_t: Tensor, t: int, condition: Condition | None = None) -> DenoiseRequest:
         """Ask for the base's prediction at rows [S]."""
         off = self.lora_scales.new_zeros(len(x_t), self.lora_scales.shape[1])
-        return DenoiseRequest(x_t, self.at(t, len(x_t)), condition or self.condition, off)
+        condition = condition or self.condition
+        return DenoiseRequest(x_t, self.at(t, len(x_t)), condition, off, words=self.words)
 
     def edited(self, x_t: Tensor, t: int, estimate: Tensor | None = None) -> DenoiseRequest:
         """Ask for the prediction with the sliders on, at rows [T]."""
         condition = self.condition.rows(self.source_of)
-        return DenoiseRequest(x_t, self.at(t, len(x_t)), condition, self.lora_scales, estimate)
+        at = self.at(t, len(x_t))
+        return DenoiseRequest(x_t, at, condition, self.lora_scales, estimate, self.words)
 
     def predict_now(self, request: DenoiseRequest) -> Tensor:
         """The prediction at once, for methods that differentiate through it."""
-        return self.predict(request.x_t, request.t, request.condition, request.lora_scales)
+        return denoise([request], self.predict)[0]

@@ -36,6 +36,7 @@ from bs_ray.editing.views import (
     views_of,
     working_copy,
 )
+from bs_ray.editing.words import WordBook, Words
 from bs_ray.images.faces import CenterFace, Face, FaceDetector
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.mix import Mix
@@ -123,28 +124,32 @@ class Editor:
         methods: what the names in `EditorSettings.method` stand for. detector: what finds faces,
         where settings ask for them; CenterFace where left out.
 
-        Raises SliderError where a slider was trained on another base, and FacesUnavailable.
+        Raises SliderError where a slider was trained on another base or its words mean nothing to
+        the base, and FacesUnavailable.
         """
         for slider in sliders:
             slider.check_base(model.base_id)
         self.model, self.settings, self._methods = model, settings, methods
         self.sliders = {slider.reference: slider for slider in sliders}
         """The sliders that mixes may name, by name@version."""
-        slots = slots or min(len(sliders), settings.resident_sliders)
-        layers = [layer for slider in sliders for layer in slider.factors]
-        if slots > len(sliders):
+        weighted = [slider for slider in sliders if slider.factors]
+        slots = slots or min(len(weighted), settings.resident_sliders)
+        layers = [layer for slider in weighted for layer in slider.factors]
+        if slots > len(weighted):
             layers += model.slider_targets()
         rank = max([rank, *(slider.card.rank for slider in sliders)])
-        self._resident = Resident(model, slots, rank, list(dict.fromkeys(layers)))
+        self._resident = Resident(model, max(1, slots), rank, list(dict.fromkeys(layers)))
         self.bank = self._resident.bank
         self.bank.attach(model.denoiser)
-        prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
-        self._condition, self._empty = model.embed([prompt]), model.embed([""])
+        self._prompt = settings.prompt if settings.prompt is not None else sliders[0].card.target
         self._detector = detector
         if settings.region == "face":
             self._need_detector()
         self.evaluations = 0
         """Rows that the denoiser has seen; a row that is differentiated counts three times."""
+        self._book = WordBook(model, self.predict, len(self.bank.names))
+        for slider in sliders:
+            self._book.check(slider.card)
 
     def close(self) -> None:
         """Detach the sliders: the base is bit for bit itself again."""
@@ -164,7 +169,8 @@ class Editor:
         return Mix.of(strengths, cards, self.settings.calibrated)
 
     def lora_scales(self, mixes: Sequence[Mix], beside: Sequence[Slider] = ()) -> Tensor:
-        """The mixes as a table [len(mixes), slots], with their sliders loaded into the bank.
+        """The mixes as a table [len(mixes), slots], with their sliders loaded into the bank; words
+        have no column.
 
         beside: sliders that must stay in the bank, since other runs use them. Raises SliderError
         for more sliders than slots.
@@ -173,14 +179,29 @@ class Editor:
         slots = dict(zip(moving, self._resident.use([*moving.values(), *beside]), strict=False))
         table = torch.zeros(len(mixes), len(self.bank.names), device=self.model.device)
         for row, mix in enumerate(mixes):
-            for reference, scale in mix.lora_scales.items():
-                table[row, slots[reference]] = scale
+            for reference in mix.lora_scales.keys() & slots.keys():
+                table[row, slots[reference]] = mix.lora_scales[reference]
         return table
 
+    def scales(
+        self, mixes: Sequence[Mix], beside: Sequence[Slider] = (), prompt: str | None = None
+    ) -> tuple[Tensor, Words | None]:
+        """`lora_scales`, with a column more for each prompt of the mixes' sliders of words, and
+        these prompts.
+
+        prompt: what all rows are conditioned on; None where they differ. Raises SliderError for
+        words that mean nothing to the base, too.
+        """
+        table, words = self._book.table(mixes, self.sliders, prompt)
+        return torch.cat([self.lora_scales(mixes, beside), table], 1), words
+
     def moving(self, mixes: Sequence[Mix]) -> dict[str, Slider]:
-        """The sliders that any of the mixes moves, each once, in order."""
+        """The sliders with weights that any of the mixes moves, each once, in order."""
         return {
-            reference: self.sliders[reference] for mix in mixes for reference in mix.lora_scales
+            reference: self.sliders[reference]
+            for mix in mixes
+            for reference in mix.lora_scales
+            if self.sliders[reference].factors
         }
 
     def check(self, edit: Edit) -> None:
@@ -198,7 +219,13 @@ class Editor:
                 f"{list(pixels.shape[:2])}"
             )
         check_boxes(edit, edit.settings or self.settings)
-        moving = {reference for mix in edit.mixes for reference in mix.lora_scales}
+        # A server checks an edit before its sliders are here; it counts them all.
+        moving = {
+            reference
+            for mix in edit.mixes
+            for reference in mix.lora_scales
+            if reference not in self.sliders or self.sliders[reference].factors
+        }
         if (count := len(moving)) > (slots := len(self.bank.names)):
             raise EditError(
                 f"photo {edit.key}: got {count} sliders; expected at most {slots} at once. "
@@ -265,17 +292,18 @@ class Editor:
         size = self._size(edits[0])
         views = views_of(edits, size[0])
         mixes = [mix for view in views for mix in edits[view.edit].mixes]
-        lora_scales = self.lora_scales(mixes, beside)
+        prompt = settings.prompt if settings.prompt is not None else self._prompt
+        scales, words = self.scales(mixes, beside, prompt)
         source_of = torch.tensor(
             [i for i, view in enumerate(views) for _ in edits[view.edit].mixes], dtype=torch.int64
         )
         # Displacement does not move a photo whose LoRA scales are all 0: there is nothing to
         # compute. The baselines do, and that is measured.
-        moving = (lora_scales.abs().amax(1) > 0).cpu()
+        moving = (scales != 0).any(1).cpu()
         if settings.method != "displacement":
             moving = torch.ones_like(moving)
         rows = moving.nonzero()[:, 0]
-        context = self._context(views, size, lora_scales[rows], source_of[rows])
+        context = self._context(views, size, scales[rows], source_of[rows], prompt, words)
         method = self._methods[settings.method]
         steps = method(context, settings) if len(rows) else _nothing(context)
         sliders = list(self.moving(mixes).values())
@@ -322,7 +350,13 @@ class Editor:
         return working_size(height, width, side, self.model.multiple_px)
 
     def _context(
-        self, views: Sequence[View], size: tuple[int, int], scales: Tensor, source_of: Tensor
+        self,
+        views: Sequence[View],
+        size: tuple[int, int],
+        scales: Tensor,
+        source_of: Tensor,
+        prompt: str,
+        words: Words | None,
     ) -> EditContext:
         """What the method gets: rows [T] of LoRA scales, and the views they are of as latents."""
         model = self.model
@@ -338,12 +372,13 @@ class Editor:
             predict=self.predict,
             prediction=model.prediction,
             x0=x0,
-            condition=self._condition.rows(same),
-            empty=self._empty.rows(same),
+            condition=self._book.embed(prompt).rows(same),
+            empty=self._book.embed("").rows(same),
             lora_scales=scales,
             source_of=torch.searchsorted(used, source_of).to(model.device),
             seeds=[view.seed for view in views],
             keys=[view.key for view in views],
+            words=words,
         )
 
 

@@ -35,16 +35,18 @@ def begin_generating(
     """
     model, count = editor.model, len(prompts)
     condition = model.embed([*prompts, *([""] * count)])
-    scales = editor.lora_scales(mixes, beside).repeat(2, 1)
+    scales, words = editor.scales(mixes, beside)
+    scales = scales.repeat(2, 1)
     last = round(late * model.prediction.num_train_timesteps) - 1
     bands = torch.tensor([[0, last]] * scales.shape[1], device=scales.device)
     noise = batch_noise(model.latent_shape, seeds, keys, 0).to(model.device)
+    same = torch.arange(count, device=model.device).repeat(2)
 
     def make_request(x: Tensor, now: int, estimate: Tensor | None) -> DenoiseRequest:
         """Rows with the prompt and rows with the empty prompt share a forward pass."""
         t = torch.full((2 * count,), now, device=x.device)
         acting = banded(scales, t, bands)
-        return DenoiseRequest(x.repeat(2, 1, 1, 1), t, condition, acting, estimate)
+        return DenoiseRequest(x.repeat(2, 1, 1, 1), t, condition, acting, estimate, words, same)
 
     def guide(prediction: Tensor) -> Tensor:
         cond, uncond = prediction.chunk(2)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bs_ray.editing.words import WordRows, Words
 from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import Prediction
 from bs_ray.sliders.bank import Predict
@@ -31,9 +32,13 @@ class DenoiseRequest:
     condition: Condition
     """B rows."""
     lora_scales: Tensor
-    """[B, slots of the bank]."""
+    """[B, slots of the bank], and a column more for each prompt of `words`: what the base's
+    prediction for it is multiplied by before it is added to the row's own."""
     estimate: Tensor | None = None
     """What the result looks like so far, latents [T, C, h, w]; None where the method cannot say."""
+    words: Words | None = None
+    same: Tensor | None = None
+    """int64 [B]: the first row with the x_t and t of each row; None where all rows differ."""
 
 
 EditGenerator = Generator[DenoiseRequest, Tensor, Tensor]
@@ -67,16 +72,49 @@ class EditRun:
             self.request, self.latents = None, done.value
 
 
+class _Rows:
+    """What the denoiser looks at for one request: its rows, then those that its words add."""
+
+    def __init__(self, request: DenoiseRequest):
+        self.x_t, self.t, self.condition = request.x_t, request.t, request.condition
+        self.lora_scales, self._added = request.lora_scales, None
+        if request.words is None:
+            return
+        slots = self.lora_scales.shape[1] - len(request.words.prompts.tokens)
+        self.lora_scales, scales = self.lora_scales[:, :slots], self.lora_scales[:, slots:]
+        self._added = added = WordRows(scales, self.lora_scales, request.words, request.same)
+        off = self.lora_scales.new_zeros(len(added.rows), slots)
+        self.x_t = torch.cat([self.x_t, self.x_t[added.rows]])
+        self.t = torch.cat([self.t, self.t[added.rows]])
+        self.condition = Condition.cat([self.condition, added.condition])
+        self.lora_scales = torch.cat([self.lora_scales, off])
+
+    def answer(self, predicted: Tensor) -> Tensor:
+        """The request's prediction out of that of all rows."""
+        if self._added is None:
+            return predicted
+        further = len(self._added.rows)
+        own = len(predicted) - further
+        return self._added.added(*predicted.split([own, further]))
+
+
+def denoise(requests: Sequence[DenoiseRequest], predict: Predict) -> list[Tensor]:
+    """Each request's prediction, all from one forward pass; their latents have one size."""
+    rows = [_Rows(request) for request in requests]
+    predicted = predict(
+        torch.cat([one.x_t for one in rows]),
+        torch.cat([one.t for one in rows]),
+        Condition.cat([one.condition for one in rows]),
+        torch.cat([one.lora_scales for one in rows]),
+    )
+    parts = predicted.split([len(one.x_t) for one in rows])
+    return [one.answer(part) for one, part in zip(rows, parts, strict=True)]
+
+
 @torch.no_grad()
 def denoise_together(requests: Sequence[DenoiseRequest], predict: Predict) -> list[Tensor]:
-    """Each request's prediction, all from one forward pass; their latents have one size."""
-    predicted = predict(
-        torch.cat([request.x_t for request in requests]),
-        torch.cat([request.t for request in requests]),
-        Condition.cat([request.condition for request in requests]),
-        torch.cat([request.lora_scales for request in requests]),
-    )
-    return list(predicted.split([len(request.x_t) for request in requests]))
+    """`denoise` without gradients."""
+    return denoise(requests, predict)
 
 
 @torch.no_grad()

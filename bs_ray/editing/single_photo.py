@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bs_ray import __version__
-from bs_ray.config import EditorSettings, JobError
+from bs_ray.config import EditorSettings, JobError, WordsAtStrength, words_at_strength
 from bs_ray.config.base import MAX_PIXELS
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.images.decode import decode
@@ -18,8 +18,9 @@ from bs_ray.images.encode import encode
 from bs_ray.images.faces import Box
 from bs_ray.images.rows import DecodedRow, is_quarantined
 from bs_ray.images.sheets import draw_strip
-from bs_ray.models import load_base
+from bs_ray.models import identify_base, load_base
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.words import slider_of_words, words_said
 
 SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """A sweep's columns, as shares of the strength that was asked for."""
@@ -38,19 +39,23 @@ class OnePhoto:
         registry: str = "sliders",
         seed: int = 0,
         boxes: Sequence[Box] | None = None,
+        words: Sequence[WordsAtStrength] = (),
     ):
-        """sliders: reference -> strength, in the order in which `compose` adds them. boxes: where
-        the photo is edited, with `region: boxes`.
+        """sliders: reference -> strength, in the order in which `compose` adds them; then words,
+        each at one strength. boxes: where the photo is edited, with `region: boxes`.
 
         Raises EditError for a photo that cannot be read, SliderError, BaseNotFound and
         FacesUnavailable.
         """
         self.row = _read(photo)
         found = [Registry(registry).resolve(reference) for reference in sliders]
+        strengths = list(sliders.values())
+        for one in words:
+            assert isinstance(one.strength, float)
+            found.append(slider_of_words(one, base, identify_base(base)))
+            strengths.append(one.strength)
         self.editor = Editor(load_base(base), found, settings)
-        self.strengths = dict(
-            zip((slider.reference for slider in found), sliders.values(), strict=True)
-        )
+        self.strengths = dict(zip((s.reference for s in found), strengths, strict=True))
         self.names = [slider.card.name for slider in found]
         self.seed, self.boxes = seed, boxes
 
@@ -67,6 +72,8 @@ class OnePhoto:
         row = DecodedRow(**{**self.row, "source": None, "pixels": to_uint8(edited.pixels)})
         made = {"sliders": self.strengths, "seed": self.seed, "bs_ray": __version__}
         made["base_id"] = self.editor.model.base_id
+        if words := words_said(s.card for s in self.editor.sliders.values()):
+            made["words"] = words
         if edited.regions:
             made["regions"] = [region.described() for region in edited.regions]
         return encode(row, made), tuple(filter(None, [*edited.notes, self.row["note"]]))
@@ -124,6 +131,13 @@ def strengths_of(given: list[str]) -> dict[str, float]:
         if not equals or not name:
             raise JobError(f"slider: got {text!r}; expected name=strength, such as smile=1.5")
     return found
+
+
+def words_of(ends: tuple[str, str], strength: float, target: str | None) -> WordsAtStrength:
+    """The prompts that the words move towards and away from, as a slider. Raises JobError."""
+    return words_at_strength(
+        {"positive": ends[0], "negative": ends[1], "target": target, "strength": strength}
+    )
 
 
 def boxes_of(given: list[str]) -> list[Box] | None:

@@ -72,4 +72,5 @@ def _with_base(request: DenoiseRequest, edits: int) -> DenoiseRequest:
         Condition.cat([request.condition, request.condition.rows(slice(first, None))]),
         torch.cat([request.lora_scales, off]),
         request.estimate,
+        request.words,
     )

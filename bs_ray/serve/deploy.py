@@ -64,7 +64,7 @@ def build(args: Mapping[str, str] | ServeJob) -> Application:
         # Replicas that start later, perhaps with other sliders, must use the same prompt.
         editor = job.editor.model_copy(update={"prompt": first.target})
         job = job.model_copy(update={"editor": editor})
-    rank = job.max_rank or max(slider.card.rank for slider in listed.values())
+    rank = job.max_rank or max(1, *(slider.card.rank for slider in listed.values()))
     places = [slider.place for slider in listed.values()]
     editor = _editor_deployment(job).bind(job, places, rank)
     return _ingress_deployment(job).bind(job, catalogue.base_id, listed, editor)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,6 +41,10 @@ class Card(BaseModel):
     subject: str = Field("", alias="pictured")
     """What a slider without prompts acts on, in words. Files call it `pictured`."""
     rank: int
+    """0 for a slider of words, which has no weights."""
+    eta: float | None = None
+    """Of a slider of words: what the difference of its prompts' predictions is multiplied by at
+    LoRA scale 1. None for a slider with weights, whose files leave it out."""
     calibration: Calibration | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     """The job's settings and what the run measured."""
@@ -50,12 +56,28 @@ class Card(BaseModel):
 
     @property
     def reference(self) -> str:
-        """name@version, which names one slider for good."""
-        return f"{self.name}@{self.version}"
+        """name@version, which names one slider for good; words that are not published have a hash
+        of their prompts and eta in place of a version."""
+        if self.eta is None or self.version or self.prompts is None:
+            return f"{self.name}@{self.version}"
+        said = f"{self.eta!r} {self.prompts.model_dump_json()}"
+        return f"{self.name}@w{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+    @property
+    def pulls(self) -> Mapping[str, float]:
+        """Of a slider of words: prompt -> what its prediction is multiplied by at LoRA scale 1,
+        which adds up to 0. Empty for a slider with weights."""
+        found: dict[str, float] = {}
+        if self.eta is not None and self.prompts is not None:
+            sign = self.eta if self.prompts.action == "enhance" else -self.eta
+            for end, factor in ((self.prompts.positive, sign), (self.prompts.negative, -sign)):
+                for text in self.prompts.with_attributes(end):
+                    found[text] = found.get(text, 0.0) + factor
+        return found
 
     def to_json(self) -> str:
         """The card as a slider's file holds it."""
-        return self.model_dump_json(by_alias=True)
+        return self.model_dump_json(by_alias=True, exclude=None if self.eta else {"eta"})
 
     def lora_scale(self, strength: float, calibrated: bool = True) -> float:
         """The LoRA scale of a strength, which counts units of effect where the card has them.

@@ -46,6 +46,10 @@ def export(slider: Slider, form: str) -> dict[str, bytes]:
     kohya names the layers of UNets alone; of a transformer ComfyUI reads diffusers' file.
     """
     name = slider.card.name
+    if not slider.factors:
+        raise SliderError(
+            f"slider {name}: got words, which have no weights to export; expected a trained slider"
+        )
     if form == "diffusers" or (form == "kohya" and slider.card.part != "unet"):
         return {f"{name}.safetensors": slider.to_bytes()}
     if form == "kohya":

@@ -40,6 +40,7 @@ from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.card import Card
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
+from bs_ray.sliders.words import PromptsDoNotSeparate
 from bs_ray.storage import Store
 from bs_ray.train import checkpoint
 from bs_ray.train.checkpoint import CheckpointError, IncompleteCheckpoint, Progress
@@ -48,7 +49,7 @@ from bs_ray.train.features import features_trunk, load_features
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
 from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.cache import ensure_cache, load_photos, read_cache
-from bs_ray.train.targets.teacher import PromptsDoNotSeparate, texts_of
+from bs_ray.train.targets.teacher import texts_of
 from bs_ray.train.watching.preview import missing_judges_message
 from bs_ray.train.watching.tracking import check_tracking, open_trackers
 from bs_ray.train.watching.watch import Watch

@@ -185,6 +185,30 @@ def test_boxes_are_edited_and_named_in_the_file(
         assert message in str(refused.exception)
 
 
+def test_words_of_the_shell_are_a_slider(tmp_path: Path, registry: str, random_base: Path) -> None:
+    path = photo(tmp_path, "wide")
+    common = ["edit-one", str(path), "--base", str(random_base), "--registry", registry]
+    words = ["--words", "person, smiling", "person, frowning", "--strength", "3"]
+    done = CliRunner().invoke(cli.app, [*common, *words], catch_exceptions=False)
+    assert done.exit_code == 0
+    made = read_provenance((tmp_path / f"wide-edited{path.suffix}").read_bytes())
+    assert made is not None
+    [(reference, strength)] = made["sliders"].items()
+    assert reference.startswith("smiling@w") and strength == 3
+    said = made["words"][reference]
+    assert (said["positive"], said["target"]) == ("person, smiling", "person")
+    mixed = [*common, *words, "--slider", "smile=1", "--compose"]
+    assert CliRunner().invoke(cli.app, mixed, catch_exceptions=False).exit_code == 0
+    for wrong, message in [
+        ([], "got neither --slider nor --words"),
+        (["--slider", "smile=1", "--strength", "2"], "got --strength or --target without --words"),
+        (["--words", "person", "person"], "got 'person' for both"),
+        (["--words", "PERSON", "person"], "the base predicts the same"),
+    ]:
+        refused = CliRunner().invoke(cli.app, [*common, *wrong])
+        assert message in str(refused.exception)
+
+
 def test_strengths_of() -> None:
     assert strengths_of(["smile=1.5", "age@2=-1"]) == {"smile": 1.5, "age@2": -1.0}
     for bad in ("smile", "=1", "smile=much"):

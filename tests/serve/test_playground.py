@@ -69,6 +69,7 @@ class Stub:
 
     names: list[str] = field(default_factory=lambda: ["smile", "age", "hair_length"])
     key: str | None = None
+    words: bool = False
     refusals: list[Problem] = field(default_factory=list)
     """Raised by the next edits, one each."""
     step_s: float = 0.0
@@ -98,7 +99,9 @@ class Stub:
         async def sliders(request: Request) -> SliderList:
             self.admit(request)
             infos = [slider_info(name) for name in self.names]
-            return SliderList(data=infos, max_strength=3.0, finds_faces=self.finds_faces)
+            return SliderList(
+                data=infos, max_strength=3.0, finds_faces=self.finds_faces, words=self.words
+            )
 
         @app.post("/v1/images/faces")
         async def find(request: Request) -> FacesReply:
@@ -317,7 +320,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def as_dict(asked: EditRequest) -> dict[str, float]:
-    return {slider.name: slider.scale for slider in asked.sliders}
+    return {slider.key: slider.scale for slider in asked.sliders}
 
 
 def test_the_real_api_stands_behind_the_page(browser: Any) -> None:
@@ -607,6 +610,36 @@ def test_a_sweep_has_five_pictures_that_set_the_slider(
     )
     press(page, "age", "ArrowRight", 1)
     expect(page.locator("#sweep-note")).to_have_text("Of earlier settings; draw it again")
+
+
+def test_words_become_a_slider(page: Any, page_url: str, stub: Stub) -> None:
+    stub.words = True
+    open_with_photo(page, page_url)
+    page.get_by_label("Towards").fill("face, grinning")
+    page.get_by_label("Away from").fill(HTML)
+    page.get_by_role("button", name="Add slider of words").click()
+    added = f"face, grinning / {HTML}"
+    expect(page.get_by_role("slider", name=added, exact=True)).to_have_value("1")
+    press(page, added, "ArrowRight", 10)
+    wait_done(page)
+    [asked] = stub.edits[-1].sliders
+    assert (asked.name, asked.positive, asked.negative) == (None, "face, grinning", HTML)
+    assert asked.scale == 1.5 and np.array_equal(shown(page), expected(15))
+    assert '{"positive": "face, grinning", "negative": ' in copied(page, "Python")
+    page.get_by_label("Slider to sweep").select_option(added)
+    page.get_by_role("button", name="Draw strip").click()
+    expect(page.locator("#strip img")).to_have_count(5)
+    sweep = stub.edits[-1].sweep
+    assert sweep and (sweep.positive, sweep.scales) == ("face, grinning", [-2, -1, 0, 1, 2])
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "ada_face-grinning+1.50.png"
+
+
+def test_words_are_asked_for_where_the_server_takes_them(page: Any, page_url: str) -> None:
+    page.goto(page_url)
+    expect(page.get_by_role("slider", name="smile")).to_be_visible()
+    expect(page.locator("#words")).to_be_hidden()
 
 
 def copied(page: Any, language: str) -> str:

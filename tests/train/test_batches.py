@@ -10,9 +10,10 @@ from bs_ray.datasets.pairs import alone, pair_sets
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.bank import SliderBank
+from bs_ray.sliders.words import PromptsDoNotSeparate
 from bs_ray.train.batches import LiveBatches, PairBatches, draw
 from bs_ray.train.targets.samples import PATH_SAMPLES, CachedBatches, SampleMaker, sample_number
-from bs_ray.train.targets.teacher import PromptsDoNotSeparate, Teacher, forwards_a_row
+from bs_ray.train.targets.teacher import Teacher, forwards_a_row
 from tests.train.conftest import PROMPTS, make_job, photo_rows
 
 AGE = {

@@ -11,6 +11,7 @@ import torch
 from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models.base import DiffusionModel
+from bs_ray.sliders.words import PromptsDoNotSeparate
 from bs_ray.train import checkpoint
 from bs_ray.train.checkpoint import CheckpointError, Progress
 from bs_ray.train.engines import PlainEngine
@@ -18,7 +19,7 @@ from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, run
 from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.samples import SampleMaker
-from bs_ray.train.targets.teacher import PromptsDoNotSeparate, Teacher
+from bs_ray.train.targets.teacher import Teacher
 from tests.train.conftest import PROMPTS, make_job, photo_rows
 
 

@@ -39,8 +39,8 @@ def displacement(
 ) -> EditGenerator:
     """Edited latents x0 + d, [T, C, h, w].
 
-    Costs S + T evaluations a step, and T more in two of them with `soft_mask`. A request's last T
-    rows are those whose sliders move the photo.
+    Costs S + T evaluations a step, and T more in two of them with `soft_mask`; sliders of words
+    cost more (`editing/words.py`). A request's last T rows are those whose sliders move the photo.
     """
     prediction, source_of = context.prediction, context.source_of
     times = prediction.timesteps(settings.steps, settings.start)
@@ -51,7 +51,8 @@ def displacement(
         x_target = x_source[source_of] + _spread(prediction, now) * d
         probes = settings.soft_mask > 0 and step < _MASK_STEPS
         branches = _branches(context, x_source, x_target, probes=probes and step > 0)
-        request = _request(context, now, branches, estimate=context.x0[source_of] + d)
+        estimate = context.x0[source_of] + d
+        request = _request(context, now, branches, estimate, apart=step > 0)
         seen = _readings(context, request, branches, (yield request))
         still, moved = seen["still"][source_of], seen["moved"]
         d = d - weight * (moved - still)
@@ -84,12 +85,16 @@ def _branches(
 
 
 def _request(
-    context: EditContext, now: int, branches: dict[str, Branch], estimate: Tensor
+    context: EditContext, now: int, branches: dict[str, Branch], estimate: Tensor, *, apart: bool
 ) -> DenoiseRequest:
-    """One request for the rows of all branches."""
+    """One request for the rows of all branches. apart: whether x_tgt is no longer x_src."""
     x_t, rows, scales = (torch.cat(column) for column in zip(*branches.values(), strict=True))
     t, condition = context.at(now, len(rows)), context.condition.rows(rows)
-    return DenoiseRequest(x_t, t, condition, scales, estimate)
+    same = rows.clone()  # the first rows are x_src, in order
+    if apart:
+        moved = len(branches["moved"][0])
+        same[-moved:] = torch.arange(len(rows) - moved, len(rows), device=rows.device)
+    return DenoiseRequest(x_t, t, condition, scales, estimate, context.words, same)
 
 
 def _readings(

@@ -74,13 +74,15 @@ def null_text(context: EditContext, settings: EditorSettings) -> EditGenerator:
     fitted = _fit(context, path, times, settings.guidance_scale)
     start = settings.start * kind.num_train_timesteps
     off = torch.zeros_like(context.lora_scales)
+    words = context.words and replace(context.words, target=None)
     x = path[0][context.source_of]
     for now, then, empty in zip(times, [*times[1:], None], fitted, strict=True):
         scales = (context.lora_scales if now < start else off).repeat(2, 1)
         both = context.condition.cat([context.condition, empty])
         rows = torch.cat([context.source_of, context.source_of + len(context.x0)])
         t = context.at(now, len(rows))
-        predicted = yield DenoiseRequest(x.repeat(2, 1, 1, 1), t, both.rows(rows), scales)
+        twice = x.repeat(2, 1, 1, 1)
+        predicted = yield DenoiseRequest(twice, t, both.rows(rows), scales, words=words)
         cond, uncond = predicted.chunk(2)
         x = _step(context, x, classifier_free(cond, uncond, settings.guidance_scale), now, then)
     return x

@@ -76,7 +76,7 @@ class _Ticket:
     @property
     def load(self) -> Load:
         done = self.run.evaluated if self.run else 0
-        return Load(max(1, self.steps - done), self.task.rows)
+        return Load(max(1, self.steps - done), self.task.weight)
 
 
 class Batcher:
@@ -92,7 +92,8 @@ class Batcher:
         step_timeout_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """max_rows: edits in one forward pass. max_waiting: tasks that may wait for their turn.
+        """max_rows: edits in one forward pass, where each prompt of words counts as one more.
+        max_waiting: tasks that may wait for their turn.
 
         step_timeout_s: a step that takes longer counts as hanging, see `check`.
         """
@@ -226,8 +227,8 @@ class Batcher:
         if not self._running:
             return True
         together = [*self._running, ticket]
-        sliders = {name for t in together for name in t.sliders}
-        rows = sum(t.task.rows for t in together)
+        sliders = {name for t in together for name, s in t.sliders.items() if s.factors}
+        rows = sum(t.task.weight for t in together)
         return rows <= self._max_rows and len(sliders) <= len(self.editor.bank.names)
 
     def _report(self, ticket: _Ticket, event: Event | Exception) -> None:
@@ -250,13 +251,14 @@ class Batcher:
         for together in self._buckets():
             outcomes += self._advance(together)
         rows = sum(t.task.rows for t in self._running)
+        weight = sum(t.task.weight for t in self._running)
         failed = {id(ticket) for ticket, event in outcomes if isinstance(event, Exception)}
         for ticket in self._running:
             ticket.company += rows
             if id(ticket) not in failed:
                 outcomes += self._progress(ticket)
         seconds = self._clock() - began_s
-        self._step_time.learn(rows, seconds)
+        self._step_time.learn(weight, seconds)
         self._watcher.stepped(rows, seconds)
         return outcomes
 

@@ -69,7 +69,9 @@ class EditorReplica:
     async def events(self, task: Task) -> AsyncIterator[Event]:
         """What happens to the task, its Result last. Raises as `result`."""
         sliders = await self._sliders.take(task.sliders)
-        for reference in task.sliders:
+        sliders |= {r: Slider(card, {}) for r, card in task.words.items() if r not in sliders}
+        own_words = task.words.keys() - task.sliders.keys()
+        for reference in [*task.sliders, *(["words"] if own_words else [])]:  # words have no end
             self._metrics.slider_used(reference)
         self._metrics.resident(len(self._sliders.held()))
         async for event in self._batcher.submit(task, sliders):

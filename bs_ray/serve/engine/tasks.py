@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bs_ray.editing.editor import Edit
+from bs_ray.sliders.card import Card
 from bs_ray.sliders.mix import Mix
 
 
@@ -23,12 +24,21 @@ class Busy(Exception):
 class _Task:
     sliders: Mapping[str, str] = field(default_factory=dict)
     """The sliders that the mixes name: name@version -> the place that the registry resolves."""
+    words: Mapping[str, Card] = field(default_factory=dict)
+    """The sliders of words that the mixes name, by reference; those that were published are among
+    `sliders`, too."""
     within_s: float = 30.0
     """How long the caller waits for the result."""
     partials: int = 0
     """How many previews to send on the way."""
     trace: Mapping[str, str] = field(default_factory=dict)
     """Where the task belongs in a distributed trace."""
+
+    def predictions(self, mixes: Sequence[Mix]) -> int:
+        """What each mix asks the denoiser for in a step, beside its photo's own: one for itself,
+        and one for every prompt of its words."""
+        prompts = {reference: len(card.pulls) for reference, card in self.words.items()}
+        return sum(1 + sum(prompts.get(r, 0) for r in mix.lora_scales) for mix in mixes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,11 @@ class EditTask(_Task):
     def rows(self) -> int:
         """Each view is a row under each mix."""
         return sum(len(edit.mixes) for edit in self.edits)
+
+    @property
+    def weight(self) -> int:
+        """`rows`, with those that words add."""
+        return sum(self.predictions(edit.mixes) for edit in self.edits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +75,11 @@ class GenerateTask(_Task):
     @property
     def rows(self) -> int:
         return len(self.mixes)
+
+    @property
+    def weight(self) -> int:
+        """`rows`, with those that words add."""
+        return self.predictions(self.mixes)
 
 
 Task = EditTask | GenerateTask

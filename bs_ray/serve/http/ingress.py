@@ -213,8 +213,9 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
     async def sliders(http: Request) -> SliderList:
         """The sliders that requests may name."""
         infos = [_info(listed) for listed in (await allowed(http)).values()]
-        limit = service.job.max_strength
-        return SliderList(data=infos, max_strength=limit, finds_faces=service.finds_faces)
+        words = service.job.words and (await door.key(http)).allows("words")
+        limit, finds_faces = service.job.max_strength, service.finds_faces
+        return SliderList(data=infos, max_strength=limit, finds_faces=finds_faces, words=words)
 
     @app.get(
         "/v1/sliders/{name}/preview",

@@ -5,7 +5,7 @@ A keys file is YAML, on any storage. It holds the SHA-256 of each key rather tha
     keys:
       - id: team-a
         sha256: 9f2c...              # of the key, which `bs-ray keys add` makes
-        sliders: ["age", "smile-*"]  # wildcards; all sliders where left out
+        sliders: ["age", "smile-*"]  # wildcards; all where left out; "words" for any words
         requests_per_minute: 600     # no limit where left out
         burst: 20
         expires: 2027-01-01
@@ -68,7 +68,8 @@ class Key(_Strict):
     id: Annotated[str, AfterValidator(check_name)]
     """Names the key in logs, metrics and this file."""
     sliders: list[Annotated[str, AfterValidator(_checked_glob)]] = ["*"]
-    """Globs over the names of the sliders that the key may use and see."""
+    """Globs over the names of the sliders that the key may use and see; `words` stands for the
+    sliders of words."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Sustained rate; None is no limit."""
     burst: int = Field(20, ge=1)

@@ -6,10 +6,8 @@ from collections import Counter
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
@@ -18,10 +16,11 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from bs_ray.config import PRESETS, Prompts, check_name
+from bs_ray.config import PRESETS, Prompts
 from bs_ray.config.explain import explain
 from bs_ray.images.base64_text import base64_bytes
 from bs_ray.serve.http.boxes import MAX_BOXES, GivenBox, RegionInfo
+from bs_ray.serve.http.named import AnySlider, SliderScale, Strict, Sweep
 from bs_ray.serve.http.problems import Problem
 
 MAX_IMAGES = 16
@@ -38,42 +37,6 @@ _EDITOR_OF: dict[str, dict[str, Any]] = {
     "medium": {**PRESETS["fast"], "soft_mask": PRESETS["high"]["soft_mask"]},
     "high": PRESETS["high"],
 }
-_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}(@[0-9]{1,4})?$"
-Name = Annotated[
-    str,
-    AfterValidator(lambda name: _checked_name(name)),
-    Field(max_length=80, json_schema_extra={"pattern": _PATTERN}),
-]
-
-
-def _checked_name(reference: str) -> str:
-    """A reference `name` or `name@version`, which can become no path. Raises ValueError."""
-    name, at, version = reference.partition("@")
-    check_name(name)
-    if at and not (version.isdigit() and len(version) <= 4):
-        raise ValueError(f"got version {version[:20]!r}; expected a number, such as {name}@2")
-    return reference
-
-
-class _Strict(BaseModel):
-    # Strict, since `false` for a number is a mistake rather than a 0.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class SliderScale(_Strict):
-    """How far to move one slider."""
-
-    name: Name
-    """`name`, the newest version, or `name@version`."""
-    scale: float
-    """Signed strength: 0 leaves the photo as it is, 1 is one unit of the slider's effect."""
-
-
-class Sweep(_Strict):
-    """One slider at several scales: a picture for each, computed in one pass."""
-
-    name: Name
-    scales: list[float] = Field(min_length=1, max_length=16)
 
 
 def _photo_bytes(value: object) -> object:
@@ -97,7 +60,7 @@ Photo = Annotated[
 """A photo file's bytes, or its URL."""
 
 
-class _ImageRequest(_Strict):
+class _ImageRequest(Strict):
     """The fields that edits and generations share."""
 
     model: str | None = Field(None, max_length=200)
@@ -130,7 +93,7 @@ class _ImageRequest(_Strict):
     @field_validator("sliders")
     @classmethod
     def _each_once(cls, sliders: list[SliderScale]) -> list[SliderScale]:
-        names = Counter(slider.name.partition("@")[0] for slider in sliders)
+        names = Counter(slider.title for slider in sliders)
         if twice := [name for name, n in names.items() if n > 1]:
             raise ValueError(f"got {', '.join(twice)} more than once; expected each name once")
         return sliders
@@ -138,17 +101,32 @@ class _ImageRequest(_Strict):
     @model_validator(mode="after")
     def _sweeps_another(self) -> Self:
         if self.sweep:
-            swept = self.sweep.name.partition("@")[0]
-            if swept in (slider.name.partition("@")[0] for slider in self.sliders):
+            swept = self.sweep.title
+            if swept in (slider.title for slider in self.sliders):
                 raise ValueError(f"sweep: got {swept}, which `sliders` has as well; expected one")
         return self
 
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        targets = {s.target for s in self.named.values() if s.target is not None}
+        if len(targets) > 1:
+            raise ValueError("got several targets; expected one, which all sliders act on")
+        return self
+
+    @property
+    def named(self) -> dict[str, AnySlider]:
+        """All sliders of the request, by their keys."""
+        return {
+            slider.key: slider for slider in [*self.sliders, *([self.sweep] if self.sweep else [])]
+        }
+
     def mixes(self) -> list[dict[str, float]]:
-        """The request's mixes, slider -> signed strength, one for each picture of a photo."""
-        fixed = {slider.name: slider.scale for slider in self.sliders}
+        """The request's mixes, slider's key -> signed strength, one for each picture of a
+        photo."""
+        fixed = {slider.key: slider.scale for slider in self.sliders}
         if not self.sweep:
             return [fixed]
-        return [{**fixed, self.sweep.name: scale} for scale in self.sweep.scales]
+        return [{**fixed, self.sweep.key: scale} for scale in self.sweep.scales]
 
 
 class EditRequest(_ImageRequest):
@@ -217,11 +195,12 @@ class EditRequest(_ImageRequest):
             "region": "boxes" if self.boxes else self.region,
             "faces": self.faces,
             "no_face": self.no_face,
+            "prompt": next((s.target for s in self.named.values() if s.target is not None), None),
         }
         return {**named, **{name: value for name, value in own.items() if value is not None}}
 
 
-class FacesRequest(_Strict):
+class FacesRequest(Strict):
     """Find the faces of one photo."""
 
     image: Annotated[
@@ -243,6 +222,12 @@ class GenerateRequest(_ImageRequest):
     quality: Literal["auto", "standard"] = "auto"
     style: str | None = Field(None, max_length=20)
     """Accepted for compatibility."""
+
+    @model_validator(mode="after")
+    def _acts_on_the_prompt(self) -> Self:
+        if any(slider.target is not None for slider in self.named.values()):
+            raise ValueError("got a target; expected none: sliders act on the prompt's picture")
+        return self
 
 
 def _url_of(item: Any) -> Any:
@@ -270,7 +255,7 @@ class Meta(BaseModel):
     seconds: float
     """From the request's arrival to its reply."""
     sliders: dict[str, float]
-    """name@version -> strength."""
+    """name@version -> strength; words have a hash in place of the version."""
     sweep: list[float] = []
     """With a sweep: the scales, in the order of a photo's pictures."""
     base_id: str
@@ -320,6 +305,8 @@ class SliderList(BaseModel):
     """Largest |scale| that a request may ask for."""
     finds_faces: bool
     """Whether this server can find the faces of photos."""
+    words: bool = False
+    """Whether requests may bring sliders of words."""
 
 
 class ModelInfo(BaseModel):
@@ -346,7 +333,7 @@ class Status(BaseModel):
 
 
 # --- reading ----------------------------------------------------------------------------------
-_Request = TypeVar("_Request", bound=_Strict)
+_Request = TypeVar("_Request", bound=Strict)
 _FILES = ("image", "mask")
 _TEXTS = {
     "prompt",

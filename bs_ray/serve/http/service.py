@@ -24,6 +24,7 @@ from bs_ray.serve.http.boxes import MAX_BOXES, FaceBox, FacesReply, RegionInfo
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
+from bs_ray.serve.http.named import AnySlider
 from bs_ray.serve.http.pictures import lost_in, read_mask, read_photo, write_picture
 from bs_ray.serve.http.problems import Problem, busy
 from bs_ray.serve.http.schema import (
@@ -38,6 +39,7 @@ from bs_ray.serve.http.subject import Subject, no_detector, subject_of
 from bs_ray.serve.tracing import carrier, span
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
+from bs_ray.sliders.words import slider_of_words, words_said
 from bs_ray.storage import StorageError, Store
 
 MAX_PICTURES = 64
@@ -45,6 +47,9 @@ MAX_PICTURES = 64
 _STORE_RETRY_S = 5.0
 _THREADS = 4
 """Photos that a process cuts, pastes and encodes at once; each takes some hundred megabytes."""
+_PREDICTIONS = 4
+"""A task may ask for so many predictions a step for each of the server's `max_batch_rows`; each
+prompt of a slider of words is one."""
 _Made = TypeVar("_Made")
 
 
@@ -103,8 +108,10 @@ class Prepared:
     request: EditRequest | GenerateRequest
     parts: list[Part]
     resolved: Mapping[str, str]
-    """The request's name for a slider -> name@version."""
+    """The request's key of a slider -> its reference."""
     notes: list[str]
+    words: Mapping[str, Any]
+    """What the request's words say, for the pictures' provenance."""
 
     @property
     def tasks(self) -> list[Task]:
@@ -153,7 +160,9 @@ class Service:
         notes = [note for s in subjects for note in (s.photo["note"], s.note) if note]
         notes += [note for photo in photos for note in lost_in(photo, request.output_format)]
         resolved = {name: listed.reference for name, listed in found.items()}
-        return Prepared(request, parts, resolved, [*_notes(mixes), *dict.fromkeys(notes)])
+        words = words_said(listed.card for listed in found.values())
+        notes = [*_notes(mixes), *dict.fromkeys(notes)]
+        return Prepared(request, parts, resolved, notes, words)
 
     async def _subjects(self, request: EditRequest, settings: EditorSettings) -> list[Subject]:
         """The request's photos, decoded and cut. Raises Problem."""
@@ -227,20 +236,23 @@ class Service:
             )
             parts.append(Part(seed, [task]))
         resolved = {name: listed.reference for name, listed in found.items()}
-        return Prepared(request, parts, resolved, _notes(mixes))
+        words = words_said(listed.card for listed in found.values())
+        return Prepared(request, parts, resolved, _notes(mixes), words)
 
     async def _sliders(self, request: EditRequest | GenerateRequest, key: Key) -> dict[str, Listed]:
-        """The request's name for a slider -> that slider. Raises Problem."""
+        """The request's key of a slider -> that slider. Raises Problem."""
         if request.model is not None and request.model not in (self.job.base, self.base_id):
             detail = f"model: got {request.model!r}; expected none, or {self.job.base!r}"
             raise Problem(422, "unknown-model", detail)
-        wanted = [slider.name for slider in request.sliders]
-        wanted += [request.sweep.name] if request.sweep else []
+        wanted = request.named
         if len(wanted) > (limit := self.job.editor.resident_sliders):
             detail = f"sliders: got {len(wanted)}; expected at most {limit} at once"
             raise Problem(422, "too-many-sliders", detail)
         found: dict[str, Listed] = {}
-        for name in wanted:
+        for name, slider in wanted.items():
+            if slider.name is None:
+                found[name] = self._words(slider, key)
+                continue
             try:
                 listed = await self.catalogue.find(name)
             except StorageError as error:
@@ -251,7 +263,34 @@ class Service:
                 detail = f"slider: got {name!r}; expected one of {shown}"
                 raise Problem(422, "unknown-slider", detail)
             found[name] = listed
+        self._check_predictions(request, found)
         return found
+
+    def _words(self, slider: AnySlider, key: Key) -> Listed:
+        """The slider of some words. Raises Problem."""
+        if not self.job.words or not key.allows("words"):
+            known = "a name of /v1/sliders: no words" if self.job.words else "a name: no words here"
+            raise Problem(422, "no-words", f"slider: got words; expected {known}")
+        try:
+            words = slider.words
+        except ValueError:
+            words = None
+        if words is None:
+            detail = f"slider: got {slider.positive!r} for both prompts; expected two that differ"
+            raise Problem(422, "wrong-value", detail)
+        if words.target is None:
+            words = words.model_copy(update={"target": self.job.editor.prompt})
+        return Listed(slider_of_words(words, self.job.base, self.base_id).card, "")
+
+    def _check_predictions(
+        self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
+    ) -> None:
+        """Raise Problem where a step would ask for too many predictions."""
+        most = _PREDICTIONS * self.job.max_batch_rows
+        count = sum(1 + sum(len(found[k].card.pulls) for k in mix) for mix in request.mixes())
+        if count > most:
+            detail = f"sliders: got words that take {count} predictions a step; expected {most}"
+            raise Problem(422, "too-many-pictures", f"{detail}: fewer words, or fewer scales")
 
     def _mixes(
         self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]
@@ -312,7 +351,8 @@ class Service:
     ) -> dict[str, Any]:
         """What all tasks of a request have in common."""
         return {
-            "sliders": {listed.reference: listed.place for listed in found.values()},
+            "sliders": {one.reference: one.place for one in found.values() if one.place},
+            "words": {one.reference: one.card for one in found.values() if one.card.pulls},
             "within_s": caller.within_s - (time.perf_counter() - caller.since_s),
             "partials": request.partial_images if request.stream else 0,
             "trace": carrier(),
@@ -336,7 +376,7 @@ class Service:
         request = prepared.request
         with span("encode"):
             data = await self._images(prepared, results, caller)
-        fixed = {prepared.resolved[slider.name]: slider.scale for slider in request.sliders}
+        fixed = {prepared.resolved[slider.key]: slider.scale for slider in request.sliders}
         return ImagesReply(
             created=int(time.time()),
             data=data,
@@ -368,6 +408,7 @@ class Service:
                     "sliders": {prepared.resolved[name]: scale for name, scale in mix.items()},
                     "seed": part.seed,
                     "base_id": self.base_id,
+                    **({"words": prepared.words} if prepared.words else {}),
                 }
                 encoding.append(self.aside(_file, request, part, its, number, made))
         files = await asyncio.gather(*encoding)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("server", "photo", "faces", "sliders", "sweep", "code", "main")
+_SCRIPTS = ("server", "photo", "faces", "sliders", "words", "sweep", "code", "main")
 """The parts of the page's one script, in their order; they share its scope."""
 
 

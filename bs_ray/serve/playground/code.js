@@ -12,9 +12,11 @@ const asField = (value) => (typeof value === "string" ? value : JSON.stringify(v
 /** The picture's file name: the photo's, and what was done to it. */
 function fileName() {
   const stem = (photo?.name ?? "photo.png").replace(/\.[^.]*$/, "");
-  const plain = stem.replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 60);
+  const safe = (text) => text.replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 60);
+  const plain = safe(stem);
   const sign = (scale) => (scale > 0 ? "+" : "");
-  const marks = moved().map(({ name, scale }) => `${name}${sign(scale)}${scale.toFixed(2)}`);
+  const marks = moved().map(({ name, positive, scale }) =>
+    `${name ?? safe(positive)}${sign(scale)}${scale.toFixed(2)}`);
   return [plain, ...marks].join("_").slice(0, 160) + (outputFormat() === "jpeg" ? ".jpg" : ".png");
 }
 
@@ -38,7 +40,8 @@ function asCurl() {
 function asPython() {
   const { seed, quality } = settings(), text = JSON.stringify;
   const key = sessionStorage.getItem(KEY) ? 'os.environ["BS_RAY_API_KEY"]' : '"none"';
-  const list = moved().map(({ name, scale }) => `{"name": ${text(name)}, "scale": ${scale}}`);
+  const members = (one) => Object.entries(one).map(([key, value]) => `${text(key)}: ${text(value)}`);
+  const list = moved().map((one) => `{${members(one).join(", ")}}`);
   return [
     "import base64",
     ...(key.startsWith("os") ? ["import os"] : []),

@@ -29,6 +29,7 @@ function listen() {
   on("redo", "click", redo);
   on("reset", "click", () => { remember(); restore([]); });
   on("filter", "input", filter);
+  on("words", "submit", addWords);
   on("seed", "input", () => $("seed").checkValidity() && editSoon());
   on("reseed", "click", () => { $("seed").value = Math.floor(Math.random() * 1e6); editSoon(); });
   on("sweep", "click", drawStrip);

@@ -7,7 +7,8 @@ const $ = (id) => document.getElementById(id);
 
 let photo = null;             // {file, url, name}
 let picture = null;           // the newest edit: {url, meta}; null where it is the photo itself
-let sliders = [];             // {name, low, high, step, row, input}
+let sliders = [];             // {name, low, high, step, row, input}, and of words {words}
+let mostStrength = 2;         // the server's largest |scale|
 let findsFaces = true;        // whether the server does
 let retry = () => {};         // what `Try again` and a new key do
 const values = new Map();     // name -> scale, those at 0 left out
@@ -133,8 +134,9 @@ async function ask(fields, signal, onStep) {
 }
 
 // --- what a request says -------------------------------------------------------------------
+const said = ({ name, words }) => words ?? { name };
 const moved = (without) => sliders.filter(({ name }) => name !== without && values.get(name))
-  .map(({ name }) => ({ name, scale: values.get(name) }));
+  .map((slider) => ({ ...said(slider), scale: values.get(slider.name) }));
 const checked = (name) => document.querySelector(`input[name=${name}]:checked`).value;
 const settings = () => ({
   seed: $("seed").valueAsNumber, quality: checked("quality"), output_format: outputFormat(),

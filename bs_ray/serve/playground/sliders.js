@@ -17,7 +17,7 @@ function addRow(info, limit) {
   const input = row.querySelector("input"), label = row.querySelector("label");
   const { low, high, step } = slider;
   label.textContent = title(info.name);
-  label.htmlFor = input.id = `slider-${info.name}`;
+  label.htmlFor = input.id = `slider-${info.id ?? info.name}`;
   label.title = info.name;
   Object.assign(input, { min: low, max: high, step, value: 0 });
   input.style.setProperty("--zero", -low / (high - low));
@@ -45,13 +45,15 @@ function drawRow({ name, low, high, row, input }) {
 async function loadSliders() {
   clearProblem();
   try {
-    const { data, max_strength, finds_faces } = await (await call("sliders")).json();
+    const { data, max_strength, finds_faces, words } = await (await call("sliders")).json();
     findsFaces = finds_faces;
     const newest = new Map();
     for (const info of data) {
       if (info.version >= (newest.get(info.name)?.version ?? 0)) newest.set(info.name, info);
     }
     sliders = [];
+    mostStrength = max_strength;
+    $("words").hidden = !words;
     $("rows").replaceChildren(...[...newest.values()].map((info) => addRow(info, max_strength)));
     if (!sliders.length) $("rows").textContent = "This server has no slider that you may use.";
     $("swept").replaceChildren(...sliders.map(({ name }) => new Option(title(name), name)));

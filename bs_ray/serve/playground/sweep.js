@@ -24,7 +24,8 @@ async function drawStrip() {
   $("strip").replaceChildren(...scales.map(blank));
   note("Drawing");
   try {
-    const pictures = await ask({ sliders: moved(name), sweep: { name, scales } }, mine.signal,
+    const sweep = { ...said(slider), scales };
+    const pictures = await ask({ sliders: moved(name), sweep }, mine.signal,
       (step, steps) => note(`Drawing, step ${step} of ${steps}`));
     urls.forEach(URL.revokeObjectURL);
     urls = pictures.map(({ url }) => url);

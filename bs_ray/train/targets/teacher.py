@@ -14,13 +14,7 @@ from torch import Tensor
 
 from bs_ray.config import Prompts
 from bs_ray.models.base import Condition, DiffusionModel
-
-_MIN_GAP = 2e-3
-"""Below this relative difference, e(c+) and e(c-) differ by rounding alone."""
-
-
-class PromptsDoNotSeparate(ValueError):
-    """The base predicts the same for c+ and c-, so there is nothing for a slider to learn."""
+from bs_ray.sliders.words import MIN_GAP, PromptsDoNotSeparate
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ class Teacher:
         gaps = predicted.direction.flatten(1).norm(dim=1) / size
         found = dict(zip(self.concepts, gaps.tolist(), strict=True))
         for name, gap in found.items():
-            if gap < _MIN_GAP:
+            if gap < MIN_GAP:
                 self._refuse(name, gap, x_t, t)
         return found
 
@@ -104,11 +98,7 @@ class Teacher:
             rows = self.conditions([positive] * len(x_t) + [negative] * len(x_t))
             high, low = self.model.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), rows).chunk(2)
         cosine = float(torch.cosine_similarity(high.flatten(), low.flatten(), dim=0))
-        raise PromptsDoNotSeparate(
-            f"slider {name}: got {positive!r} and {negative!r}, for which the base predicts the "
-            f"same (relative difference {gap:.1e}, cosine {cosine:.6f}); expected a difference of "
-            f"at least {_MIN_GAP:g}. Use words that the base knows and that say opposite things"
-        )
+        raise PromptsDoNotSeparate.measured(name, (positive, negative), gap, cosine)
 
 
 def texts_of(concepts: Mapping[str, Prompts]) -> list[str]:
@@ -126,19 +116,15 @@ def forwards_a_row(concepts: Mapping[str, Prompts]) -> int:
     return len(neutrals) + sum(len(_ends(p)[0]) * 2 for p in concepts.values())
 
 
-def _with_attributes(prompts: Prompts, text: str) -> list[str]:
-    return [f"{word} {text}" for word in prompts.disentangle] or [text]
-
-
 def _targets(prompts: Prompts) -> list[str]:
-    return _with_attributes(prompts, prompts.target)
+    return prompts.with_attributes(prompts.target)
 
 
 def _neutrals(prompts: Prompts) -> list[str]:
     neutral = prompts.neutral if prompts.neutral is not None else prompts.target
-    return _with_attributes(prompts, neutral)
+    return prompts.with_attributes(neutral)
 
 
 def _ends(prompts: Prompts) -> tuple[list[str], list[str]]:
     """(c+, c-), each once for every attribute to disentangle."""
-    return _with_attributes(prompts, prompts.positive), _with_attributes(prompts, prompts.negative)
+    return prompts.with_attributes(prompts.positive), prompts.with_attributes(prompts.negative)

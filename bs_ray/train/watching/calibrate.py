@@ -1,53 +1,20 @@
 """Measure a finished slider: its effect, its drift and its usable range (docs/method.md,
 "Measuring").
 
-Legend: K strengths, ascending, 0 among them; P samples (pictures or noisy latents); [P, K].
 Strengths are LoRA scales here: only this measurement finds out what a unit of effect is.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from bs_ray.images.pixels import pixels_of
-from bs_ray.judges.judge import DistanceJudge
+from bs_ray.editing.judged import with_pictures
 from bs_ray.sliders.bank import Predict
 from bs_ray.sliders.calibration import Calibration
-from bs_ray.train.watching.preview import Previewer, mean_of, reach
-
-_PER_SIDE = 4  # strengths measured on either side of 0, up to twice the trained range
-_MIN_GROWTH = 0.1
-"""The effect counts as growing where its slope is at least this share of the steepest slope on that
-side."""
-_NOISE = 2.0
-"""An effect within this many standard errors of 0 counts as none."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured on one slider."""
-
-    judge: str
-    """What the effect was measured with, and in what unit."""
-    strengths: Sequence[float]
-    effect: np.ndarray
-    """[P, K]: change of the attribute against strength 0."""
-    drift: np.ndarray
-    """[P, K]: distance from strength 0."""
-    identity: np.ndarray | None = None
-    """[P, K]: similarity with strength 0."""
-    max_drift: float = float("inf")
-    """Mean drift beyond which the picture has become another one."""
-    min_identity: float = -1.0
-    """Mean similarity below which the person has become another one."""
-    judges: tuple[str, ...] = ()
-    """Those of drift and identity, where pictures were judged: name and version."""
+from bs_ray.sliders.measured import Measured, calibration, swept
+from bs_ray.train.watching.preview import Previewer, reach
 
 
 def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
@@ -59,12 +26,14 @@ def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
     """
     if not previewer.concepts:
         return {}
-    span = 2 * previewer.max_strength
-    strengths = [span * i / _PER_SIDE for i in range(-_PER_SIDE, _PER_SIDE + 1)]
+    strengths = swept(previewer.max_strength)
     seen = [_on_latents(previewer, m, predict, strengths) for m in range(len(previewer.names))]
     if previewer.judges.perceptual:
         pictures = previewer.pictures(predict, strengths)
-        seen = [_with_pictures(previewer, one, pictures[m]) for m, one in enumerate(seen)]
+        seen = [
+            with_pictures(one, pictures[m], previewer.judges, previewer.detector)
+            for m, one in enumerate(seen)
+        ]
     names = zip(previewer.names, seen, strict=True)
     return {name: calibration(name, one, previewer.max_strength) for name, one in names}
 
@@ -84,114 +53,3 @@ def _on_latents(
         torch.stack([share for share, _ in pairs], 1).cpu().numpy(),
         torch.stack([beside for _, beside in pairs], 1).cpu().numpy(),
     )
-
-
-def _with_pictures(previewer: Previewer, seen: Measured, pictures: Tensor) -> Measured:
-    """Take drift, identity and their limits from pictures [N, K, 3, H, W] in [-1, 1].
-
-    The limits are half-way to the picture of another seed. Identity is 1 less the distance of the
-    first identity judge; seeds whose picture shows it no face are left out.
-    """
-    judges, zero = previewer.judges, list(seen.strengths).index(0.0)
-    subjects = previewer.subjects(pictures, zero)
-    rows = list(zip(subjects, pixels_of(pictures), [subjects[-1], *subjects[:-1]], strict=True))
-
-    def found_by(judge: DistanceJudge) -> tuple[np.ndarray, float]:
-        """Distances [P, K] of the seeds of which the judge can tell, and the mean of those to
-        another seed's picture."""
-        own = np.array([judge.distances(subject, row) for subject, row, _ in rows])
-        apart = [judge.distances(subject, [other.photo]) for subject, _, other in rows]
-        return own[np.isfinite(own).all(1)], mean_of(apart)
-
-    drift, apart = found_by(judges.perceptual[0])
-    cards = [judges.perceptual[0].card]
-    seen = replace(seen, drift=drift, max_drift=apart / 2)
-    if judges.identity:
-        away, apart = found_by(judges.identity[0])
-        if len(away):
-            cards.append(judges.identity[0].card)
-            seen = replace(seen, identity=1 - away, min_identity=1 - apart / 2)
-    return replace(seen, judges=tuple(f"{card.name} {card.version}" for card in cards))
-
-
-def calibration(name: str, seen: Measured, max_strength: float) -> Calibration:
-    """The calibration that follows from the measurements. max_strength: S, the end of the trained
-    range.
-
-    Warns about a slider without effect, which gets unit 0 and the range 0 to 0.
-    """
-    strengths = np.asarray(seen.strengths, float)
-    effect, drift = seen.effect.mean(0), seen.drift.mean(0)
-    identity = None if seen.identity is None else seen.identity.mean(0)
-    whole = drift <= seen.max_drift
-    if identity is not None:
-        whole &= identity >= seen.min_identity
-    rising = monotone(strengths, effect)
-    low = high = unit = 0.0
-    if _dead(seen, max_strength):
-        warnings.warn(
-            f"slider {name}: got no effect between strengths {-max_strength:g} and "
-            f"{max_strength:g} ({seen.judge}); expected one that grows. Train longer, raise lr or "
-            "losses.eta, or use prompts that differ more",
-            stacklevel=2,
-        )
-    else:
-        high = _usable(strengths, rising, whole)
-        low = -_usable(-strengths[::-1], -rising[::-1], whole[::-1])
-        unit = unit_strength(strengths, rising, max_strength)
-    return Calibration(
-        judge=seen.judge,
-        strengths=strengths.tolist(),
-        effect=rising.tolist(),
-        drift=drift.tolist(),
-        identity=[] if identity is None else identity.tolist(),
-        judges=list(seen.judges),
-        unit=unit,
-        low=low,
-        high=high,
-    )
-
-
-def monotone(strengths: np.ndarray, effect: np.ndarray) -> np.ndarray:
-    """The effect [K] made monotone: away from 0 it never falls back."""
-    zero = int(np.flatnonzero(strengths == 0)[0])
-    above = np.maximum.accumulate(np.maximum(effect[zero:], 0))
-    below = np.minimum.accumulate(np.minimum(effect[zero::-1], 0))[::-1]
-    return np.concatenate([below[:-1], above])
-
-
-def unit_strength(strengths: np.ndarray, rising: np.ndarray, max_strength: float) -> float:
-    """The strength with half the effect of the end of the trained range, mean of both sides."""
-    found = []
-    for sign in (1, -1):
-        x, y = (strengths, rising) if sign > 0 else (-strengths[::-1], -rising[::-1])
-        x, y = x[x >= 0], y[x >= 0]
-        half = np.interp(max_strength, x, y) / 2
-        if half > 0:
-            at = int(np.searchsorted(y, half))
-            share = (half - y[at - 1]) / (y[at] - y[at - 1])
-            found.append(float(x[at - 1] + share * (x[at] - x[at - 1])))
-    return sum(found) / len(found) if found else 0.0
-
-
-def _dead(seen: Measured, max_strength: float) -> bool:
-    """Whether the effect between the ends of the trained range is within its own noise."""
-    x = list(seen.strengths)
-    between = np.array(
-        [np.interp(max_strength, x, e) - np.interp(-max_strength, x, e) for e in seen.effect]
-    )
-    error = between.std(ddof=1) / len(between) ** 0.5 if len(between) > 1 else 0.0
-    return bool(between.mean() <= max(_NOISE * error, 1e-6))
-
-
-def _usable(strengths: np.ndarray, rising: np.ndarray, whole: np.ndarray) -> float:
-    """The largest strength up to which the picture stays whole and the effect grows."""
-    side = np.flatnonzero(strengths >= 0)
-    x, y = strengths[side], rising[side]
-    slopes = np.diff(y) / np.diff(x)
-    min_slope, last = max(_MIN_GROWTH * float(slopes.max()), 1e-9), 0.0
-    for k, slope in enumerate(slopes, start=1):
-        if slope < min_slope or not whole[side[k]]:
-            break
-        last = float(x[k])
-    return last

@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from bs_ray.config import EarlyStop, Prompts
+from bs_ray.editing.judged import mean_of, subjects
 from bs_ray.images.faces import FaceDetector
 from bs_ray.images.pixels import pixels_of
 from bs_ray.images.sheets import draw_strip
-from bs_ray.judges.judge import Subject, TextJudge, subject_of
+from bs_ray.judges.judge import Subject, TextJudge
 from bs_ray.judges.load import Panel
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import batch_noise, euler_path, guided
@@ -220,7 +221,7 @@ class Previewer:
         judges, found = self.judges, {}
         prompts = self.concepts.get(self.names[slider])
         moved = [[row[1], row[3]] for row in pixels_of(pictures)]
-        pairs = list(zip(self.subjects(pictures, still=2), moved, strict=True))
+        pairs = list(zip(subjects(pictures, 2, self.detector), moved, strict=True))
         if judges.clip and prompts:
             scores = [attribute_score(judges.clip[0], *pair, prompts) for pair in pairs]
             found["clip"] = mean_of([high - low for low, high in scores])
@@ -229,13 +230,6 @@ class Previewer:
         if judges.identity:
             found["identity"] = 1 - mean_of([judges.identity[0].distances(*p) for p in pairs])
         return {name: value for name, value in found.items() if np.isfinite(value)}
-
-    def subjects(self, pictures: Tensor, still: int) -> list[Subject]:
-        """What judges look at in pictures [N, K, 3, H, W], found on those of strength 0: [N].
-
-        still: number of that strength.
-        """
-        return [subject_of(photo, self.detector) for photo in pixels_of(pictures[:, still])]
 
 
 @dataclass(frozen=True)
@@ -274,13 +268,6 @@ def attribute_score(
     """CLIP score of the positive prompt minus that of the negative one, per picture [K]."""
     scores = clip.scores(subject, pictures, [prompts.positive, prompts.negative])
     return (scores[:, 0] - scores[:, 1]) * (1 if prompts.action == "enhance" else -1)
-
-
-def mean_of(found: Sequence[np.ndarray | float]) -> float:
-    """The mean of what judges could tell; nan where they could tell nothing."""
-    values = np.asarray(found, np.float64)
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else float("nan")
 
 
 # --- the picture ---------------------------------------------------------------------------------

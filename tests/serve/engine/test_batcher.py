@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from bs_ray.config import EditorSettings
+from bs_ray.config import EditorSettings, Words
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of
 from bs_ray.editing.generate import generate
 from bs_ray.editing.methods import METHODS
@@ -21,6 +21,7 @@ from bs_ray.serve.engine.tasks import Busy, Changes, EditTask, GenerateTask, Par
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.slider import Slider
+from bs_ray.sliders.words import slider_of_words
 from bs_ray.testing import random_slider
 
 TOLERANCE = 1e-5
@@ -309,6 +310,47 @@ def test_an_edit_called_off_leaves_at_the_next_step(editor, held, sliders) -> No
 
     asyncio.run(main())
     assert watcher.outcomes == {"done": 1, "cancelled": 1}
+
+
+def test_words_share_steps_with_trained_sliders(model, editor, held, sliders) -> None:
+    """One request's words, under a prompt of their own, beside others' sliders, in one pass."""
+    said = slider_of_words(
+        Words(positive="a man", negative="a woman", target="a"), "", model.base_id
+    )
+    name, known = said.reference, sliders | {said.reference: said}
+    own = SETTINGS.model_copy(update={"prompt": "a"})
+    mixes = [Mix({name: s, "s1@1": 0.5}, {name: s, "s1@1": 0.5}) for s in (2.0, -2.0)]
+    edit = Edit("k9", photo(9), mixes, settings=own)
+    options = {"sliders": {"s1@1": "s1@1"}, "words": {name: said.card}, "within_s": 60.0}
+    words = EditTask(edit=edit, **options)  # type: ignore[arg-type]
+    assert (words.rows, words.weight) == (2, 6)
+
+    async def one(batcher: Batcher) -> Result:
+        async for event in batcher.submit(words, {n: known[n] for n in ("s1@1", name)}):
+            if isinstance(event, Result):
+                return event
+        raise AssertionError
+
+    async def main() -> list[Result]:
+        batcher = Batcher(editor, Recorder(), max_rows=7, max_waiting=8)
+        first = asyncio.create_task(result(batcher, task(0, s0=1.0), sliders))
+        second = asyncio.create_task(one(batcher))
+        third = asyncio.create_task(result(batcher, task(2, s2=1.0), sliders))
+        return await asyncio.gather(first, second, third)
+
+    found = asyncio.run(main())
+    # A source and an edit of the first; a source, two edits and their prompts, which they share
+    # before the first move. The third does not fit beside them.
+    assert held.passes == [2 + 3 + 2, *[2 + 3 + 4] * 3, 2, 2, 2, 2]
+    alone = Editor(model, [], SETTINGS, slots=3, rank=4)
+    alone.sliders = dict(known)
+    [expected] = alone.edit([edit])
+    for a, b in zip(outputs_of(expected), found[1].outputs, strict=True):
+        assert far(a.pixels, b.pixels) < TOLERANCE
+        assert far(a.pixels, edit.pixels) > 50 * TOLERANCE
+    [expected] = alone.edit([task(0, s0=1.0).edit])
+    alone.close()
+    assert far(outputs_of(expected)[0].pixels, found[0].outputs[0].pixels) < TOLERANCE
 
 
 def test_one_that_waits_may_leave_too(editor, held, sliders) -> None:

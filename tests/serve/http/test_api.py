@@ -516,3 +516,67 @@ def test_openapi_describes_what_is_taken_and_given(client: TestClient) -> None:
     assert set(form) == set(schemas["EditRequest"]["properties"])
     statuses = set(document["paths"][EDITS]["post"]["responses"])
     assert statuses == {"200", "400", "401", "413", "415", "422", "429", "503"}
+
+
+# --- words ------------------------------------------------------------------------------------
+SMILING = {"positive": "person, smiling", "negative": "person, frowning", "scale": 1.5}
+
+
+def test_words_are_a_slider_where_the_server_takes_them(client: TestClient) -> None:
+    backend = StubBackend()
+    taking = stub_client(backend, words=True)
+    reply = ask(taking, photo(0), [*scales(smile=2), SMILING])
+    [reference] = [name for name in reply.json()["meta"]["sliders"] if name != "smile@1"]
+    assert reference.startswith("smiling@w")
+    made = read_provenance(files_of(reply)[0])
+    assert made and made["sliders"] == {"smile@1": 2, reference: 1.5}
+    assert made["words"][reference]["positive"] == "person, smiling"
+    assert made["words"][reference]["target"] == "person"  # the server's prompt
+    [task] = backend.tasks
+    assert isinstance(task, EditTask) and list(task.sliders) == ["smile@1"]
+    assert list(task.words) == [reference] and (task.rows, task.weight) == (1, 3)
+    assert taking.get("/v1/sliders").json()["words"] is True
+
+    other = ask(taking, photo(0), [SMILING | {"target": "a cat"}], quality="fast")
+    assert other.status_code == 200
+    settings = backend.tasks[-1].edit.settings  # type: ignore[union-attr]
+    assert settings and settings.prompt == "a cat"
+
+    assert_problem(ask(client, photo(0), [SMILING]), 422, "expected a name: no words here")
+    assert client.get("/v1/sliders").json()["words"] is False
+
+
+@pytest.mark.parametrize(
+    ("sliders", "message"),
+    [
+        ([SMILING, SMILING], "more than once"),
+        ([SMILING | {"name": "smile"}], "got name and words"),
+        ([{"positive": "a", "scale": 1}], "neither a name nor two prompts"),
+        ([{"positive": "a", "negative": "a", "scale": 1}], "expected two that differ"),
+        ([SMILING | {"target": "b"}, {"positive": "c", "negative": "d", "target": "e", "scale": 1}],
+         "several targets"),
+        ([SMILING | {"scale": 9}], "got scale 9"),
+        ([{"positive": f"a{i}", "negative": f"b{i}", "scale": 1} for i in range(40)],
+         "81 predictions a step; expected 64"),
+    ],
+)  # fmt: skip
+def test_words_that_are_refused(sliders: list[dict], message: str) -> None:
+    assert_problem(ask(stub_client(words=True), photo(0), sliders), 422, message)
+
+
+def test_generations_take_words_but_no_target() -> None:
+    taking = stub_client(words=True)
+    body = {"prompt": "a person", "sliders": [SMILING]}
+    assert taking.post("/v1/images/generations", json=body).status_code == 200
+    body["sliders"] = [SMILING | {"target": "a person"}]
+    assert_problem(taking.post("/v1/images/generations", json=body), 422, "got a target")
+
+
+def test_a_key_says_whether_it_may_bring_words(tmp_path: Path) -> None:
+    for names, status in ((["smile"], 422), (["smile", "words"], 200)):
+        key, entry = new_key("team", sliders=names)
+        (tmp_path / "keys.yaml").write_text(yaml.safe_dump({"keys": [entry]}))
+        taking = stub_client(words=True, keys=str(tmp_path / "keys.yaml"))
+        taking.headers["authorization"] = f"Bearer {key}"
+        assert ask(taking, photo(0), [SMILING]).status_code == status
+        assert taking.get("/v1/sliders").json()["words"] is (status == 200)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bs_ray.train.watching.calibrate import Measured, calibration, monotone
+from bs_ray.sliders.measured import Measured, calibration, monotone
 
 STRENGTHS = [-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
 

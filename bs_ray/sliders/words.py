@@ -1,0 +1,51 @@
+"""Sliders of words: a card with prompts and no weights, which moves a photo all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+from bs_ray.config import Words
+from bs_ray.sliders.card import Card, SliderError
+from bs_ray.sliders.slider import Slider
+
+MIN_GAP = 2e-3
+"""Below this difference of e(c+) and e(c-), relative to a prediction, they differ by rounding
+alone."""
+
+
+class PromptsDoNotSeparate(SliderError):
+    """The base predicts the same for c+ and c-, so there is nothing for a slider to do or learn."""
+
+    @classmethod
+    def measured(cls, name: str, ends: tuple[str, str], gap: float, cosine: float) -> Self:
+        """ends: c+ and c-. gap: their predictions' relative difference."""
+        return cls(
+            f"slider {name}: got {ends[0]!r} and {ends[1]!r}, for which the base predicts the "
+            f"same (relative difference {gap:.1e}, cosine {cosine:.6f}); expected a difference of "
+            f"at least {MIN_GAP:g}. Use words that the base knows and that say opposite things"
+        )
+
+
+def slider_of_words(words: Words, base: str, base_id: str, name: str | None = None) -> Slider:
+    """The words as a slider of this base. name: `words.label` where left out."""
+    card = Card(
+        name=name or words.label,
+        base=base,
+        base_id=base_id,
+        family="",
+        part="",
+        prompts=words.prompts,
+        rank=0,
+        eta=words.eta,
+    )
+    return Slider(card, {})
+
+
+def words_said(cards: Iterable[Card]) -> dict[str, Any]:
+    """What an output says of the words that made it: reference -> prompts and eta."""
+    return {
+        card.reference: {"eta": card.eta, **card.prompts.model_dump()}
+        for card in cards
+        if card.pulls and card.prompts
+    }

@@ -1,0 +1,58 @@
+"""Words in an edit job: checked, pinned in the input list, and named in every output."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bs_ray.batch.edit import EditShard
+from bs_ray.batch.input_list import JobChangedError
+from bs_ray.batch.prepare import prepare
+from bs_ray.batch.rows import pack, unpack
+from bs_ray.config import EditJob
+from bs_ray.images.decode import decode
+from bs_ray.images.rows import is_quarantined
+from tests.batch.conftest import MakeJob
+
+SMILING = {"positive": "person, smiling", "negative": "person, frowning", "strength": 2.0}
+
+
+@pytest.fixture
+def job(make_job: MakeJob, tmp_path: Path) -> EditJob:
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in" / "a.png")
+    return make_job(sliders={"smile": 1.0, "smiling": SMILING})
+
+
+def test_words_go_from_the_job_to_its_workers(job: EditJob, tmp_path: Path) -> None:
+    prepared = prepare(job, Console())
+    reference = prepared.references["smiling"]
+    assert reference.startswith("smiling@w") and prepared.edits == {
+        "": {"smile@1": 1.0, reference: 2.0}
+    }
+    assert prepared.stamp["words"][reference]["negative"] == "person, frowning"
+    pinned = prepared.input_list.settings
+    assert pinned["sliders"]["smiling"]["strength"] == 2.0
+
+    worker = EditShard(prepared.job, pinned)
+    photo = decode("a.png", (tmp_path / "in" / "a.png").read_bytes(), max_pixels=9999)
+    rows = [
+        {**photo, "edits": {"": mix}}
+        for mix in ({"smile@1": 1.0}, {"smile@1": 1.0, reference: 2.0})
+    ]
+    found = [unpack(worker(pack(0, [row])))[0] for row in rows]  # type: ignore[list-item]
+    worker.editor.close()
+    assert not any(is_quarantined(row) for row in found)
+    assert (found[0]["pixels"] != found[1]["pixels"]).any()
+    assert found[1]["mix"] == {"smile@1": 1.0, reference: 2.0}
+
+
+def test_other_words_are_another_job(job: EditJob) -> None:
+    prepare(job, Console())
+    prepare(job, Console())
+    other = job.sliders | {"smiling": job.words["smiling"].model_copy(update={"eta": 4.0})}
+    with pytest.raises(JobChangedError, match="smiling"):
+        prepare(job.model_copy(update={"sliders": other}), Console())
