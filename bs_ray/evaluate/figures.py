@@ -160,8 +160,8 @@ def _harms_by_face(grid: Grid, judging: Judging, ends: list[int]) -> dict[str, n
         name = judging.looks.card.name
         following, after = grid.column(f"{name}/next"), grid.column(f"{name}/after")
         found |= smoothness_by_face(grid.strengths, following, after)
-    for judge in (*panel.identity[1:], *panel.perceptual[1:], *panel.features):
-        found[judge.card.name] = grid.column(judge.card.name)[:, ends].mean(1)
+    for further in (*panel.identity[1:], *panel.perceptual[1:], *panel.features):
+        found[further.card.name] = grid.column(further.card.name)[:, ends].mean(1)
     return found
 
 

@@ -42,7 +42,9 @@ def side_by_side(
     none."""
     rows = [kept(table, split, arm) for arm in arms]
     shared = set.intersection(*(set(one["item"]) for one in rows))
-    lines, numbers, columns = [], [], []
+    lines: list[list[Image.Image]] = []
+    numbers: list[str] = []
+    columns: list[str] = []
     for face in sorted(shared)[:faces]:
         for number, one in enumerate(rows, start=1):
             own = one[one["item"] == face]

@@ -36,14 +36,21 @@ class Item:
 class Split(Protocol):
     """A kind of pictures. Picklable, and cheap to send."""
 
-    title: str
-    """What its pictures are, for a report."""
-    drawn: bool
-    """Whether its pictures are those that the base's own world draws, which its own judges know."""
-    generates: bool
-    """Whether its items are prompts, not photos."""
-    digest: str
-    """Names what the items are made from."""
+    @property
+    def title(self) -> str:
+        """What its pictures are, for a report."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its pictures are what the base's own world draws, which its own judges know."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether its items are prompts, not photos."""
+
+    @property
+    def digest(self) -> str:
+        """Names what the items are made from."""
 
     def __len__(self) -> int: ...
 
