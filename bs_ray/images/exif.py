@@ -29,7 +29,7 @@ def orientation(block: bytes) -> int:
         found = tiff.read_directory(block).number(tiff.ORIENTATION)
     except ValueError:
         return 1
-    return found if found in range(1, 9) else 1
+    return found if found is not None and 1 <= found <= 8 else 1
 
 
 def kept_exif(block: bytes, of_tiff: bool = False) -> tuple[bytes, list[str]]:
@@ -76,7 +76,7 @@ def _take(
     try:
         value = read(tag)
         alone = Image.Exif()
-        (alone.get_ifd(pointer) if pointer else alone)[tag] = value  # type: ignore[index]
+        (alone.get_ifd(pointer) if pointer else alone)[tag] = value
         alone.tobytes()
         write(tag, value)
     except Exception:  # whatever is wrong with it is this tag's own
@@ -96,8 +96,8 @@ def _take_directory(pointer: int, source: Image.Exif, kept: Image.Exif, lost: li
     if len(values.get(USER_COMMENT, b"")) > _MAX_COMMENT:
         values.pop(USER_COMMENT)
         lost.append("EXIF UserComment")
-    for tag, value in values.items():
-        _take(tag, lambda _, v=value: v, kept.get_ifd(pointer).__setitem__, lost, pointer)
+    for tag in values:
+        _take(tag, values.__getitem__, kept.get_ifd(pointer).__setitem__, lost, pointer)
 
 
 def _in_limits(kept: Image.Exif, lost: list[str]) -> tuple[bytes, list[str]]:
