@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffTags
 
 from bs_ray.images import tiff
 
@@ -17,6 +17,7 @@ _POINTERS = (EXIF_DIRECTORY, GPS_DIRECTORY)
 # In a TIFF one directory holds the tags of the photo and those of its storage. These are the
 # photo's that are nobody else's.
 _DESCRIPTIVE_TAGS = {270, 271, 272, 305, 306, 315, 316, 33432}
+_NUMBERS = {TiffTags.SHORT, TiffTags.LONG, TiffTags.RATIONAL, TiffTags.SIGNED_RATIONAL}
 _ELSEWHERE = {
     tiff.ORIENTATION, tiff.XMP, tiff.IPTC, tiff.PHOTOSHOP, tiff.ICC, tiff.X_RESOLUTION,
     tiff.Y_RESOLUTION, tiff.RESOLUTION_UNIT,
@@ -29,7 +30,7 @@ def orientation(block: bytes) -> int:
         found = tiff.read_directory(block).number(tiff.ORIENTATION)
     except ValueError:
         return 1
-    return found if found in range(1, 9) else 1
+    return found if found is not None and 1 <= found <= 8 else 1
 
 
 def kept_exif(block: bytes, of_tiff: bool = False) -> tuple[bytes, list[str]]:
@@ -46,7 +47,10 @@ def kept_exif(block: bytes, of_tiff: bool = False) -> tuple[bytes, list[str]]:
     kept, lost = Image.Exif(), list[str]()
     wanted = [tag for tag in directory.tags if _is_wanted(tag, of_tiff, lost)]
     for tag in sorted(wanted):
-        _take(tag, source.__getitem__, kept.__setitem__, lost)
+        if _is_single(tag) and directory.tags[tag].count != 1:  # Pillow would take the first
+            lost.append(f"EXIF {_name(tag)}")
+        else:
+            _take(tag, source.__getitem__, kept.__setitem__, lost)
     for pointer in _POINTERS:
         if pointer in directory.tags:
             _take_directory(pointer, source, kept, lost)
@@ -65,6 +69,12 @@ def _is_wanted(tag: int, of_tiff: bool, lost: list[str]) -> bool:
     return False
 
 
+def _is_single(tag: int) -> bool:
+    """Whether the standard gives a tag one number."""
+    standard = TiffTags.lookup(tag)
+    return standard.length == 1 and standard.type in _NUMBERS
+
+
 def _take(
     tag: int,
     read: Callable[[int], object],
@@ -76,7 +86,7 @@ def _take(
     try:
         value = read(tag)
         alone = Image.Exif()
-        (alone.get_ifd(pointer) if pointer else alone)[tag] = value  # type: ignore[index]
+        (alone.get_ifd(pointer) if pointer else alone)[tag] = value
         alone.tobytes()
         write(tag, value)
     except Exception:  # whatever is wrong with it is this tag's own
@@ -96,8 +106,8 @@ def _take_directory(pointer: int, source: Image.Exif, kept: Image.Exif, lost: li
     if len(values.get(USER_COMMENT, b"")) > _MAX_COMMENT:
         values.pop(USER_COMMENT)
         lost.append("EXIF UserComment")
-    for tag, value in values.items():
-        _take(tag, lambda _, v=value: v, kept.get_ifd(pointer).__setitem__, lost, pointer)
+    for tag in values:
+        _take(tag, values.__getitem__, kept.get_ifd(pointer).__setitem__, lost, pointer)
 
 
 def _in_limits(kept: Image.Exif, lost: list[str]) -> tuple[bytes, list[str]]:

@@ -38,7 +38,7 @@ def _packed(thing: Any, parts: list[memoryview]) -> Any:
         parts.append(memoryview(thing))
         return {"#": "bytes", "part": len(parts) - 1}
     if isinstance(thing, np.ndarray):
-        parts.append(memoryview(np.ascontiguousarray(thing).reshape(-1).view(np.uint8)))
+        parts.append(np.ascontiguousarray(thing).reshape(-1).view(np.uint8).data)
         return {
             "#": "array",
             "part": len(parts) - 1,

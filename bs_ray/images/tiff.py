@@ -31,6 +31,8 @@ class Tag:
     """Its 12 bytes, as they are."""
     kind: int
     """The type of its values, as TIFF numbers them."""
+    count: int
+    """How many values it has; of text, characters."""
     data: bytes | None
     """Its values' bytes; None where they lie outside the file or are of no known type."""
 
@@ -98,7 +100,7 @@ def _tag(block: bytes, order: str, entry: bytes) -> tuple[int, Tag]:
     size = _SIZES.get(kind, 0) * count
     [at] = struct.unpack_from(order + "I", entry, 8)
     data = entry[8 : 8 + size] if size <= 4 else block[at : at + size]
-    return number, Tag(entry, kind, data if kind in _SIZES and len(data) == size else None)
+    return number, Tag(entry, kind, count, data if kind in _SIZES and len(data) == size else None)
 
 
 def pixels_only(data: bytes, directory: Directory) -> bytes:
@@ -128,7 +130,7 @@ def deepened(data: bytes) -> bytes:
         letter = {3: "H", 4: "I"}[tag.kind]
         size = struct.calcsize(letter)
         entry = data.index(tag.entry, struct.unpack_from(order + "I", data, 4)[0])
-        [count] = struct.unpack_from(order + "I", tag.entry, 4)
+        count = tag.count
         inside = count * size <= 4
         at = entry + 8 if inside else struct.unpack_from(order + "I", tag.entry, 8)[0]
         for i in range(at, at + count * size, size):

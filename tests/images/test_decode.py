@@ -154,6 +154,7 @@ def entry(tag: int, kind: int, count: int, value: int) -> bytes:
         entry(282, 2, 7, 8 + 2 + 36 + 4),  # a number as text
         entry(282, 5, 9, 8 + 2 + 36 + 4),  # more values than the block holds
         entry(282, 77, 1, 1),  # of no type
+        entry(282, 5, 2, 8),  # two values for one
         entry(0x8769, 4, 1, 4000),  # a directory outside of the block
     ],
 )
