@@ -34,6 +34,7 @@ from bs_ray.editing.views import (
     check_boxes,
     outputs_of,
     views_of,
+    with_changes,
     working_copy,
 )
 from bs_ray.editing.words import WordBook, Words
@@ -53,6 +54,9 @@ __all__ = [
     "outputs_of",
     "to_uint8",
 ]
+
+
+_REGIONS = 16  # edited at once
 
 
 class PhotoEditRun(EditRun):
@@ -262,7 +266,7 @@ class Editor:
         """Every edit's outputs, in order, or the error that is this edit's own.
 
         The photos may have any sizes: those that share a working size share forward passes, and
-        so do all regions.
+        so do regions, `_REGIONS` at a time.
         """
         buckets: dict[Any, list[int]] = defaultdict(list)
         outcomes: dict[int, Outcome] = {}
@@ -272,14 +276,47 @@ class Editor:
                 located[index] = self.located(edit)
             except EditError as error:
                 outcomes[index] = error
-            else:
+                continue
+            if located[index].regions is None:
                 buckets[self._size(located[index]), located[index].settings].append(index)
         for bucket in buckets.values():
             for indices in self._groups(located, bucket):
                 run = self.begin([located[i] for i in indices])
                 run_alone(run, self.predict)
                 outcomes |= dict(zip(indices, self.finish(run), strict=True))
+        outcomes |= self._edit_regions({i: e for i, e in located.items() if e.regions is not None})
         return [outcomes[index] for index in range(len(edits))]
+
+    def _edit_regions(self, edits: Mapping[int, Edit]) -> dict[int, Outcome]:
+        """Each region is edited as a picture of its own, so that a photo of many faces takes no
+        more of the model's memory than several photos do."""
+        cut = [(index, part) for index, edit in edits.items() for part in self._parts(edit)]
+        parts: dict[int, list[list[Edited]]] = defaultdict(list)
+        for first in range(0, len(cut), _REGIONS):
+            some = cut[first : first + _REGIONS]
+            outcomes = self.edit([part for _, part in some])
+            for (index, _), outcome in zip(some, outcomes, strict=True):
+                parts[index].append(outputs_of(outcome))
+        return {
+            index: [
+                Edited(
+                    with_changes(edit, [part[place].change for part in parts[index]]),
+                    (*mix.notes, *edit.notes),
+                    regions=edit.regions or (),
+                )
+                for place, mix in enumerate(edit.mixes)
+            ]
+            for index, edit in edits.items()
+        }
+
+    def _parts(self, edit: Edit) -> list[Edit]:
+        """An edit for each region of a located edit."""
+        settings = edit.settings or self.settings
+        whole = settings.model_copy(update={"region": "photo"})
+        return [
+            Edit(view.key, view.pixels, edit.mixes, edit.seed, settings=whole, cut=True)
+            for view in views_of([edit], self.working_size(1, 1)[0])
+        ]
 
     @torch.no_grad()
     def begin(self, edits: Sequence[Edit], beside: Sequence[Slider] = ()) -> PhotoEditRun:

@@ -111,6 +111,14 @@ def changed(edit: Edit, found: Sequence[tuple[View, Tensor]]) -> np.ndarray:
     return moved(edit.pixels, as_pixels(residual), edit.mask)
 
 
+def with_changes(edit: Edit, changes: Sequence[np.ndarray | None]) -> np.ndarray:
+    """The photo moved by the changes of its regions, float32 [h, w, 3] in units of [0, 255]."""
+    found = zip(edit.regions or (), changes, strict=True)
+    return pasted(
+        edit.pixels, [(r, change) for r, change in found if change is not None], edit.mask
+    )
+
+
 def as_pixels(residual: Tensor) -> np.ndarray:
     """[3, h, w] in units of [-1, 1] -> [h, w, 3] in units of [0, 255]."""
     return residual.permute(1, 2, 0).numpy() * 127.5

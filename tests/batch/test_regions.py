@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,12 +26,13 @@ from bs_ray.batch.sinks import read_output
 from bs_ray.batch.write import write_shard
 from bs_ray.config import EditJob, EditorSettings
 from bs_ray.editing.editor import Edit, Edited, Editor, outputs_of, to_uint8
+from bs_ray.editing.locate import Sight
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import read_provenance
-from bs_ray.images.faces import Face
+from bs_ray.images.faces import CenterFace, Face, FacesUnavailable
 from bs_ray.images.regions import Region
 from bs_ray.images.rows import is_quarantined
-from bs_ray.models import load_base
+from bs_ray.models import EMBEDDED, framing_of, load_base
 from bs_ray.storage import Store
 from bs_ray.testing import edit_of, random_slider
 
@@ -284,6 +286,28 @@ def test_a_photo_whose_edits_cannot_all_be_written_is_given_up_whole(
         ("b.png", "two"),
     ]
     assert (found[0]["stage"], found[0]["reason"]) == ("encode", "damaged: ValueError: too long")
+
+
+def test_real_portraits_are_framed_by_their_eyes(job_of: Any, tmp_path: Path) -> None:
+    """The face of each is where tiny-photo expects it, upright; a detector finds it there again."""
+    shared = Path(os.environ.get("BS_RAY_SHARED", Path(__file__).parents[3] / "shared"))
+    photos = shared / "data" / "photos"
+    if not photos.is_dir():
+        pytest.skip(f"needs real photos in {photos}")
+    try:
+        detector = CenterFace()
+    except FacesUnavailable as missing:
+        pytest.skip(str(missing))
+    job = job_of({"region": "face", "faces": "largest"}, input=str(photos))
+    sight = Sight(128, 32, framing_of(EMBEDDED["tiny-photo"]))
+    rows, *_ = load_photos(listed(job, {}, tmp_path), job, {"": MIX}, {}, sight)
+    assert len(rows) == len(list(photos.glob("*.jpg")))
+    errors = []
+    for row in rows:
+        assert not is_quarantined(row)
+        face = max(detector.find(row["views"][0]), key=lambda face: face.size)
+        errors.append(np.abs(face.landmarks[:2] / 128 - np.array(sight.eyes)).max())
+    assert np.median(errors) < 0.03 and max(errors) < 0.12
 
 
 # ------------------------------------------------------------------ boxes that come with photos

@@ -159,6 +159,18 @@ def test_several_faces_share_a_batch_with_other_photos(editor: Editor, told: Tol
     assert np.abs(single - both[0]).max() < 0.01
 
 
+def test_dozens_of_faces_are_edited_some_at_a_time(editor: Editor, told: Told) -> None:
+    """So the model's memory does not depend on how many faces a photo has."""
+    told.faces = [box_at(20 * (i % 10), 30 * (i // 10)) for i in range(40)]
+    photo, sizes = planted((10, 20), (200, 100)), []
+    predict = editor.predict
+    editor.predict = lambda *args: sizes.append(len(args[0])) or predict(*args)  # type: ignore
+    [found] = run(editor, edit_of(editor, "k", photo, MIX))
+    editor.predict = predict  # type: ignore[method-assign]
+    assert max(sizes) == 32 and min(sizes) == 16  # base and edit of 16 regions, and of the last 8
+    assert np.abs(found - photo).max() > 5
+
+
 def test_overlapping_faces_and_faces_at_the_border(editor: Editor, told: Told) -> None:
     photo = planted((-20, -10), (100, 60), (130, 70))
     told.faces = [box_at(-20, -10), box_at(100, 60), box_at(130, 70)]
