@@ -173,7 +173,11 @@ class EditRequest(_ImageRequest):
     def editor_changes(self) -> dict[str, Any]:
         """What the request sets differently from the server's editor settings."""
         named = _EDITOR_OF.get(self.quality, {})
-        own = {"method": self.method, "start": self.strength, "steps": self.steps}
+        own: dict[str, Any] = {
+            "method": self.method,
+            "start": self.strength,
+            "steps": self.steps,
+        }
         own["prompt"] = next((s.target for s in self.named.values() if s.target is not None), None)
         return {**named, **{name: value for name, value in own.items() if value is not None}}
 
