@@ -188,7 +188,7 @@ class EditRequest(_ImageRequest):
     def editor_changes(self) -> dict[str, Any]:
         """What the request sets differently from the server's editor settings."""
         named = _EDITOR_OF.get(self.quality, {})
-        own = {
+        own: dict[str, Any] = {
             "method": self.method,
             "start": self.strength,
             "steps": self.steps,
