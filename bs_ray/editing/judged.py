@@ -37,18 +37,18 @@ def with_pictures(
     found = subjects(pictures, list(seen.strengths).index(0.0), detector)
     rows = list(zip(found, pixels_of(pictures), [found[-1], *found[:-1]], strict=True))
 
-    def told_by(judge: DistanceJudge) -> tuple[np.ndarray, float]:
+    def distances_by(judge: DistanceJudge) -> tuple[np.ndarray, float]:
         """Distances [P, K] of the seeds of which the judge can tell, and the mean of those to
         another seed's picture."""
         own = np.array([judge.distances(subject, row) for subject, row, _ in rows])
         apart = [judge.distances(subject, [other.photo]) for subject, _, other in rows]
         return own[np.isfinite(own).all(1)], mean_of(apart)
 
-    drift, apart = told_by(judges.perceptual[0])
+    drift, apart = distances_by(judges.perceptual[0])
     cards = [judges.perceptual[0].card]
     seen = replace(seen, drift=drift, max_drift=apart / 2)
     if judges.identity:
-        away, apart = told_by(judges.identity[0])
+        away, apart = distances_by(judges.identity[0])
         if len(away):
             cards.append(judges.identity[0].card)
             seen = replace(seen, identity=1 - away, min_identity=1 - apart / 2)

@@ -189,7 +189,6 @@ def test_an_old_name_beside_the_new_one_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("editor", "message"),
     [
-        ({"region": "boxes"}, "got region: boxes; expected photo or face"),
         ({"region": "mouth"}, 'editor.region: got "mouth"'),
         ({"faces": 0}, "editor.faces"),
         ({"faces": "some"}, "editor.faces"),

@@ -20,12 +20,13 @@ from bs_ray.editing.locate import Sight, chosen_faces
 from bs_ray.images.faces import CenterFace, FacesUnavailable, need_centerface
 from bs_ray.images.rows import DecodedRow
 from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Result, Task
-from bs_ray.serve.http.boxes import MAX_BOXES, FaceBox, FacesReply, RegionInfo
+from bs_ray.serve.http.boxes import MAX_BOXES, FaceBox, FacesReply
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import fetch_image
 from bs_ray.serve.http.keys import Key
 from bs_ray.serve.http.named import AnySlider
-from bs_ray.serve.http.pictures import lost_in, read_mask, read_photo, write_picture
+from bs_ray.serve.http.pictures import lost_in, read_mask, read_photo
+from bs_ray.serve.http.prepared import Part, Prepared
 from bs_ray.serve.http.problems import Problem, busy
 from bs_ray.serve.http.schema import (
     EditRequest,
@@ -88,35 +89,6 @@ class Caller:
     within_s: float
     """How long the caller waits."""
     since_s: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A photo under one seed, or one seed of a generation."""
-
-    seed: int
-    tasks: list[Task]
-    """Views of the photo, few enough for one pass in each of them; none where nothing is edited."""
-    subject: Subject | None = None
-    """None for a generation."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request without mistakes, as tasks for the engine."""
-
-    request: EditRequest | GenerateRequest
-    parts: list[Part]
-    resolved: Mapping[str, str]
-    """The request's key of a slider -> its reference."""
-    notes: list[str]
-    words: Mapping[str, Any]
-    """What the request's words say, for the pictures' provenance."""
-
-    @property
-    def tasks(self) -> list[Task]:
-        """Of all parts, in order."""
-        return [task for part in self.parts for task in part.tasks]
 
 
 class Service:
@@ -389,7 +361,7 @@ class Service:
                 sweep=request.sweep.scales if request.sweep else [],
                 base_id=self.base_id,
                 seed=request.seed,
-                regions=_regions(prepared),
+                regions=prepared.regions,
                 notes=list(dict.fromkeys([*prepared.notes, *_made_notes(results)])),
             ),
         )
@@ -410,7 +382,7 @@ class Service:
                     "base_id": self.base_id,
                     **({"words": prepared.words} if prepared.words else {}),
                 }
-                encoding.append(self.aside(_file, request, part, its, number, made))
+                encoding.append(self.aside(part.file, request, its, number, made))
         files = await asyncio.gather(*encoding)
         return [await self._image(file, request, caller) for file in files]
 
@@ -455,35 +427,6 @@ def _can_find_faces() -> bool:
     except FacesUnavailable:
         return False
     return True
-
-
-def _file(
-    request: EditRequest | GenerateRequest,
-    part: Part,
-    results: Sequence[Result],
-    number: int,
-    made: dict[str, Any],
-) -> bytes:
-    """The picture of a part under its mix of that number, as a file."""
-    form, quality = request.output_format, request.output_compression
-    if part.subject is None:
-        [result] = results
-        return write_picture(result.pictures[number], form, quality, None, made)
-    changes = [change for result in results for change in result.changes[number]]
-    pixels = part.subject.picture(changes, np.float32 if form == "npy" else np.uint8)
-    if regions := part.subject.described():
-        made = {**made, "regions": regions}
-    return write_picture(pixels, form, quality, part.subject.photo, made)
-
-
-def _regions(prepared: Prepared) -> list[list[RegionInfo] | None]:
-    """For each photo the regions of it that were edited; empty for a generation."""
-    found: list[list[RegionInfo] | None] = []
-    for part in prepared.parts[:: prepared.request.n]:
-        if part.subject:
-            regions = part.subject.described()
-            found.append(None if regions is None else [RegionInfo(**one) for one in regions])
-    return found
 
 
 def _notes(mixes: Sequence[Mix]) -> list[str]:
