@@ -63,7 +63,7 @@ def bench_daily(photos: int, report: Report) -> dict[str, Any]:
             shard_images=16,
             workers=2,
         )
-        figures = {"first": _run(job, report)}
+        figures: dict[str, Any] = {"first": _run(job, report)}
         plain = job.model_copy(update={"output": root.join("undisturbed").uri})
         for entry in root.join("out").list():
             root.join("undisturbed").write(entry.key, root.join("out").read(entry.key))

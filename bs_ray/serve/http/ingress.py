@@ -25,6 +25,7 @@ from bs_ray.serve.http.idempotency import Replies
 from bs_ray.serve.http.keys import Key, KeyRing, Limiter
 from bs_ray.serve.http.middleware import Middleware
 from bs_ray.serve.http.pictures import MEDIA_TYPES, strip
+from bs_ray.serve.http.prepared import Prepared
 from bs_ray.serve.http.problems import MEDIA_TYPE, Problem, ProblemBody, busy, handle_problems
 from bs_ray.serve.http.schema import (
     MAX_IMAGES,
@@ -40,7 +41,7 @@ from bs_ray.serve.http.schema import (
     parse_form,
     parse_json,
 )
-from bs_ray.serve.http.service import Backend, Caller, Prepared, Service, as_problem
+from bs_ray.serve.http.service import Backend, Caller, Service, as_problem
 from bs_ray.serve.metrics import IngressMetrics
 from bs_ray.serve.tracing import span
 from bs_ray.sliders.card import SliderError

@@ -11,9 +11,10 @@ from typing import Any
 
 from bs_ray.serve.engine.tasks import EditTask, Event, Partial, Result, Step
 from bs_ray.serve.http.pictures import write_picture
+from bs_ray.serve.http.prepared import Part, Prepared
 from bs_ray.serve.http.problems import Problem
 from bs_ray.serve.http.schema import EditRequest
-from bs_ray.serve.http.service import Caller, Part, Prepared, Service, as_problem
+from bs_ray.serve.http.service import Caller, Service, as_problem
 
 _log = logging.getLogger(__name__)
 
