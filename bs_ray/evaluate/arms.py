@@ -64,7 +64,7 @@ def arms_of(job: EvalJob) -> list[Arm]:
     return [
         Arm(name or slider, slider, _place(slider), measure, base, registry, editor)
         for slider, measure in job.sliders.items()
-        for name, editor in (methods or {"": job.editor}).items()
+        for name, editor in (dict[str, EditorSettings](methods) or {"": job.editor}).items()
     ]
 
 

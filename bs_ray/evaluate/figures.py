@@ -150,7 +150,7 @@ def _harms_by_face(grid: Grid, judging: Judging, ends: list[int]) -> dict[str, n
         far = grid.column(judge.card.name)[:, ends]
         found["identity_distance"] = far.mean(1)
         if math.isfinite(judge.same_below):
-            found["same_person_share"] = (far < judge.same_below).all(1)
+            found["same_person_share"] = np.all(far < judge.same_below, axis=1)
         else:  # the tiny world's own, whose distance is 1 less a similarity
             found["identity"] = 1 - far.mean(1)
     if panel.perceptual:

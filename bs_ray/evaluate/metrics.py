@@ -30,7 +30,7 @@ def shape_by_face(strengths: Array, curve: Array, noise: float) -> dict[str, Arr
     """
     return {
         "monotone_share": is_monotone(curve, noise),
-        "strictly_monotone_share": (np.diff(curve, axis=1) > 0).all(axis=1),
+        "strictly_monotone_share": np.all(np.diff(curve, axis=1) > 0, axis=1),
         "spearman_share": row_correlation(_ranks(curve), _ranks(strengths[None])) > 0.8,
         "linearity": row_correlation(curve, strengths[None]),
     }

@@ -46,7 +46,7 @@ def _embedded(judge: IdentityJudge, item: Item, detector: FaceDetector | None) -
 def identity_test(judges: Sequence[IdentityJudge], rows: pd.DataFrame) -> dict[str, Any]:
     """By judge: pairs of one person and of two, their median distances, and where the judge states
     a limit the share that it tells right."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for judge in judges:
         own = rows[rows["judge"] == judge.card.name] if len(rows) else rows
         if not len(own):

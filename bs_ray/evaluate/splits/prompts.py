@@ -45,7 +45,7 @@ def open_prompts(split: PromptSplit) -> Prompts:
             f"{', '.join(table.fieldnames or ()) or '(none)'}; expected {', '.join(_COLUMNS)}: "
             f"{', '.join(missing)} is missing"
         )
-    items = []
+    items: list[Item] = []
     for line, row in enumerate(table, start=2):
         if len(items) == split.count:
             break

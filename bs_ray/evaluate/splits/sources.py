@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from bs_ray.datasets.ingest import DamagedArchiveError
@@ -127,13 +128,13 @@ class Archive:
                 with zipfile.ZipFile(path) as archive:
                     for info in archive.infolist():
                         if _is_photo(info.filename, info.file_size):
-                            yield info.filename, info.file_size, lambda i=info: archive.read(i)
+                            yield info.filename, info.file_size, partial(archive.read, info)
                 return
             with tarfile.open(path, "r|*") as tar:
                 for member in tar:
                     if member.isfile() and _is_photo(member.name, member.size):
                         name = member.name.removeprefix("./")
-                        yield name, member.size, lambda m=member: _content(tar, m)
+                        yield name, member.size, partial(_content, tar, member)
 
 
 def _is_photo(name: str, size: int) -> bool:
