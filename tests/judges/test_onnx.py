@@ -7,10 +7,22 @@ import pytest
 
 from bs_ray.images.faces import Face
 from bs_ray.judges.judge import JudgeUnavailable, Subject
-from bs_ray.judges.onnx import _PLACES, PX, OnnxIdentity, aligned, similarity
+from bs_ray.judges.onnx import PX, OnnxIdentity, aligned, similarity
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+
+# As ArcFace's authors publish them, counted from the first pixel's middle; here from its corner.
+PLACES = 0.5 + np.array(
+    [
+        (38.2946, 51.6963),
+        (73.5318, 51.5014),
+        (56.0252, 71.7366),
+        (41.5493, 92.3655),
+        (70.7299, 92.2041),
+    ]
+)
 
 
 @pytest.fixture
@@ -38,7 +50,7 @@ def embedder(tmp_path: Path) -> Path:
 
 def photo_of(turn: complex, move: complex, px: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """A photo that shows a dot at each of ArcFace's places after turning and moving, and where."""
-    there = turn * (_PLACES @ [1, 1j]) + move
+    there = turn * (PLACES @ [1, 1j]) + move
     points = np.stack([there.real, there.imag], 1)
     y, x = np.mgrid[:px, :px] + 0.5
     dots = sum(np.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * 6.0**2)) for a, b in points)
@@ -51,7 +63,7 @@ def test_landmarks_come_where_arcface_expects_them(turn: complex) -> None:
     face = aligned(photo, similarity(points.astype(np.float32)))[..., 0].astype(float)
     assert face.shape == (PX, PX)
     y, x = np.mgrid[:PX, :PX] + 0.5
-    for a, b in _PLACES:
+    for a, b in PLACES:
         near = face * (np.hypot(x - a, y - b) < 6)
         middle = np.array([(near * x).sum(), (near * y).sum()]) / near.sum()
         assert middle == pytest.approx([a, b], abs=0.25)
