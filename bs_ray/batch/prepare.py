@@ -83,7 +83,11 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         job.shard_images,
         lambda folder: listed(job, source, folder, console),
     )
+    gate = job.gate
+    if gate and gate.judges:
+        gate = gate.model_copy(update={"judges": gate.judges.absolute()})
     places = {
+        "gate": gate,
         "input": source.uri,
         "output": output.uri,
         "registry": registry.store.uri,

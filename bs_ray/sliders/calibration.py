@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Calibration(BaseModel):
@@ -24,9 +24,9 @@ class Calibration(BaseModel):
     identity: list[float] = []
     """Mean identity similarity with scale 0 (1 less the judge's distance); empty where no identity
     judge was at hand."""
-    judges: list[str] = []
-    """The judges of drift and identity, each with its version; empty where no pictures were judged,
-    and on cards of earlier versions."""
+    judges: list[str] = Field([], exclude_if=lambda judges: not judges)
+    """The judges of drift and identity, each with its version; none where no pictures were judged,
+    and on cards of earlier versions, whose bytes stay what they were."""
     unit: float
     """LoRA scale whose effect is one unit, which is half of the effect at the ends of the trained
     range, averaged over both sides; 0 for a slider without effect."""

@@ -178,7 +178,13 @@ def _fit(
         report(absent)
     store = Store(job.runs).join(run_name)
     _tidy(store, report)
-    settings = {"job": job.model_dump(), "run": run_name, "base": base, "runs": Store(job.runs).uri}
+    settings = {
+        "job": job.model_dump(),
+        "run": run_name,
+        "base": base,
+        "runs": Store(job.runs).uri,
+        "judges": job.judges and job.judges.absolute(),
+    }
     trainer = TorchTrainer(
         _worker,
         train_loop_config=settings | {"store": store, "board": board},
@@ -297,7 +303,7 @@ def _train_here(settings: dict[str, Any]) -> _Outcome:
     shown = job.model_copy(update={"runs": settings["runs"]})
     watch = Watch(
         state,
-        find_judges(base_folder(settings["base"]), job.judges, OWN),
+        find_judges(base_folder(settings["base"]), settings["judges"], OWN),
         lambda step: open_trackers(shown, settings["run"], step),
     )
     newest = _newest(settings["store"], board)

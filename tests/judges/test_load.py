@@ -58,6 +58,18 @@ def test_named_judges_are_the_only_ones_of_their_kind(tiny: Path) -> None:
     assert names(own) == ["own-identity", "own-clip"] and own.absent == {}
 
 
+def test_workers_get_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = settings(identity=["dlib", "nets/arc.onnx"], features="dino", clip=[], perceptual="own")
+    assert given.absolute() == settings(
+        identity=["dlib", f"{tmp_path}/nets/arc.onnx"],
+        features=f"{tmp_path}/dino",
+        clip=[],
+        perceptual="own",
+    )
+    assert settings().absolute() == settings()
+
+
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
