@@ -170,7 +170,7 @@ def verdict(name: str, first: str, split: str, at: str, found: Mapping[str, dict
     signs = {harm: _sign(its["interval"]) for harm, its in found.items()}
     less, more = -1 in signs.values(), 1 in signs.values()
     answer = "mixed" if less and more else "better" if less else "worse" if more else "equal"
-    sentence = {
+    opening = {
         "better": f"{name} is better than {first}",
         "worse": f"{name} is worse than {first}",
         "mixed": f"{name} is better than {first} in some ways and worse in others",
@@ -178,7 +178,7 @@ def verdict(name: str, first: str, split: str, at: str, found: Mapping[str, dict
     }[answer]
     parts = [_said(HARMS[harm], signs[harm], its) for harm, its in found.items()]
     listed = "; ".join(parts) or "no judge measures any harm"
-    return {"answer": answer, "sentence": f"{sentence} ({split}): at {at}, {listed}."}
+    return {"answer": answer, "sentence": f"{opening} ({split}): at {at}, {listed}."}
 
 
 def _sign(interval: Sequence[float] | None) -> int:

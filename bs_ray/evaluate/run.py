@@ -46,6 +46,8 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     EmptyInputError, JobError, ValueError or StorageError before any work.
     """
     console = console or Console()
+    if job.judges:  # by absolute paths, since workers have folders of their own
+        job = job.model_copy(update={"judges": job.judges.absolute()})
     arms = arms_of(job)
     splits = open_splits(job)
     wanted = check(job, arms, splits)
