@@ -12,6 +12,7 @@ from bs_ray.config import EditJob, EditorSettings
 from bs_ray.editing.editor import Editor
 from bs_ray.images.encode import read_provenance
 from bs_ray.images.faces import Face
+from bs_ray.images.rows import NO_SIDE_DATA
 from bs_ray.models import load_base
 from bs_ray.storage import Store
 from bs_ray.testing import random_slider
@@ -27,8 +28,8 @@ class Told:
 def planned(key: str, shade: int, strength: float = 9.0) -> PlannedRow:
     pixels = np.full((48, 80, 3), shade, np.uint8)
     return {"key": key, "sha256": key, "pixels": pixels, "alpha": None, "grey": False,
-            "format": "PNG", "lossless": True, "exif": b"", "icc": b"", "source": None,
-            "note": "", "edits": {"": {"smile@0": strength}}}  # fmt: skip
+            "format": "PNG", "lossless": True, "exif": b"", "icc": b"", "source": None, "deep": None,
+            "side": NO_SIDE_DATA, "note": "", "edits": {"": {"smile@0": strength}}}  # fmt: skip
 
 
 def test_outputs_say_where_they_were_edited(tmp_path: Path, random_base: Path) -> None:
