@@ -29,7 +29,8 @@ def planned(key: str, shade: int, strength: float = 9.0) -> PlannedRow:
     pixels = np.full((48, 80, 3), shade, np.uint8)
     return {"key": key, "sha256": key, "pixels": pixels, "alpha": None, "deep": None,
             "format": "PNG", "lossless": True, "exif": b"", "icc": b"", "source": None,
-            "grey": False, "side": NO_SIDE_DATA, "note": "", "edits": {"": {"smile@0": strength}}}  # fmt: skip
+            "grey": False, "side": NO_SIDE_DATA, "note": "",
+            "edits": {"": {"smile@0": strength}}}  # fmt: skip
 
 
 def test_outputs_say_where_they_were_edited(tmp_path: Path, random_base: Path) -> None:
