@@ -422,8 +422,8 @@ def _regions(prepared: Prepared) -> list[list[RegionInfo] | None]:
     found: list[list[RegionInfo] | None] = []
     for part in prepared.parts[:: prepared.request.n]:
         if part.subject:
-            regions = part.subject.described()
-            found.append(regions and [RegionInfo(**region) for region in regions])
+            named = part.subject.described()
+            found.append(None if named is None else [RegionInfo(**one) for one in named])
     return found
 
 
