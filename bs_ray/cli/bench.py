@@ -128,11 +128,12 @@ def bench_words(
     from bs_ray.bench.words import MEASURES, words
 
     figures = words(attributes.split(","), seeds, base, report)
-    table = Table("attribute", "slider", *MEASURES)
     for attribute, found in figures["attributes"].items():
         for arm in ("trained", "words"):
-            shown = (f"{found[arm][m]['mean']:.4g} ± {found[arm][m]['sd']:.2g}" for m in MEASURES)
-            table.add_row(attribute, arm, *shown)
+            shown = (
+                f"{m} {found[arm][m]['mean']:.4g} ± {found[arm][m]['sd']:.2g}" for m in MEASURES
+            )
+            report(f"{attribute}, {arm}: {', '.join(shown)}")
         training = found["trained"]
         report(
             f"{attribute}: training took {training['training_seconds']['mean']:.1f} s and "
@@ -140,7 +141,6 @@ def bench_words(
             f"{_figure(found['pays_after_photos'])} photos by time, after "
             f"{_figure(found['pays_after_photos_by_evaluations'])} by evaluations"
         )
-    console.print(table)
     write_json(json_file, figures)
 
 
