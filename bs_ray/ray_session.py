@@ -55,18 +55,24 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Delay Ctrl-C until the block ends: a Ray interrupted while it starts leaves processes
-    behind."""
+    behind. A handler of SIGTERM that the caller has set is delayed alike, and kept: Ray sets its
+    own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    callers = [signal.SIGINT]
+    callers += [signal.SIGTERM] if callable(signal.getsignal(signal.SIGTERM)) else []
+    before = {
+        number: signal.signal(number, lambda number, _: held.append(number)) for number in callers
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in held:
+        signal.raise_signal(number)
 
 
 def _join(address: str) -> None:

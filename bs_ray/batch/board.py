@@ -61,7 +61,7 @@ class Metrics:
 
 
 class Board:
-    """Progress of a job, counting from the shards that earlier runs have done."""
+    """Progress of a generation, counting from the shards that earlier runs have done."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Board:
         self.prepared, self.metrics = prepared, metrics
         self.seen = self.quarantined = self.fresh = self.outputs = 0
         self.busy = dict.fromkeys(STAGES, 0.0)
-        self.total = prepared.input_list.photos
+        self.total = prepared.input_list.to_edit
         metrics.expected.set(self.total)
         self.started, self._tenth = time.monotonic(), 0
         self._count_earlier(done)
@@ -88,8 +88,10 @@ class Board:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
         )
+        generation = prepared.input_list.generation
+        name = prepared.job.name + (f", generation {generation}" if generation > 1 else "")
         self._task = self._bar.add_task(
-            prepared.job.name, total=self.total, completed=self.seen, note="starting", stages=""
+            name, total=self.total, completed=self.seen, note="starting", stages=""
         )
         self._latest: deque[int] = deque(maxlen=_SHEET_SHARDS)
         self._stop = threading.Event()
@@ -97,7 +99,8 @@ class Board:
 
     def _count_earlier(self, done: list[int]) -> None:
         last = None
-        for row in read_lines(self.prepared.output, done):
+        generation = self.prepared.input_list.generation
+        for row in read_lines(self.prepared.output, done, generation):
             self.seen += row["key"] != last
             last = row["key"]
             self.quarantined += is_quarantined(row)

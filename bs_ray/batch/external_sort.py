@@ -1,17 +1,23 @@
-"""All files below a prefix, sorted by name in little memory: sorted runs on disk are merged."""
+"""Sorted streams in little memory: all files below a prefix, merged from sorted runs on disk; and
+two streams side by side.
+"""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bs_ray.storage import Entry, Store
+
+_Left, _Right = TypeVar("_Left"), TypeVar("_Right")
 
 _RUN = 30_000  # files in memory at once
 _PAGE = 10_000
@@ -57,6 +63,23 @@ def ends(keys: pa.Array, suffixes: Sequence[str]) -> pa.Array:
     for suffix in suffixes[1:]:
         mask = pc.or_(mask, pc.ends_with(lower, suffix))
     return mask
+
+
+def side_by_side(
+    left: Iterable[tuple[str, _Left]], right: Iterable[tuple[str, _Right]]
+) -> Iterator[tuple[list[_Left], list[_Right]]]:
+    """For every name in either of two streams, in order, what each of them has under it.
+
+    The streams are of (name, thing), sorted by names; memory holds what is under one name.
+    """
+    lefts = ((name, 0, thing) for name, thing in left)
+    rights = ((name, 1, thing) for name, thing in right)
+    merged: Iterator[tuple[str, int, Any]] = heapq.merge(lefts, rights, key=itemgetter(0))
+    for _, group in groupby(merged, key=itemgetter(0)):
+        sides: tuple[list[_Left], list[_Right]] = ([], [])
+        for _, side, thing in group:
+            sides[side].append(thing)
+        yield sides
 
 
 def _columns(run: Sequence[Entry]) -> dict[str, list]:

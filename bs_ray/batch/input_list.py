@@ -1,16 +1,20 @@
-"""The pinned input of an edit job: photos listed once, sorted and cut into shards.
+"""The pinned input of a generation: photos listed once, sorted and cut into shards.
 
 One Parquet object holds the list and, in its metadata, the settings that decide what a photo
 becomes. It is written before any work, on condition that there is none. So a run that resumes has
 the same input in the same shards, and another job cannot mix its photos into this output.
+
+First come the photos that this generation edits, in its shards; then those that stand from earlier
+ones. Both are in the order of the listing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +24,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bs_ray.batch.generations import last_whole, work_folder
 from bs_ray.batch.listing import Listing
-from bs_ray.batch.rows import INPUT_SCHEMA, LISTING_SCHEMA, ImageRow
+from bs_ray.batch.rows import INPUT_SCHEMA, ImageRow
 from bs_ray.config import JobError, editor_settings, flat_settings
 from bs_ray.storage import MissingKeyError, Store
 
-INPUT_KEY = "_bs_ray/input.parquet"
+NEW, CHANGED, LOST, GONE, UNCHANGED = "new", "changed", "lost", "gone", "unchanged"
+"""What a photo of one generation is to the next one's input."""
+
 _META = b"bs_ray"
+_SCHEMA = INPUT_SCHEMA.append(pa.field("generation", pa.int32(), nullable=False))
+_STANDING = -1  # in place of a shard
 _GROUP = 4096  # photos in a row group, about; small groups make a footer that is slow to read
 
 
@@ -35,12 +44,36 @@ class JobChangedError(ValueError):
 
 
 @dataclass(frozen=True)
+class Changes:
+    """A listing against the last whole generation: what the next one is made of."""
+
+    listing: Listing
+    to_edit: Path
+    """Parquet, LISTING_SCHEMA, in order."""
+    standing: Path | None
+    """Parquet, LISTING_SCHEMA and a column `generation`, in order; None where nothing stands."""
+    counts: Mapping[str, int]
+    """How many photos are new, changed, lost, gone and unchanged."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a reason for another generation."""
+        return any(count for kind, count in self.counts.items() if kind != UNCHANGED)
+
+    @property
+    def edits(self) -> int:
+        """Photos that the next generation edits."""
+        return sum(self.counts[kind] for kind in (NEW, CHANGED, LOST))
+
+
+@dataclass(frozen=True)
 class InputList:
-    """The pinned input of an output prefix; the photos themselves stay in the file."""
+    """The pinned input of a generation; the photos themselves stay in the file."""
 
     output: Store
     photos: int
-    shards: int
+    to_edit: int
+    """Those of the photos that this generation edits."""
     shard_images: int
     format: str
     """images, parquet or webdataset."""
@@ -52,48 +85,103 @@ class InputList:
     """The settings that decide an output's pixels, as JSON values."""
     sha256: str
     """Hash of the listing, row by row."""
+    changes: dict[str, int]
+    """How many photos are new, changed, lost, gone and unchanged since the generation before."""
+    generation: int = 1
+
+    @property
+    def shards(self) -> int:
+        """How many there are of photos to edit."""
+        return -(-self.to_edit // self.shard_images)
 
     def shard(self, number: int) -> list[ImageRow]:
         """The photos of one shard. Each node downloads the input list once."""
-        path, size = self.output.local_copy(INPUT_KEY), self.shard_images
-        group, start = divmod(number * size, _group_rows(size))
-        return _read_group(path, group).slice(start, size).to_pylist()
+        group, start = divmod(number * self.shard_images, _group_rows(self.shard_images))
+        return _read_group(self._path(), group).slice(start, self.shard_images).to_pylist()
 
-    def keys(self) -> Iterator[str]:
-        """Every photo's key, in order; memory holds some thousands of them."""
-        path = self.output.local_copy(INPUT_KEY)
-        for batch in pq.ParquetFile(path).iter_batches(_GROUP, columns=["key"]):
-            yield from batch["key"].to_pylist()
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every photo in the order of the listing, with the generation that edits or edited it.
+
+        Memory holds some thousands of them.
+        """
+        edited = -(-self.to_edit // _group_rows(self.shard_images))  # row groups
+        with pq.ParquetFile(self._path()) as file:
+            parts = range(edited), range(edited, file.num_row_groups)
+            for row in heapq.merge(*(_rows(file, part) for part in parts), key=_order):
+                yield {"generation": 1, **row}  # the first versions had one generation
+
+    def _path(self) -> Path:
+        return self.output.local_copy(_input_key(self.generation))
 
 
-def read_input_list(output: Store) -> InputList | None:
-    """The input list under this output prefix; None before the first run."""
+def place_of(row: Mapping[str, Any]) -> str:
+    """The file that a photo is, or is packed in: listings are sorted by it."""
+    return row["file"] or row["key"]
+
+
+def _order(row: Mapping[str, Any]) -> tuple[str, int]:
+    return place_of(row), row["at"]
+
+
+def _rows(file: pq.ParquetFile, groups: range) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(_GROUP, row_groups=groups) if groups else ():
+        yield from batch.to_pylist()
+
+
+def _input_key(generation: int) -> str:
+    return f"{work_folder(generation)}/input.parquet"
+
+
+def read_input_list(output: Store, generation: int = 1) -> InputList | None:
+    """The input list of a generation; None where it has not begun."""
     try:
-        path = output.local_copy(INPUT_KEY)
+        path = output.local_copy(_input_key(generation))
     except MissingKeyError:
         return None
     with pq.ParquetFile(path) as file:
         meta = json.loads(file.schema_arrow.metadata[_META])
         photos = file.metadata.num_rows
-    shards = -(-photos // meta["shard_images"])
-    return InputList(output=output, photos=photos, shards=shards, **meta)
+    first = {"to_edit": photos, "changes": counts_of({NEW: photos})}
+    return InputList(output=output, photos=photos, **first | meta)
+
+
+def newest_input_list(output: Store) -> InputList | None:
+    """That of the generation that is in work, else of the last whole one; None for neither."""
+    last = last_whole(output)
+    return read_input_list(output, last + 1) or (read_input_list(output, last) if last else None)
+
+
+def counts_of(some: Mapping[str, int]) -> dict[str, int]:
+    """All kinds of change, with 0 for those that did not occur."""
+    return {kind: some.get(kind, 0) for kind in (NEW, CHANGED, LOST, GONE, UNCHANGED)}
 
 
 def open_input_list(
     output: Store, settings: dict[str, Any], shard_images: int, listed: Callable[[Path], Listing]
 ) -> InputList:
-    """The output's input list, which the first run makes from `listed(scratch folder)`.
+    """The output's newest input list; the first run makes it from `listed(scratch folder)`.
 
     Raises JobChangedError where the output was begun with other settings, and what `listed` raises.
     """
-    found = read_input_list(output)
+    found = newest_input_list(output)
     if found is None:
         with tempfile.TemporaryDirectory() as folder:
-            file = _file(listed(Path(folder)), settings, shard_images)
-        output.write_if_absent(INPUT_KEY, file)
-        found = read_input_list(output)  # this driver's, or that of another one which was first
-    assert found is not None
+            listing = listed(Path(folder))
+            everything = Changes(listing, listing.path, None, counts_of({NEW: listing.photos}))
+            found = pin_input_list(output, 1, settings, shard_images, everything)
     check_settings(found.settings, settings, output)
+    return found
+
+
+def pin_input_list(
+    output: Store, generation: int, settings: dict[str, Any], shard_images: int, changes: Changes
+) -> InputList:
+    """Begin a generation, and return its input list: this driver's, or that of another one which
+    was first."""
+    file = _file(changes, settings, shard_images, generation)
+    output.write_if_absent(_input_key(generation), file)
+    found = read_input_list(output, generation)
+    assert found is not None
     return found
 
 
@@ -132,9 +220,13 @@ def _read_group(path: Path, group: int) -> pa.Table:
         return file.read_row_group(group)
 
 
-def _file(listing: Listing, settings: dict[str, Any], shard_images: int) -> bytes:
+def _file(changes: Changes, settings: dict[str, Any], shard_images: int, generation: int) -> bytes:
     """The input list's file. Equal listings give equal bytes."""
+    listing = changes.listing
     meta = {
+        "generation": generation,
+        "to_edit": changes.edits,
+        "changes": dict(changes.counts),
         "shard_images": shard_images,
         "format": listing.format,
         "ignored": listing.ignored,
@@ -142,26 +234,32 @@ def _file(listing: Listing, settings: dict[str, Any], shard_images: int) -> byte
         "settings": settings,
         "sha256": _digest(listing),
     }
-    schema = INPUT_SCHEMA.with_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
+    schema = _SCHEMA.with_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
     path, rows = listing.path.with_name("input.parquet"), _group_rows(shard_images)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for first, group in _groups(listing, rows):
+        for first, group in _groups(changes.to_edit, rows):
             numbers = (np.arange(first, first + len(group)) // shard_images).astype(np.int32)
-            columns = [*group.columns, pa.array(numbers)]
+            made_by = pa.repeat(pa.scalar(generation, pa.int32()), len(group))
+            columns = [*group.columns, pa.array(numbers), made_by]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=rows)
+        for _, group in _groups(changes.standing, rows) if changes.standing else ():
+            none = pa.repeat(pa.scalar(_STANDING, pa.int32()), len(group))
+            columns = [*group.columns[:-1], none, group.columns[-1]]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=rows)
     return path.read_bytes()
 
 
-def _groups(listing: Listing, rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """The listing in tables of `rows` rows, each with the number of its first row."""
-    first, left = 0, LISTING_SCHEMA.empty_table()
-    for batch in listing.batches():
-        left = pa.concat_tables([left, pa.Table.from_batches([batch], schema=LISTING_SCHEMA)])
-        while len(left) >= rows:
-            yield first, left.slice(0, rows)
-            first, left = first + rows, left.slice(rows)
-    if len(left):
-        yield first, left
+def _groups(path: Path, rows: int) -> Iterator[tuple[int, pa.Table]]:
+    """A file's photos in tables of `rows` rows, each with the number of its first row."""
+    with pq.ParquetFile(path) as file:
+        first, left = 0, file.schema_arrow.empty_table()
+        for batch in file.iter_batches(_GROUP):
+            left = pa.concat_tables([left, pa.Table.from_batches([batch])])
+            while len(left) >= rows:
+                yield first, left.slice(0, rows)
+                first, left = first + rows, left.slice(rows)
+        if len(left):
+            yield first, left
 
 
 def _digest(listing: Listing) -> str:

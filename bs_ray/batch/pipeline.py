@@ -63,7 +63,11 @@ def pipeline(prepared: PreparedJob, pending: Sequence[int], editors: type = Edit
         )
     return photos.map(
         write_shard,
-        fn_kwargs={"job": job, "stamp": prepared.stamp},
+        fn_kwargs={
+            "job": job,
+            "stamp": prepared.stamp,
+            "generation": prepared.input_list.generation,
+        },
         # Every stage has a bound: Ray would start, and keep, a process for each CPU that is free
         # for a moment.
         compute=ray.data.TaskPoolStrategy(at_once),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from typing import Any
 from rich.console import Console
 
 from bs_ray import __version__
-from bs_ray.batch.input_list import InputList, open_input_list, read_input_list
+from bs_ray.batch.changes import find_changes
+from bs_ray.batch.input_list import (
+    Changes,
+    InputList,
+    newest_input_list,
+    open_input_list,
+    pin_input_list,
+)
 from bs_ray.batch.listing import Listing, list_photos
 from bs_ray.batch.rows import Edits
 from bs_ray.config import EditJob
@@ -45,6 +53,8 @@ class PreparedJob:
     input_list: InputList
     references: Mapping[str, str]
     """Slider as the job names it -> name@version."""
+    listed: bool
+    """Whether this run has listed the input, so that it knows of everything there."""
 
     @cached_property
     def edits(self) -> Edits:
@@ -67,20 +77,22 @@ class PreparedJob:
 def prepare(job: EditJob, console: Console) -> PreparedJob:
     """Check everything that can be checked without work; pin the input on the first run.
 
+    Later runs get the generation that is in work, or else the last whole one.
+
     Raises ValueError (StorageError, SliderError, BaseNotFound, EmptyInputError, JobChangedError).
     """
     source, output, registry = Store(job.input), Store(job.output), Registry(job.registry)
     source.check()
     with contextlib.suppress(MissingBucketError):  # a missing folder will be made
         output.check()  # else the first read would wait a minute for a store that is down
-    before = read_input_list(output)
+    before = newest_input_list(output)
     pinned = before.settings["sliders"] if before else {}
     sliders = resolve(job, registry, pinned, console)
     if not before:
         output.check(write=True)
     input_list = open_input_list(
         output,
-        _settings(job, source, sliders),
+        settings_of(job, source, sliders),
         job.shard_images,
         lambda folder: listed(job, source, folder, console),
     )
@@ -91,7 +103,44 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         "base": absolute_base(job.base),
     }
     references = {given: slider.reference for given, slider in sliders.items()}
-    return PreparedJob(job.model_copy(update=places), output, input_list, references)
+    job = job.model_copy(update=places)
+    return PreparedJob(job, output, input_list, references, listed=before is None)
+
+
+def renewed(prepared: PreparedJob, console: Console) -> PreparedJob:
+    """List the input again; where it has news, begin the generation after this whole one.
+
+    A job that takes a part of its input is a trial and keeps what it took. Raises as `prepare`.
+    """
+    job, former, report = prepared.job, prepared.input_list, report_to(console, prepared.job)
+    if job.limit or job.sample:
+        return replace(prepared, listed=True)
+    with tempfile.TemporaryDirectory() as folder:
+        changes = news(job, former, Path(folder), console)
+        if not changes.any:
+            return replace(prepared, listed=True)
+        settings = former.settings | {"bs_ray": __version__}
+        now = former.generation + 1
+        input_list = pin_input_list(former.output, now, settings, former.shard_images, changes)
+    report(f"generation {now}: {described(input_list.changes)}")
+    return replace(prepared, input_list=input_list, listed=True)
+
+
+def news(job: EditJob, former: InputList, folder: Path, console: Console) -> Changes:
+    """The job's input as it is now, against a whole generation. Writes into `folder` alone."""
+    same_kind = job.model_copy(update={"input_format": former.format})  # `auto` might find another
+    listing = listed(same_kind, Store(job.input), folder, console)
+    return find_changes(former, listing, job, report_to(console, job))
+
+
+def described(changes: Mapping[str, int]) -> str:
+    """Such as "50 new, 10 changed, 5 gone, 935 unchanged"."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in changes.items() if count) or "no photos"
+
+
+def report_to(console: Console, job: EditJob) -> Callable[[str], None]:
+    """A function that prints lines about the job."""
+    return lambda text: console.print(f"{job.name}: {text}", soft_wrap=True, highlight=False)
 
 
 def listed(job: EditJob, source: Store, folder: Path, console: Console) -> Listing:
@@ -161,7 +210,7 @@ _DECISIVE = {
 }
 
 
-def _settings(job: EditJob, source: Store, sliders: Mapping[str, Slider]) -> dict[str, Any]:
+def settings_of(job: EditJob, source: Store, sliders: Mapping[str, Slider]) -> dict[str, Any]:
     """What decides an output's pixels and place, and so must not change between runs of a job.
 
     batch_size and shard_images belong to it: they decide which photos share a forward pass, and

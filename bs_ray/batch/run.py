@@ -5,17 +5,33 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
+from bs_ray.batch.accounts import write_reports
 from bs_ray.batch.board import Board, Metrics
+from bs_ray.batch.generations import (
+    SUMMARY_KEY,
+    is_published,
+    last_whole,
+    publish,
+    report_key,
+    work_folder,
+)
 from bs_ray.batch.lease import Lease
-from bs_ray.batch.ledger import SUMMARY_KEY, done_shards, reopen, write_reports
+from bs_ray.batch.ledger import done_shards, reopen
 from bs_ray.batch.pipeline import pipeline
-from bs_ray.batch.prepare import EditFailed, PreparedJob, prepare
+from bs_ray.batch.prepare import (
+    EditFailed,
+    PreparedJob,
+    described,
+    prepare,
+    renewed,
+    report_to,
+)
 from bs_ray.batch.report import LATEST_KEY, REPORT_KEY, sheet, write_report
 from bs_ray.batch.verify import lost_shards
 from bs_ray.config import EditJob
@@ -38,8 +54,9 @@ class EditSummary:
     ignored: int
     """Files below the input prefix that hold no photos."""
     shards: int
+    """Those of the last generation."""
     skipped_shards: int
-    """Those that an earlier run had done."""
+    """Those of them that an earlier run had done."""
     seconds: float
     images_per_s: float
     """Photos a second that this run took in, its start-up included."""
@@ -47,8 +64,14 @@ class EditSummary:
     """The same, counted from when the first photo was edited: without starting Ray and the
     model."""
     nothing_to_do: bool
-    """Whether an earlier run had finished, so that this one wrote nothing."""
+    """Whether the input has no news and an earlier run had finished: this one wrote nothing."""
     quarantined_by_reason: dict[str, int] = field(default_factory=dict)
+    generation: int = 1
+    changes: dict[str, int] = field(default_factory=dict)
+    """How many photos were new, changed, lost, gone and unchanged in the last generation."""
+    made: dict[str, int] = field(default_factory=dict)
+    """What the last generation itself took in and made: inputs, edited, quarantined, outputs and
+    their bytes."""
 
 
 def edit(
@@ -57,42 +80,57 @@ def edit(
     console: Console | None = None,
     metrics_port: int | None = None,
 ) -> EditSummary:
-    """Edit every photo below `job.input`; the same job on the same output resumes.
+    """Edit every photo below `job.input` that is new or changed; on the same output it resumes.
 
-    metrics_port: where Prometheus metrics are served while the job runs; None serves none.
+    A generation that an earlier run has begun is finished first. metrics_port: where Prometheus
+    metrics are served while the job runs; None serves none.
 
     Raises ValueError (StorageError, SliderError, BaseNotFound, EmptyInputError, JobChangedError)
     within seconds and before any work where the job cannot run, JobTakenError where another driver
     is at work on it, and EditFailed where it cannot go on. Once it has finished, inputs = edited +
     quarantined.
     """
-    started, console = time.monotonic(), console or Console()
+    console = console or Console()
     prepared = prepare(job, console)
-    done = done_shards(prepared.output)
-    finished = all(map(prepared.output.exists, (SUMMARY_KEY, REPORT_KEY)))
-    if finished and len(done) == prepared.input_list.shards:
+    if not prepared.listed and last_whole(prepared.output) < prepared.input_list.generation:
+        resumed = _edit_generation(prepared, console, metrics_port)
+        prepared = renewed(prepared, console)
+        if prepared.input_list.generation == resumed.generation:
+            return resumed
+    elif not prepared.listed:
+        prepared = renewed(prepared, console)
+    return _edit_generation(prepared, console, metrics_port)
+
+
+def _edit_generation(
+    prepared: PreparedJob, console: Console, metrics_port: int | None
+) -> EditSummary:
+    """Make a generation whole, or find that it is."""
+    started, job, input_list = time.monotonic(), prepared.job, prepared.input_list
+    output, generation = prepared.output, input_list.generation
+    done = done_shards(output, generation)
+    if is_published(output, generation) and output.exists(REPORT_KEY):
         summary = _summarise(prepared, None, skipped=len(done), started=started)
         console.print(
             f"{job.name}: nothing to do, all {summary.inputs} photos are done.", soft_wrap=True
         )
-        _stop_if_too_bad(job, summary.inputs, summary.quarantined, finished=True)
+        _stop_if_too_bad(job, summary.made, generation, finished=True)
         return summary
-    prepared.output.check(write=True)
-    with Lease(prepared.output, _report_to(console, job)) as lease:
-        done = done_shards(prepared.output)  # the driver before may have worked until just now
-        pending = sorted(set(range(prepared.input_list.shards)) - done)
-        run = _run(prepared, pending, sorted(done), console, lease, metrics_port)
-        _look_for_lost(prepared)
-        reported = write_reports(prepared.input_list)
-    write_report(prepared.job, prepared.input_list, reported)
+    output.check(write=True)
+    with Lease(output, report_to(console, job)) as lease:
+        run, done = _Run(), done_shards(output, generation)  # by the driver before, until just now
+        if last_whole(output) < generation:
+            pending = sorted(set(range(input_list.shards)) - done)
+            run = _run(prepared, pending, sorted(done), console, lease, metrics_port)
+            _look_for_lost(prepared)
+            write_reports(input_list)
+        publish(output)
+    if last_whole(output) == generation:
+        write_report(job, input_list)
     summary = _summarise(prepared, run, skipped=len(done), started=started)
     _print_summary(job, summary, console)
-    _stop_if_too_bad(job, summary.inputs, summary.quarantined, finished=True)
+    _stop_if_too_bad(job, summary.made, generation, finished=True)
     return summary
-
-
-def _report_to(console: Console, job: EditJob) -> Callable[[str], None]:
-    return lambda text: console.print(f"{job.name}: {text}", soft_wrap=True)
 
 
 @dataclass
@@ -138,6 +176,7 @@ def _run(
             finally:
                 lease.record = {
                     "started": started,
+                    "generation": prepared.input_list.generation,
                     "photos": board.fresh,
                     "seconds": board.seconds,
                     "busy": board.busy,
@@ -159,7 +198,8 @@ def _follow(
         for shard in pipeline(prepared, pending).iter_rows():
             run.add(shard)
             board.add(shard)
-            _stop_if_too_bad(job, board.seen, board.quarantined)
+            so_far = {"inputs": board.seen, "quarantined": board.quarantined}
+            _stop_if_too_bad(job, so_far, prepared.input_list.generation)
             if lease.superseded:
                 raise EditFailed(
                     f"{job.name}: stopped, because another driver has taken the job over: this one "
@@ -174,8 +214,9 @@ def _follow(
 
 def _look_for_lost(prepared: PreparedJob) -> None:
     """Raise EditFailed where the store has lost outputs; their shards are then open again."""
-    if lost := lost_shards(prepared.output, prepared.input_list.shards):
-        reopen(prepared.output, lost)
+    input_list = prepared.input_list
+    if lost := lost_shards(prepared.output, input_list.shards, input_list.generation):
+        reopen(prepared.output, lost, input_list.generation)
         raise EditFailed(
             f"{prepared.job.name}: got {len(lost)} shards with outputs that are no longer in "
             f"{prepared.job.output}, such as shard {lost[0]}; expected all that the store had "
@@ -188,11 +229,18 @@ def _draw_latest(prepared: PreparedJob, shards: list[int]) -> None:
     prepared.output.write(LATEST_KEY, sheet(prepared.job, prepared.input_list, shards))
 
 
-def _stop_if_too_bad(job: EditJob, inputs: int, bad: int, finished: bool = False) -> None:
-    """Raise EditFailed once more photos are quarantined than the job allows."""
-    enough = finished or inputs >= _MIN_INPUTS
+def _stop_if_too_bad(
+    job: EditJob, counts: Mapping[str, int], generation: int, finished: bool = False
+) -> None:
+    """Raise EditFailed once more photos are quarantined than the job allows.
+
+    counts: inputs and quarantined, of one generation.
+    """
+    inputs, bad = counts["inputs"], counts["quarantined"]
+    # A day on which two photos come, both of them bad, is no reason to stop.
+    enough = inputs >= _MIN_INPUTS or (finished and generation == 1)
     if enough and bad > job.max_quarantined_share * inputs:
-        where = "quarantine.jsonl" if finished else "the lines in _bs_ray/shards"
+        where = "quarantine.jsonl" if finished else f"the lines in {work_folder(generation)}/shards"
         raise EditFailed(
             f"{job.name}: got {bad} of {inputs} photos quarantined; expected at most "
             f"{job.max_quarantined_share:.0%} (max_quarantined_share). See {where} below "
@@ -204,7 +252,8 @@ def _summarise(
     prepared: PreparedJob, run: _Run | None, *, skipped: int, started: float
 ) -> EditSummary:
     """run: None where an earlier run had finished the job."""
-    found = json.loads(prepared.output.read(SUMMARY_KEY))
+    generation = prepared.input_list.generation
+    found = json.loads(prepared.output.read(report_key(generation, SUMMARY_KEY)))
     seconds = time.monotonic() - started
     return EditSummary(
         inputs=found["inputs"],
@@ -219,6 +268,9 @@ def _summarise(
         steady_images_per_s=run.steady_rate if run else 0.0,
         nothing_to_do=run is None,
         quarantined_by_reason=found["quarantined_by_reason"],
+        generation=generation,
+        changes=found["changes"],
+        made=found["made"],
     )
 
 
@@ -230,6 +282,12 @@ def _print_summary(job: EditJob, summary: EditSummary, console: Console) -> None
         f"files ignored. Report: {job.output}/report.html",
         soft_wrap=True,
     )
+    if summary.generation > 1:
+        console.print(
+            f"  generation {summary.generation}: {described(summary.changes)}; "
+            f"{summary.made['outputs']} outputs, {summary.made['bytes'] / 1e6:.1f} MB written",
+            highlight=False,
+        )
     for reason, count in summary.quarantined_by_reason.items():
         console.print(f"  quarantined in {reason}: {count}", highlight=False)
 

@@ -1,8 +1,8 @@
 """Where a shard's edited photos go: a file for each, or one tar or Parquet file for a shard.
 
 A sink writes to keys that depend on the input alone, so a shard that is made twice is the same both
-times. An output's place is its key below the output prefix; within a packed file it is
-`file#member` (tar) or `file#row` (Parquet).
+times. What an earlier generation wrote is never replaced. An output's place is its key below the
+output prefix; within a packed file it is `file#member` (tar) or `file#row` (Parquet).
 """
 
 from __future__ import annotations
@@ -68,21 +68,34 @@ class EncodedPhoto:
         )
 
 
-Sink = Callable[[Store, int, Sequence[EncodedPhoto]], list[OutputRow]]
+Sink = Callable[[Store, int, int, Sequence[EncodedPhoto]], list[OutputRow]]
+"""Of a store, a generation, its shard, and photos."""
 
 
-def _write_images(output: Store, shard: int, made: Sequence[EncodedPhoto]) -> list[OutputRow]:
+def _write_images(
+    output: Store, generation: int, shard: int, made: Sequence[EncodedPhoto]
+) -> list[OutputRow]:
     def put(photo: EncodedPhoto) -> OutputRow:
-        key = f"{FILES}{photo.name}"
-        output.write(key, photo.data)
+        key, data = f"{FILES}{photo.name}", photo.data
+        if generation == 1:
+            output.write(key, data)
+        elif not output.write_if_absent(key, data) and output.read(key) != data:
+            key = f"{FILES.rstrip('/')}@{generation}/{photo.name}"
+            output.write(key, data)
         return photo.at(key)
 
     with ThreadPoolExecutor(_REQUESTS) as pool:
         return list(pool.map(put, made))
 
 
-def _write_tar(output: Store, shard: int, made: Sequence[EncodedPhoto]) -> list[OutputRow]:
-    key, file, rows = f"{PACKED}{shard:05d}.tar", BytesIO(), []
+def _packed(generation: int, shard: int) -> str:
+    return f"{PACKED}{shard:05d}" if generation == 1 else f"{PACKED}{generation:04d}-{shard:05d}"
+
+
+def _write_tar(
+    output: Store, generation: int, shard: int, made: Sequence[EncodedPhoto]
+) -> list[OutputRow]:
+    key, file, rows = f"{_packed(generation, shard)}.tar", BytesIO(), []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for photo in made:
             about = json.dumps(photo.provenance, sort_keys=True).encode()
@@ -92,8 +105,10 @@ def _write_tar(output: Store, shard: int, made: Sequence[EncodedPhoto]) -> list[
     return rows
 
 
-def _write_parquet(output: Store, shard: int, made: Sequence[EncodedPhoto]) -> list[OutputRow]:
-    key, file = f"{PACKED}{shard:05d}.parquet", BytesIO()
+def _write_parquet(
+    output: Store, generation: int, shard: int, made: Sequence[EncodedPhoto]
+) -> list[OutputRow]:
+    key, file = f"{_packed(generation, shard)}.parquet", BytesIO()
     table = pa.Table.from_pylist(
         [
             {

@@ -12,7 +12,9 @@ from bs_ray.images.rows import is_quarantined
 from bs_ray.storage import Store
 
 
-def write_shard(row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any]) -> dict[str, Any]:
+def write_shard(
+    row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any], generation: int
+) -> dict[str, Any]:
     """{shard, rows} -> {shard, inputs, quarantined, outputs, <stage>_s}: write, then commit.
 
     stamp: what every output says of its making.
@@ -23,7 +25,8 @@ def write_shard(row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any]) -> 
         made = {**stamp, "sliders": photo["mix"], "source_sha256": photo["sha256"]}
         return {**made, "regions": photo["regions"]} if photo["regions"] else made
 
-    done = commit_shard(Store(job.output), job.sink, row["shard"], unpack(row), provenance)
+    output, rows = Store(job.output), unpack(row)
+    done = commit_shard(output, job.sink, row["shard"], rows, provenance, generation)
     bad = sum(map(is_quarantined, done))
     return {
         "shard": row["shard"],
