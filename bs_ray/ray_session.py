@@ -71,8 +71,8 @@ def _interrupts_wait() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in held:
-        signal.raise_signal(number)
+    for late in held:
+        signal.raise_signal(late)
 
 
 def _join(address: str) -> None:

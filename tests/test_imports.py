@@ -61,7 +61,10 @@ LIGHT = (
     "images/faces.py",
     "images/regions.py",
 )
-LIGHT_BATCH = ("rows", "listing", "readers", "external_sort", "input_list", "fetch", "write")
+LIGHT_BATCH = (
+    *("rows", "listing", "readers", "external_sort", "input_list", "fetch", "write"),
+    *("generations", "ledger"),
+)
 SLOW = {"torch", "ray", "diffusers", "transformers", "deepspeed"}
 
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}

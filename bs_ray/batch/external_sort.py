@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from bs_ray.storage import Entry, Store
 
-_Left, _Right = TypeVar("_Left"), TypeVar("_Right")
+_Left = TypeVar("_Left")
+_Right = TypeVar("_Right")
 
 _RUN = 30_000  # files in memory at once
 _PAGE = 10_000

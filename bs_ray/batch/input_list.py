@@ -31,7 +31,8 @@ from bs_ray.config import JobError, editor_settings, flat_settings
 from bs_ray.storage import MissingKeyError, Store
 
 NEW, CHANGED, LOST, GONE, UNCHANGED = "new", "changed", "lost", "gone", "unchanged"
-"""What a photo of one generation is to the next one's input."""
+KINDS = (NEW, CHANGED, LOST, GONE, UNCHANGED)
+"""What a photo is to the generation before."""
 
 _META = b"bs_ray"
 _SCHEMA = INPUT_SCHEMA.append(pa.field("generation", pa.int32(), nullable=False))
@@ -141,8 +142,9 @@ def read_input_list(output: Store, generation: int = 1) -> InputList | None:
     with pq.ParquetFile(path) as file:
         meta = json.loads(file.schema_arrow.metadata[_META])
         photos = file.metadata.num_rows
-    first = {"to_edit": photos, "changes": counts_of({NEW: photos})}
-    return InputList(output=output, photos=photos, **first | meta)
+    meta = {"to_edit": photos, "changes": {NEW: photos}} | meta  # the first versions had neither
+    meta["changes"] = counts_of(meta["changes"])
+    return InputList(output=output, photos=photos, **meta)
 
 
 def newest_input_list(output: Store) -> InputList | None:
@@ -153,7 +155,7 @@ def newest_input_list(output: Store) -> InputList | None:
 
 def counts_of(some: Mapping[str, int]) -> dict[str, int]:
     """All kinds of change, with 0 for those that did not occur."""
-    return {kind: some.get(kind, 0) for kind in (NEW, CHANGED, LOST, GONE, UNCHANGED)}
+    return {kind: some.get(kind, 0) for kind in KINDS}
 
 
 def open_input_list(

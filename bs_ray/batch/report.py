@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 from bs_ray import __version__
 from bs_ray.batch.board import STAGES
 from bs_ray.batch.generations import SUMMARY_KEY, last_whole, report_key
-from bs_ray.batch.input_list import InputList, read_input_list
+from bs_ray.batch.input_list import KINDS, InputList, read_input_list
 from bs_ray.batch.lease import earlier_runs
 from bs_ray.batch.ledger import read_lines
 from bs_ray.batch.prepare import EditFailed
@@ -104,6 +104,7 @@ def write_report(job: EditJob, input_list: InputList) -> None:
         sheet=f"data:image/png;base64,{base64.b64encode(png).decode()}" if png else "",
         bad=_quarantine(output.read(summary["quarantine"]), summary["quarantined_by_reason"]),
         generations=_generations(output, summary["generation"]),
+        kinds=KINDS,
         runs=earlier_runs(output),
         stages=STAGES,
         settings=json.dumps(input_list.settings, indent=2, sort_keys=True),

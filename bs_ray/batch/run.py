@@ -269,7 +269,7 @@ def _summarise(
         nothing_to_do=run is None,
         quarantined_by_reason=found["quarantined_by_reason"],
         generation=generation,
-        changes=found["changes"],
+        changes=prepared.input_list.changes,
         made=found["made"],
     )
 

@@ -4,11 +4,15 @@ A worker that holds the real one takes many seconds to import torch and diffuser
 """
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from bs_ray.batch.fetch import fetch_shard
+from bs_ray.batch.prepare import PreparedJob
 from bs_ray.batch.rows import EditedRow, PlannedRow, pack, seconds_of, unpack
+from bs_ray.batch.write import write_shard
 from bs_ray.config import EditJob
 from bs_ray.images.rows import is_quarantined
 
@@ -33,7 +37,7 @@ class Brighter:
 def edits_of(photo: PlannedRow) -> list[EditedRow]:
     rest = {field: value for field, value in photo.items() if field != "edits"}
     return [
-        EditedRow(**{**rest, **changes(photo, mix), "edit": name, "mix": mix})  # type: ignore[typeddict-item]
+        EditedRow(**{**rest, **changes(photo, mix), "edit": name, "mix": mix, "regions": []})  # type: ignore[typeddict-item]
         for name, mix in photo["edits"].items()
     ]
 
@@ -43,3 +47,29 @@ def changes(photo: PlannedRow, mix: dict[str, float]) -> dict[str, Any]:
         return {}  # the photo's own file
     pixels = photo["pixels"] + 10 * sum(mix.values())
     return {"pixels": np.clip(pixels, 0, 255).round().astype(np.uint8), "source": None}
+
+
+class HerePipeline:
+    """In place of `pipeline`: the same stages in this process, without Ray."""
+
+    def __init__(self, prepared: PreparedJob, pending: Sequence[int]):
+        self.prepared, self.pending = prepared, pending
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        job, input_list = self.prepared.job, self.prepared.input_list
+        for number in range(len(self.pending)):
+            row = fetch_shard(
+                {"id": number},
+                job=job,
+                input_list=input_list,
+                edits=self.prepared.edits,
+                references=self.prepared.references,
+                pending=self.pending,
+            )
+            rows: list[Any] = []
+            for photo in unpack(row):
+                rows += [photo] if is_quarantined(photo) else edits_of(photo)
+            row = pack(row["shard"], rows, **seconds_of(row), edit_at_s=time.time(), edit_s=0.0)
+            yield write_shard(
+                row, job=job, stamp=self.prepared.stamp, generation=input_list.generation
+            )

@@ -28,7 +28,7 @@ def test_listed_once_sorted_and_cut(store: Store) -> None:
     for key in ("b/2.JPG", "b/1.jpeg", "a.png", "notes.txt", "c.tif", "b/raw.cr2"):
         source.write(key, key.encode())
     first = opened(source, output, {"seed": 1}, shard_images=3)
-    keys = list(first.keys())
+    keys = [row["key"] for row in first.rows()]
     assert keys == ["a.png", "b/1.jpeg", "b/2.JPG", "c.tif"]
     assert (first.photos, first.shards, first.ignored) == (4, 2, 2)
     assert first.bytes == sum(map(len, keys))
@@ -47,7 +47,9 @@ def test_shards_of_many_photos_are_found_across_row_groups(tmp_path: Path) -> No
     input_list = opened(source, output, {}, shard_images=7)
     assert input_list.shards == 715
     shards = [input_list.shard(number) for number in range(715)]
-    assert [row["key"] for rows in shards for row in rows] == list(input_list.keys())
+    assert [row["key"] for rows in shards for row in rows] == [
+        row["key"] for row in input_list.rows()
+    ]
     assert all(row["shard"] == number for number, rows in enumerate(shards) for row in rows)
     assert [len(rows) for rows in shards[-2:]] == [7, 2]
 

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bs_ray.batch.accounts import write_reports
+from bs_ray.batch.generations import last_whole, publish
 from bs_ray.batch.input_list import InputList, open_input_list
-from bs_ray.batch.ledger import commit_shard, done_shards, read_lines, reopen, write_reports
+from bs_ray.batch.ledger import commit_shard, done_shards, read_lines, reopen
 from bs_ray.batch.listing import list_photos
 from bs_ray.batch.rows import EditedRow, OutputRow
 from bs_ray.batch.sinks import read_output
@@ -67,14 +69,18 @@ def test_the_ledger_reconciles(photo: bytes, output: Store, tmp_path: Path) -> N
     with pytest.raises(Exception, match=r"00001\.json"):
         write_reports(input_list)  # not done
     commit_shard(output, "images", 1, [edited("c.png", photo)], made)
-    summary = write_reports(input_list)
+    assert last_whole(output) == 0
+    write_reports(input_list)
+    publish(output)
+    summary = json.loads(output.read("summary.json"))
     counts = [summary[name] for name in ("inputs", "edited", "quarantined", "outputs")]
     assert counts == [3, 2, 1, 2]
     assert summary["quarantined_by_reason"] == {"edit: failed": 1}
     table = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
     assert [r["output"] for r in table] == ["images/a.png", "images/c.png"]
     (line,) = output.read("quarantine.jsonl").decode().splitlines()
-    assert json.loads(line) == {"key": "b.png", "stage": "edit", "reason": "failed: odd"}
+    refused = {"key": "b.png", "stage": "edit", "reason": "failed: odd", "generation": 1}
+    assert json.loads(line) == refused
 
 
 @pytest.mark.parametrize("sink", SINKS)
@@ -132,7 +138,7 @@ def test_foreign_lines_are_noticed(output: Store) -> None:
     commit_shard(output, "images", 0, [quarantined("z.png", "decode", "empty: x")], made)
     with pytest.raises(RuntimeError, match=r"do not match the 1 inputs key by key, first at 'z"):
         write_reports(input_list)
-    assert not output.exists("summary.json")
+    assert last_whole(output) == 0
 
 
 def two_shards(output: Store, sink: str, photo: bytes) -> list[str]:
