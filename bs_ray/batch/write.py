@@ -13,7 +13,7 @@ from bs_ray.storage import Store
 
 
 def write_shard(
-    row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any], generation: int
+    row: dict[str, Any], *, job: EditJob, stamp: dict[str, Any], generation: int = 1
 ) -> dict[str, Any]:
     """{shard, rows} -> {shard, inputs, quarantined, outputs, <stage>_s}: write, then commit.
 

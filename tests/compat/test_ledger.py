@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from bs_ray import __version__
+from bs_ray.batch import run as run_module
 from bs_ray.batch.fetch import edits_of
 from bs_ray.batch.input_list import JobChangedError
 from bs_ray.batch.prepare import prepare
@@ -20,6 +22,7 @@ from bs_ray.config import load
 from bs_ray.images.encode import read_provenance
 from bs_ray.storage import Store
 from bs_ray.storage.seaweed import LocalObjectStore
+from tests.batch.brighter import HerePipeline
 
 
 def upload(folder: Path, store: Store) -> None:
@@ -30,7 +33,7 @@ def upload(folder: Path, store: Store) -> None:
 
 
 def test_a_job_half_way_is_finished(
-    ray_cluster: None, object_store: LocalObjectStore, old: Path
+    ray_cluster: None, object_store: LocalObjectStore, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = load("jobs/edit.yaml", ["output=ledger/out"])
     upload(old / "ledger" / "in", Store(job.input))
@@ -45,12 +48,15 @@ def test_a_job_half_way_is_finished(
     after = {entry.key: entry.etag for entry in output.list()}  # a folder's change when written
     assert {key: after[key] for key in before} == before
 
-    for name in ("summary.json", "quarantine.jsonl"):
-        assert output.read(name) == (rest / name).read_bytes(), name
-    rows, expected = (
-        pq.read_table(io.BytesIO(data)).drop_columns("output_sha256")
-        for data in (output.read("manifest.parquet"), (rest / "manifest.parquet").read_bytes())
-    )
+    then, now = (json.loads(place.read("summary.json")) for place in (Store(rest), output))
+    assert now.items() >= then.items()
+    refused = [json.loads(line) for line in (rest / "quarantine.jsonl").read_bytes().splitlines()]
+    found = [json.loads(line) for line in output.read("quarantine.jsonl").splitlines()]
+    assert found == [row | {"generation": 1} for row in refused]
+    rows = pq.read_table(io.BytesIO(output.read("manifest.parquet")))
+    assert rows["generation"].to_pylist() == [1] * 8
+    expected = pq.read_table(rest / "manifest.parquet").drop_columns("output_sha256")
+    rows = rows.drop_columns(["output_sha256", "generation"])
     assert rows.equals(expected, check_metadata=True)
     made = sorted(path.relative_to(rest).as_posix() for path in (rest / "images").rglob("*.jpg"))
     assert sorted(after.keys() & set(made)) == made and len(made) == 2
@@ -61,6 +67,22 @@ def test_a_job_half_way_is_finished(
         assert np.abs(found - was).max() <= 2, key
     earlier = json.loads(output.read("_bs_ray/drivers/00001.beat"))
     assert f"<td>{earlier['started']}</td><td>2</td>" in output.read("report.html").decode()
+
+    # As the earlier version left it when it had finished; then the input has grown.
+    for entry in output.list("generations/"):
+        output.delete(entry.key)
+    for name in ("manifest.parquet", "quarantine.jsonl", "summary.json"):
+        output.write(name, (rest / name).read_bytes())
+    Store(job.input).write("img-00006.jpg", Store(job.input).read("img-00000.jpg"))
+    monkeypatch.setattr(run_module, "pipeline", HerePipeline)
+    monkeypatch.setattr(run_module, "ray_session", lambda **_: nullcontext())
+    grown = edit(job, console=Console(file=io.StringIO()))
+    assert grown.changes == {"new": 1, "changed": 0, "lost": 0, "gone": 0, "unchanged": 6}
+    assert (grown.generation, grown.inputs, grown.outputs) == (2, 7, 10)
+    again = {entry.key: entry.etag for entry in output.list("images/")}
+    assert again.items() > {k: tag for k, tag in after.items() if k.startswith("images/")}.items()
+    rows = pq.read_table(io.BytesIO(output.read("manifest.parquet")))
+    assert rows["generation"].to_pylist() == [1] * 8 + [2] * 2
 
 
 def test_a_packed_job_goes_on_with_its_own_edits(
