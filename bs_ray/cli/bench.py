@@ -42,6 +42,17 @@ def bench_edit(
     _show_bench(run(photos, repeats, sizes, report), json_file)
 
 
+@app.command("daily", epilog="Example: bs-ray bench daily --json daily.json")
+def bench_daily(
+    photos: Annotated[int, typer.Option(help="Photos of the first day.", min=100)] = 1000,
+    json_file: JsonFile = None,
+) -> None:
+    """A thousand photos, then 50 new, 10 changed and 5 gone: once undisturbed, once killed."""
+    from bs_ray.bench.daily import bench_daily as run
+
+    _show_bench(run(photos, report), json_file)
+
+
 @app.command("serve", epilog="Example: bs-ray bench serve --json serve.json")
 def bench_serve(
     loads: Annotated[

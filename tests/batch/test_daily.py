@@ -28,13 +28,14 @@ from bs_ray.batch.input_list import pin_input_list, read_input_list
 from bs_ray.batch.lease import JobTakenError
 from bs_ray.batch.prepare import EditFailed, news, prepare, renewed
 from bs_ray.batch.run import EditSummary
-from bs_ray.batch.sinks import read_output
 from bs_ray.batch.watch import watch
+from bs_ray.cli import main
 from bs_ray.images.formats import EmptyInputError
 from bs_ray.storage import Store
 from bs_ray.tiny.drawn import write_wild
 from tests.batch.brighter import HerePipeline
 from tests.batch.conftest import MakeJob, files, run
+from tests.batch.reader import jsonl, manifest, read_as_others_do
 
 QUIET = Console(file=io.StringIO())
 
@@ -90,28 +91,6 @@ def refusal(data: bytes) -> str | None:
 
     row = decode("k", data, max_pixels=64_000_000)
     return row["reason"] if is_quarantined(row) else None
-
-
-def manifest(output: Store, place: str = "manifest.parquet") -> list[dict[str, Any]]:
-    return pq.read_table(io.BytesIO(output.read(place))).to_pylist()
-
-
-def jsonl(output: Store, place: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output.read(place).splitlines()]
-
-
-def read_as_others_do(output: Store) -> int:
-    """Follow summary.json: everything that it names is there and whole. Returns the generation."""
-    summary = json.loads(output.read("summary.json"))
-    rows = manifest(output, summary["manifest"])
-    refused = jsonl(output, summary["quarantine"])
-    assert len(rows) == summary["outputs"] and len(refused) == summary["quarantined"]
-    keys = [row["key"] for row in [*rows, *refused]]
-    assert len(set(keys)) == len(keys) == summary["inputs"]
-    for row in rows:
-        data = read_output(output, row["output"])
-        assert hashlib.sha256(data).hexdigest() == row["output_sha256"], row
-    return summary["generation"]
 
 
 # ------------------------------------------------------------------ what a new generation is
@@ -498,6 +477,30 @@ def test_sigterm_ends_a_watch_cleanly(during: str) -> None:
     assert last == (summary_of() if during == "the pause" else None) and ended == [True]
     assert "stopped by SIGTERM" in text.getvalue()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_command_takes_an_interval(
+    make_job: MakeJob,
+    first_day: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(make_job().model_dump_json())
+
+    def command(*words: str) -> int | str | None:
+        monkeypatch.setattr("sys.argv", ["bs-ray", "edit", str(path), *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code
+
+    assert command("--watch", "1s", "--rounds", "2", "--json", str(tmp_path / "f")) in (None, 0)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "round 1: generation 1: 12 new;" in printed
+    assert "round 2: nothing new among 12 photos" in printed
+    assert json.loads((tmp_path / "f").read_text())["changes"]["new"] == 12
+    assert command("--watch", "daily") == 2 and command("--rounds", "2") == 2
 
 
 def test_streams_side_by_side() -> None:

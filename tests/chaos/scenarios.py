@@ -14,6 +14,17 @@ VICTIMS = ("driver", "worker", "raylet", "store", "weather", "stall", "store dis
 _REPORTS = ("*/manifest.parquet", "*/quarantine.jsonl", "*/summary.json")
 
 
+SECOND_DAY = (
+    "*/_bs_ray/0002/input.parquet",
+    "*/images@2/*",
+    "*/_bs_ray/0002/shards/*.json",
+    "*/generations/0002/manifest.parquet",
+    "*/generations/0002/summary.json",  # from here on it is whole
+    "seed-*-daily/summary.json",
+)
+"""What a second generation writes, in order."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One story: the steps are for the first runs of the command, one each."""
@@ -34,6 +45,14 @@ def scenario(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng, victim = random.Random(seed), VICTIMS[seed % len(VICTIMS)]
     return Scenario(seed, victim, _steps(victim, rng), _weather(victim, rng))
+
+
+def second_day(seed: int) -> Scenario:
+    """The driver dies in the second generation, and so does its successor, a little later."""
+    rng = random.Random(seed)
+    first, later = sorted(rng.sample(range(len(SECOND_DAY)), 2))
+    steps = (Step(rng.choice(["before", "after"]), "PUT", SECOND_DAY[at]) for at in (first, later))
+    return Scenario(seed, "driver", tuple(steps), _weather("driver", rng))
 
 
 def _steps(victim: str, rng: random.Random) -> tuple[Step, ...]:

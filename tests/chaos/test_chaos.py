@@ -7,9 +7,11 @@ SEED=17 pytest tests/chaos -s    one again, with its story
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +24,13 @@ from bs_ray.storage import Store, s3_client
 from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.testing import random_slider
 from bs_ray.tiny.drawn import write_wild
+from tests.batch.reader import read_as_others_do
 from tests.chaos.cluster import Nodes
 from tests.chaos.command import Command
 from tests.chaos.invariant import check_output, check_same, check_uploads, files
 from tests.chaos.play import Play
 from tests.chaos.proxy import Proxy
-from tests.chaos.scenarios import PHOTOS, VICTIMS, Scenario, scenario
+from tests.chaos.scenarios import PHOTOS, VICTIMS, Scenario, scenario, second_day
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 _OWN_RAY = ("driver", "store disk")  # the others share a cluster, and the proxy that it knows
@@ -140,6 +143,70 @@ def test_scenario(
     except Exception as error:
         error.add_note(f"{story}\nreplay: SEED={seed} python -m pytest tests/chaos -s")
         raise
+
+
+@pytest.mark.parametrize("seed", _seeds()[:2])
+def test_second_generation(seed: int, world: World, tmp_path: Path) -> None:
+    """Photos have come, changed and gone; the run that takes them in is killed twice.
+
+    All the time a reader follows summary.json. At the end there is what an undisturbed run leaves.
+    """
+    story, keys = second_day(seed), list(world.photos)
+    here, source = f"seed-{seed}-daily/", Store(f"s3://{_BUCKET}/daily-{seed}")
+    output, plain = Store(f"s3://{_BUCKET}/{here}"), Store(f"s3://{_BUCKET}/plain-{seed}")
+    for key in keys[:16]:
+        source.write(key, world.photos[key])
+    job = world.job | {"input": source.uri}
+
+    def play(story: Scenario, output: Store) -> Play:
+        world.proxy.begin(story.seed, story.weather)
+        env = world.env | world.store.env | {"AWS_ENDPOINT_URL": world.proxy.url}
+        path = _write(job | {"output": output.uri}, tmp_path / "job.yaml")
+        log = tmp_path / "log"
+        played = Play(story, path, world.store, world.proxy, env, log, tmp_path, None)
+        played.run()
+        return played
+
+    calm = Scenario(seed, "weather", (), {})
+    try:
+        play(calm, output)
+        for entry in output.list():
+            plain.write(entry.key, output.read(entry.key))
+        for key in keys[16:]:
+            source.write(key, world.photos[key])
+        for key, other in zip(keys[:3], keys[9:6:-1], strict=True):
+            source.write(key, world.photos[other])
+        source.delete(keys[5])
+        play(calm, plain)
+        with _reading(output) as seen:
+            played = play(story, output)
+        print(f"\n{story}\n  {'; '.join(played.notes)}; {len(seen)} readings")
+        assert read_as_others_do(output) == 2 and seen == sorted(seen)
+        check_same(files(output), files(plain))
+        check_uploads(world.proxy.events, here)
+    except Exception as error:
+        error.add_note(f"{story}\nreplay: SEED={seed} python -m pytest tests/chaos -s -k second")
+        raise
+
+
+@contextmanager
+def _reading(output: Store) -> Iterator[list[int]]:
+    """In a thread, read as others do; yields the generations that were seen."""
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.is_set():
+            seen.append(read_as_others_do(output))
+            stop.wait(0.2)
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(poll)
+        try:
+            yield seen
+        finally:
+            stop.set()
+        reading.result()
 
 
 def _play(
