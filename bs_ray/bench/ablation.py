@@ -175,6 +175,12 @@ def _measured(
     }
 
 
+def _line(run: Run, attribute: str) -> str:
+    found = run.at(GOALS[attribute][0])
+    harms = ", ".join(f"{name} {value:.4f}" for name, value in (found or {}).items())
+    return f"{run.seconds:.0f} s of processor time, {harms or 'goal not reached'}"
+
+
 def _against(runs: Sequence[Run], neither: Sequence[Run], attribute: str) -> dict[str, Any]:
     """An arm's harms as percentages more or less than those of "neither" of the same seed."""
     changes: dict[str, list[float]] = {name: [] for name in HARMS}

@@ -53,7 +53,9 @@ def test_a_grid_is_several_edits_of_each_photo(
         alone, _ = OnePhoto(photo, {"smile": 1.0}, job.editor, **places, seed=job.seed).edit()
         one = np.asarray(Image.open(io.BytesIO(alone)), int)
         other = np.asarray(Image.open(f"{job.output}/{row['output']}"), int)
-        assert np.abs(one - other).max() <= 4  # a step of 8 bits, through JPEG
+        assert (
+            np.abs(one - other).max() <= 8
+        )  # a step of 8 bits, through the photo's own JPEG tables
 
 
 def test_photos_that_say_what_to_do_with_them(
