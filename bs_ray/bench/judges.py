@@ -163,8 +163,8 @@ def ages(
 ) -> dict[str, Any]:
     """How far the judge's ages are from the files' names, and how often it tells women from men.
 
-    `error` is the mean absolute one in years, `bias` the mean one (judge less name), `by_age` the
-    error by decades; intervals are of 95%.
+    `error` is the mean absolute one in years, `bias` the mean one (judge less name); intervals are
+    of 95%.
     """
     photos = archive.read(keys)
     names = [reading.name for reading in judge.readings]
@@ -186,7 +186,11 @@ def ages(
         "gender_right": float(right.mean()),
         "gender_right_interval": interval(right),
         "by_age": {
-            f"{low} to {high - 1}": [float(error[own].mean()), int(own.sum())]
+            f"{low} to {high - 1}": {
+                "error": float(error[own].mean()),
+                "gender_right": float(right[own].mean()),
+                "photos": int(own.sum()),
+            }
             for low, high in _BANDS
             if (own := (age >= low) & (age < high)).any()
         },
