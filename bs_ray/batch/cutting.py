@@ -38,7 +38,8 @@ def tables(path: Path) -> Iterator[pa.Table]:
     """A Parquet file, some thousands of rows at a time."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(GROUP):
-            yield pa.Table.from_batches([batch])
+            if len(batch):
+                yield pa.Table.from_batches([batch])
 
 
 def cut(path: Path, shard_images: int, shard_bytes: int) -> Iterator[tuple[pa.Table, pa.Array]]:

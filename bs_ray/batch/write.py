@@ -68,10 +68,7 @@ def encode_all(
     def work(group: list[Photo]) -> None:
         decoded = pool.decode(group, max_pixels=job.max_pixels)
         for (key, file), photo in zip(group, decoded, strict=True):
-            if is_quarantined(photo):
-                made[key] = [photo]
-            else:
-                made[key] = _encoded(photos[key], file, photo, stamp)
+            made[key] = _encoded(photos[key], file, photo, stamp)
 
     moving = [key for key, edits in photos.items() if any(row["changes"] for row in edits)]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -82,9 +79,14 @@ def encode_all(
 
 
 def _encoded(
-    edits: Sequence[EditedRow], file: bytes, photo: DecodedRow, stamp: dict[str, Any]
+    edits: Sequence[EditedRow],
+    file: bytes,
+    photo: DecodedRow | QuarantinedRow,
+    stamp: dict[str, Any],
 ) -> Made:
     """All edits of a photo; or why one of them cannot be made."""
+    if is_quarantined(photo):
+        return [photo]
     made: Made = []
     for row in edits:
         about, data = _provenance(row, stamp), file
