@@ -59,9 +59,12 @@ def locate(
 
 
 def chosen_faces(faces: Sequence[Face], settings: EditorSettings) -> list[Face]:
-    """The faces to edit, the largest first."""
+    """The faces to edit, the largest first.
+
+    By area: a box that the photo's border cuts has one long side, and is seldom the subject.
+    """
     large = [face for face in faces if face.size >= settings.face_min_px]
-    large.sort(key=lambda face: -face.size)  # stable, so else as the detector has them
+    large.sort(key=lambda face: -face.area)  # stable, so else as the detector has them
     if settings.faces == "all":
         return large
     return large[: 1 if settings.faces == "largest" else settings.faces]

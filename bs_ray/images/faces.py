@@ -32,6 +32,12 @@ class Face:
         left, top, right, bottom = self.box
         return max(right - left, bottom - top)
 
+    @property
+    def area(self) -> float:
+        """Of the box, square pixels."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
 
 class FaceDetector(Protocol):
     """Finds faces. Anything with this method can stand in for CenterFace."""

@@ -80,12 +80,7 @@ def subject_of(photo: np.ndarray, detector: FaceDetector | None) -> Subject:
 def largest(faces: Sequence[Face]) -> Face | None:
     """The face of the largest area, since a bystander's at the border is often tall and narrow;
     None where there is none."""
-    return max(faces, key=_area, default=None)
-
-
-def _area(face: Face) -> float:
-    left, top, right, bottom = face.box
-    return (right - left) * (bottom - top)
+    return max(faces, key=lambda face: face.area, default=None)
 
 
 class DistanceJudge(Protocol):
