@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,24 +39,22 @@ def test_the_living_are_left_to_their_work(output: Store) -> None:
 
 
 def test_the_dead_are_superseded_and_know_it_when_they_wake(output: Store) -> None:
-    awake = threading.Event()
-    awake.set()
+    asleep = threading.Lock()
 
     class Sleepy(Store):
         def write(self, key: str, data: bytes) -> None:
-            awake.wait()  # as a process that is stopped, or a node that swaps
-            super().write(key, data)
+            with asleep:  # as a process that is stopped, or a node that swaps
+                super().write(key, data)
 
-    with Lease(Sleepy(output.uri), print) as sleeper:
+    with Lease(Sleepy(output.uri), print) as sleeper, ExitStack() as later:
         time.sleep(0.2)
-        awake.clear()
-        with Lease(output, print) as second:
+        with asleep:  # no beat is on its way
+            second = later.enter_context(Lease(output, print))
             second.record = {"photos": 1}
-            awake.set()
-            deadline = time.monotonic() + 5
-            while not sleeper.superseded and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert sleeper.superseded and not second.superseded
+        deadline = time.monotonic() + 5
+        while not sleeper.superseded and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert sleeper.superseded and not second.superseded
     assert [run["released"] for run in earlier_runs(output)] == [True]
 
 
