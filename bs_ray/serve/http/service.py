@@ -169,7 +169,8 @@ class Service:
             Edit(key, view, mixes, seed, settings=settings, cut=True)
             for key, view in zip(subject.keys, subject.views, strict=True)
         ]
-        most = max(1, self.job.max_batch_rows // len(mixes))
+        weight = EditTask(edits=edits[:1], **shared).weight
+        most = max(1, self.job.max_batch_rows // max(1, weight))
         some = [edits[first : first + most] for first in range(0, len(edits), most)]
         return [EditTask(edits=one, **shared) for one in some]
 
