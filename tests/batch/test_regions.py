@@ -230,23 +230,25 @@ def test_the_gate_measures_each_region(
     editors: Any, job_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bs_ray.batch import edit as module
-    from bs_ray.judges.load import JudgeSet
+    from bs_ray.judges.judge import Subject
+    from bs_ray.judges.load import Panel
 
     class Eye:
         """Says that only the first region has kept its identity."""
 
+        needs_face = False
         sizes: list[tuple[int, ...]] = []
 
-        def similarity(self, one: Any, other: Any) -> Any:
-            self.sizes.append(tuple(other.shape))
-            return (other.mean(dim=(1, 2, 3)) < 0).float()
+        def distances(self, subject: Subject, pictures: Sequence[np.ndarray]) -> np.ndarray:
+            self.sizes.append(subject.photo.shape)
+            return np.full(len(pictures), float(subject.photo.mean() > 127))
 
-    monkeypatch.setattr(module, "find_judges", lambda folder: JudgeSet(identity=Eye()))  # type: ignore
+    monkeypatch.setattr(module, "gate_judges", lambda base, gate: Panel(identity=(Eye(),)))  # type: ignore
     job = job_of(gate={"identity": 0.5, "retries": 1})
     editor = editors(of_views(job.editor))
     dark, light = (np.full((64, 64, 3), value, np.uint8) for value in (60, 200))
     [row] = edit_rows([planned("a", [dark, light])], editor, edit_function(editor, job), job)
-    assert set(Eye.sizes) == {(1, 3, 64, 64)} and len(Eye.sizes) == 3
+    assert set(Eye.sizes) == {(64, 64, 3)} and len(Eye.sizes) == 3
     assert row["note"] == (  # type: ignore[typeddict-item]
         "region 2: strengths x0.7 to keep the identity; region 2: identity 0.00 is below 0.5"
     )

@@ -8,11 +8,11 @@ from PIL import Image
 from rich.console import Console
 
 from bs_ray.batch.edit import EditShard
+from bs_ray.batch.fetch import load_photos
 from bs_ray.batch.input_list import JobChangedError
-from bs_ray.batch.prepare import prepare
-from bs_ray.batch.rows import pack, unpack
+from bs_ray.batch.prepare import prepare, sight_of
+from bs_ray.batch.rows import pack, pack_files, unpack
 from bs_ray.config import EditJob
-from bs_ray.images.decode import decode
 from bs_ray.images.rows import is_quarantined
 from tests.batch.conftest import MakeJob
 
@@ -38,16 +38,17 @@ def test_words_go_from_the_job_to_its_workers(job: EditJob, tmp_path: Path) -> N
     assert pinned["sliders"]["smiling"]["strength"] == 2.0
 
     worker = EditShard(prepared.job, pinned)
-    photo = decode("a.png", (tmp_path / "in" / "a.png").read_bytes(), max_pixels=9999)
-    rows = [
-        {**photo, "edits": {"": mix}}
-        for mix in ({"smile@1": 1.0}, {"smile@1": 1.0, reference: 2.0})
-    ]
-    found = [unpack(worker(pack(0, [row])))[0] for row in rows]  # type: ignore[list-item]
+    [image] = prepared.input_list.shard(0)
+    mixes: list[dict[str, float]] = [{"smile@1": 1.0}, {"smile@1": 1.0, reference: 2.0}]
+    edits = {str(number): mix for number, mix in enumerate(mixes)}
+    rows, files, *_ = load_photos(
+        [image], prepared.job, edits, prepared.references, sight_of(prepared.job)
+    )
+    found = unpack(worker(pack(0, rows, pack_files(files))))
     worker.editor.close()
     assert not any(is_quarantined(row) for row in found)
-    assert (found[0]["pixels"] != found[1]["pixels"]).any()
-    assert found[1]["mix"] == {"smile@1": 1.0, reference: 2.0}
+    assert [row["mix"] for row in found] == mixes
+    assert (found[0]["changes"][0] != found[1]["changes"][0]).any()
 
 
 def test_other_words_are_another_job(job: EditJob) -> None:
