@@ -320,9 +320,9 @@ def test_words_share_steps_with_trained_sliders(model, editor, held, sliders) ->
     name, known = said.reference, sliders | {said.reference: said}
     own = SETTINGS.model_copy(update={"prompt": "a"})
     mixes = [Mix({name: s, "s1@1": 0.5}, {name: s, "s1@1": 0.5}) for s in (2.0, -2.0)]
-    edit = Edit("k9", photo(9), mixes, settings=own)
+    edit = Edit("k9", photo(9), mixes, settings=own, cut=True)
     options = {"sliders": {"s1@1": "s1@1"}, "words": {name: said.card}, "within_s": 60.0}
-    words = EditTask(edit=edit, **options)  # type: ignore[arg-type]
+    words = EditTask(edits=[edit], **options)  # type: ignore[arg-type]
     assert (words.rows, words.weight) == (2, 6)
 
     async def one(batcher: Batcher) -> Result:

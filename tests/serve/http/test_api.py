@@ -539,7 +539,7 @@ def test_words_are_a_slider_where_the_server_takes_them(client: TestClient) -> N
 
     other = ask(taking, photo(0), [SMILING | {"target": "a cat"}], quality="fast")
     assert other.status_code == 200
-    settings = backend.tasks[-1].edit.settings  # type: ignore[union-attr]
+    settings = backend.tasks[-1].edits[0].settings  # type: ignore[union-attr]
     assert settings and settings.prompt == "a cat"
 
     assert_problem(ask(client, photo(0), [SMILING]), 422, "expected a name: no words here")
