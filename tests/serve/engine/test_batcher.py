@@ -320,7 +320,7 @@ def test_words_share_steps_with_trained_sliders(model, editor, held, sliders) ->
     name, known = said.reference, sliders | {said.reference: said}
     own = SETTINGS.model_copy(update={"prompt": "a"})
     mixes = [Mix({name: s, "s1@1": 0.5}, {name: s, "s1@1": 0.5}) for s in (2.0, -2.0)]
-    edit = Edit("k9", photo(9), mixes, settings=own, cut=True)
+    edit = Edit("k9", photo(9), mixes, settings=own)
     options = {"sliders": {"s1@1": "s1@1"}, "words": {name: said.card}, "within_s": 60.0}
     words = EditTask(edits=[edit], **options)  # type: ignore[arg-type]
     assert (words.rows, words.weight) == (2, 6)
@@ -345,12 +345,14 @@ def test_words_share_steps_with_trained_sliders(model, editor, held, sliders) ->
     alone = Editor(model, [], SETTINGS, slots=3, rank=4)
     alone.sliders = dict(known)
     [expected] = alone.edit([edit])
-    for a, b in zip(outputs_of(expected), found[1].outputs, strict=True):
-        assert far(a.pixels, b.pixels) < TOLERANCE
+    for a, b in zip(outputs_of(expected), pictures_of(words, found[1].changes), strict=True):
+        assert far(a.pixels, b) < TOLERANCE
         assert far(a.pixels, edit.pixels) > 50 * TOLERANCE
-    [expected] = alone.edit([task(0, s0=1.0).edit])
+    trained = task(0, s0=1.0)
+    [expected] = alone.edit(trained.edits)
     alone.close()
-    assert far(outputs_of(expected)[0].pixels, found[0].outputs[0].pixels) < TOLERANCE
+    [picture] = pictures_of(trained, found[0].changes)
+    assert far(outputs_of(expected)[0].pixels, picture) < TOLERANCE
 
 
 def test_one_that_waits_may_leave_too(editor, held, sliders) -> None:
