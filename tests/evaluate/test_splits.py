@@ -12,7 +12,7 @@ from PIL import Image
 from bs_ray.config import EvalJob, JobError
 from bs_ray.config.evaluate import PhotoSplit, PromptSplit
 from bs_ray.config.load import job_of
-from bs_ray.datasets.ingest import DamagedArchiveError, ingest_lfw
+from bs_ray.datasets.ingest import DamagedArchiveError, ingest_photos
 from bs_ray.evaluate.splits.photos import open_photos
 from bs_ray.evaluate.splits.prompts import open_prompts
 from bs_ray.images.formats import EmptyInputError
@@ -58,7 +58,7 @@ def as_zip(photos: dict[str, bytes], path: Path) -> str:
 
 
 def as_shards(photos: dict[str, bytes], path: Path) -> str:
-    ingest_lfw(as_folder(photos, path), str(path.with_name("shards")), shard_images=4)
+    ingest_photos(as_folder(photos, path), str(path.with_name("shards")), shard_images=4)
     return str(path.with_name("shards"))
 
 
