@@ -61,7 +61,10 @@ def test_a_job_half_way_is_finished(
     rows = pq.read_table(io.BytesIO(output.read("manifest.parquet")))
     assert rows["generation"].to_pylist() == [1] * 8
     expected = pq.read_table(rest / "manifest.parquet").drop_columns("output_sha256")
-    rows = rows.drop_columns(["output_sha256", "generation", "regions"])
+    # Photos are compressed as they were since, so the rest of them take other bytes.
+    assert rows["bytes"].to_pylist()[:6] == expected["bytes"].to_pylist()[:6]
+    expected = expected.drop_columns("bytes")
+    rows = rows.drop_columns(["output_sha256", "generation", "regions", "bytes"])
     assert rows.equals(expected, check_metadata=True)
     made = sorted(path.relative_to(rest).as_posix() for path in (rest / "images").rglob("*.jpg"))
     assert sorted(after.keys() & set(made)) == made and len(made) == 2
@@ -70,7 +73,7 @@ def test_a_job_half_way_is_finished(
         assert read_provenance(found) == (read_provenance(was) or {}) | {"bs_ray": __version__}
         found, was = (np.asarray(Image.open(io.BytesIO(d)), dtype=int) for d in (found, was))
         # That version compressed at quality 95, this one as the photo was.
-        assert np.abs(found - was).mean() <= 2, key
+        assert np.abs(found - was).mean() <= 3, key
     earlier = json.loads(output.read("_bs_ray/drivers/00001.beat"))
     assert f"<td>{earlier['started']}</td><td>2</td>" in output.read("report.html").decode()
 
