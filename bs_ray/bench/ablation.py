@@ -108,10 +108,7 @@ def ablation(
         for seed in range(seeds):
             for name in names:
                 runs[name].append(_one(bench, attribute, seed, ARMS[name]))
-                spent = runs[name][-1].seconds
-                report(
-                    f"{attribute}, seed {seed}, {name}: {spent:.0f} s of processor time to train"
-                )
+                report(f"{attribute}, seed {seed}, {name}: {_line(runs[name][-1], attribute)}")
         found = {name: _against(runs[name], runs["neither"], attribute) for name in names}
         figures["attributes"][attribute] = found
     return figures
