@@ -43,7 +43,7 @@ DENOISED = 25
 """Steps of the reference's partial denoising: the mean of its random number."""
 _ROWS = 2
 _PROMPTS = {"target": "person", "positive": "person, old", "negative": "person, young"}
-_GUIDED = {"perceptual": 0, "adversarial": 0}
+_GUIDED = {"perceptual": 0, "soft_mask": 0}
 MODES: dict[str, dict[str, Any]] = {
     "whole_method": {"losses": {"adversarial": 0.1, "adversarial_after": 0}},
     "cached": {"losses": _GUIDED, "teacher": {"mode": "cached", "samples": _ROWS}},

@@ -38,8 +38,8 @@ from bs_ray.train.targets.teacher import Teacher
 HELD_OUT_SEED = 3_000_000
 _FACES, _PHOTOS = 48, 96
 _TARGET = "a photo of a person"
-GUIDED_ONLY = {"perceptual": 0, "adversarial": 0}
-"""The reference has one loss, so every contestant has that one alone."""
+GUIDED_ONLY = {"perceptual": 0, "soft_mask": 0}
+"""The reference has one loss and no mask, so every contestant has that loss alone."""
 
 MODES: dict[str, dict[str, Any]] = {
     "concept_sliders": {"algorithm": "concept_sliders", "batch_size": 1, "losses": GUIDED_ONLY},

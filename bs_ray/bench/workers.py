@@ -85,7 +85,7 @@ def together(report: Callable[[str], None]) -> dict[str, Any]:
 
 def _run_job(place: Path, run_name: str, **settings: Any) -> TrainJob:
     """A job of this bench, with a cached teacher."""
-    losses = {"perceptual": 0, "adversarial": 0}
+    losses = {"perceptual": 0, "soft_mask": 0}
     job = bench_job("smile", 0, batch_size=_BATCH, lr=2e-3, losses=losses)
     values = job.model_dump() | {
         "name": run_name,
