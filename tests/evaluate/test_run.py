@@ -23,6 +23,7 @@ from bs_ray.evaluate.tables import terminal_table
 from bs_ray.judges.judge import JudgeUnavailable
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
+from bs_ray.storage import Store
 from bs_ray.testing import random_slider
 
 OWN = {kind: ["own"] for kind in ("identity", "attributes", "perceptual", "clip")}
@@ -37,7 +38,7 @@ def registry(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> str
     return folder
 
 
-def make_job(random_base: Path, registry: str, output: Path, **changes) -> EvalJob:
+def make_job(random_base: Path, registry: str, output: Path | str, **changes) -> EvalJob:
     return EvalJob(
         name="test",
         base=str(random_base),
@@ -150,24 +151,22 @@ def test_an_unknown_attribute_is_refused(random_base, registry, tmp_path: Path) 
 
 
 def test_photos_and_prompts_of_the_users_own(
-    ray_cluster, in_process, random_base, registry, saved: Callable[..., bytes], tmp_path: Path
+    ray_cluster, in_process, random_base, registry, saved: Callable[..., bytes], bucket: Store
 ) -> None:
-    """Effect from CLIP's direction between the slider's own prompts, as the list form has it."""
+    """From a bucket and into it; effect from CLIP's direction between the slider's own prompts."""
     for who in ("ann", "bob"):
         for n in range(2):
-            (tmp_path / "in" / who).mkdir(parents=True, exist_ok=True)
             photo = Image.effect_noise((90, 70), 60 + 10 * n).convert("RGB")
-            (tmp_path / "in" / who / f"{n}.png").write_bytes(saved(photo, "PNG"))
-    (tmp_path / "in" / "cy.png").write_bytes(b"\x89PNG broken")
-    table = tmp_path / "people.csv"
-    table.write_text("case_number,prompt,evaluation_seed\n0,a person,5\n1,a face,6\n")
-    photos = {"photos": str(tmp_path / "in"), "identities": True}
+            bucket.write(f"in/{who}/{n}.png", saved(photo, "PNG"))
+    bucket.write("in/cy.png", b"\x89PNG broken")
+    bucket.write("people.csv", b"case_number,prompt,evaluation_seed\n0,a person,5\n1,a face,6\n")
+    photos = {"photos": bucket.join("in").uri, "identities": True}
     job = make_job(
         random_base,
         registry,
-        tmp_path / "out",
+        bucket.join("out").uri,
         sliders={"smile": "clip"},
-        splits={"mine": photos, "prompts": {"prompts": str(table)}},
+        splits={"mine": photos, "prompts": {"prompts": f"{bucket.uri}/people.csv"}},
         judges=OWN,
     )
     figures = evaluate(job)
@@ -177,7 +176,9 @@ def test_photos_and_prompts_of_the_users_own(
     assert mine["zero_exact"] and mine["effect"] != 0 and mine["step_spread"] >= 0
     test = figures["splits"]["mine"]["identity_test"]["own-identity"]
     assert (test["same_pairs"], test["other_pairs"]) == (2, 2)
-    rows = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
+    assert json.loads(bucket.read("out/metrics.json")) == figures
+    assert b"data:image/png;base64," in bucket.read("out/report.html")
+    rows = pd.read_parquet(io.BytesIO(bucket.read("out/metrics.parquet")))
     own = rows[(rows["split"] == "mine") & rows["picture"].notna()]
     with Image.open(io.BytesIO(own["picture"].iloc[0])) as picture:
         assert picture.size == (90, 70)
