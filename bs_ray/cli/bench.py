@@ -189,16 +189,20 @@ def bench_judges(
     pairs: Annotated[
         str | None, typer.Option(help="LFW's pairs.txt; beside the archive by default.")
     ] = None,
+    smiles: Annotated[
+        str | None, typer.Option(help="CSV of file,smile (0 or 1) for photos of LFW.")
+    ] = None,
     count: Annotated[
-        int, typer.Option(help="Pairs of each kind; twice as many photos with an age.", min=2)
+        int,
+        typer.Option(help="Pairs of each kind; twice as many photos with an age or smile.", min=2),
     ] = 300,
     json_file: JsonFile = None,
 ) -> None:
-    """Public judges on photos whose truth is known: identity, age and gender."""
+    """Public judges on photos whose truth is known: identity, age, gender and smiles."""
     from bs_ray.bench.judges import judges
 
-    figures = judges(faces, pairs, count, report)
-    for part in ("pairs", "ages"):
+    figures = judges(faces, pairs, smiles, count, report)
+    for part in ("pairs", "smiles", "ages"):
         if part in figures:
             _show_bench({f"{part}: {name}": value for name, value in figures[part].items()}, None)
     write_json(json_file, figures)

