@@ -111,8 +111,10 @@ class MiniXception:
 
     def _normalised(self, x: Tensor, number: int) -> Tensor:
         names = ("moving_mean", "moving_variance", "gamma", "beta")
-        stored = (self._stored[f"batch_normalization_{number}/{name}"] for name in names)
-        return F.batch_norm(x, *stored, eps=1e-3)
+        mean, variance, weight, bias = (
+            self._stored[f"batch_normalization_{number}/{name}"] for name in names
+        )
+        return F.batch_norm(x, mean, variance, weight, bias, eps=1e-3)
 
 
 _ARRAYS = 7 + 1 + 2 * 8 + 4 * 14
