@@ -45,6 +45,9 @@ class PhotoSplit(Settings):
     """Whether the folder that a photo lies in names the person (shards name them themselves). At
     most one photo of each person is then measured, and the identity judge is put to the test on
     unedited pairs."""
+    people: Literal["all", "held-out"] = "all"
+    """`held-out`: only people that no network of the embedded bases was trained on, a fixed tenth
+    by the hash of their names. For LFW and UTKFace, whose files name them."""
 
 
 class PromptSplit(Settings):

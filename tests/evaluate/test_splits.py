@@ -90,6 +90,22 @@ def test_a_larger_sample_contains_the_smaller_one(photos, tmp_path: Path) -> Non
     assert many[:3] == few != other
 
 
+def test_held_out_people_are_those_that_no_network_was_trained_on(photos, tmp_path: Path) -> None:
+    grey = next(iter(photos.values()))
+    names = [f"lfw/P_{n}/P_{n}_0001.jpg" for n in range(8)] + ["31_1_0_2017.jpg", "31_1_0_2018.jpg"]
+    folder = as_folder(dict.fromkeys(names, grey), tmp_path / "in")
+    held = PhotoSplit(photos=folder, people="held-out", identities=True)
+    # P_7 and 31_1_0_2018.jpg by their hash, which the recipe of tiny-photo leaves out.
+    assert {item.identity for item in open_photos(held, 0).items(0, 9)} == {"lfw/P_7", ""}
+
+    as_folder({"IMG_0001.jpg": grey}, tmp_path / "in")
+    with pytest.raises(ValueError, match=r"which has the photo IMG_0001.jpg; expected LFW's"):
+        open_photos(held, 0)
+    seen = PhotoSplit(photos=as_folder({"Ann_A/Ann_A_0001.jpg": grey}, tmp_path / "seen"))
+    with pytest.raises(EmptyInputError, match="no held-out person among the 1 photos"):
+        open_photos(seen.model_copy(update={"people": "held-out"}), 0)
+
+
 def test_a_photo_that_cannot_be_read_says_why(photos, tmp_path: Path) -> None:
     where = as_folder({**photos, "broken.jpg": b"\xff\xd8\xff no"}, tmp_path / "in")
     items = open_photos(PhotoSplit(photos=where, count=9), 0).items(0, 9)
