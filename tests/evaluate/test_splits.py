@@ -13,6 +13,7 @@ from bs_ray.config import EvalJob, JobError
 from bs_ray.config.evaluate import PhotoSplit, PromptSplit
 from bs_ray.config.load import job_of
 from bs_ray.datasets.ingest import DamagedArchiveError, ingest_photos
+from bs_ray.evaluate.arms import arms_of
 from bs_ray.evaluate.splits.photos import open_photos
 from bs_ray.evaluate.splits.prompts import open_prompts
 from bs_ray.images.formats import EmptyInputError
@@ -168,9 +169,30 @@ def test_short_forms() -> None:
     }
 
 
+WORDS = {"positive": "person, old", "negative": "person, young"}
+
+
+def test_words_stand_where_a_slider_would(random_base: Path) -> None:
+    found = job(base=str(random_base), sliders={"older": WORDS | {"moves": "age"}, "smile": ""})
+    assert found.moves == {"older": "age", "smile": ""}
+    arm, trained = arms_of(found)
+    assert (arm.name, arm.measure, trained.words) == ("older", "age", None)
+    card = arm.resolved().card
+    assert (card.name, card.pulls) == ("older", {"person, old": 3.0, "person, young": -3.0})
+
+    compare = {"a": {"slider": "older"}, "b": {"slider": WORDS | {"eta": 5}}, "c": {"slider": "x"}}
+    first, second, third = arms_of(
+        found.model_copy(update={"compare": job(compare=compare).compare})
+    )
+    assert [one.measure for one in (first, second, third)] == ["age", "age", ""]
+    assert first.resolved().card == card and second.resolved().card.eta == 5.0
+    assert second.slider == "old" and third.words is None
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"sliders": {"A b": WORDS}}, "got name 'A b'"),
         ({"sliders": {}}, "got no sliders"),
         ({"splits": {"mine": 3}}, "got splits.mine=3; expected a count for faces, wild, text"),
         ({"splits": {"faces": "in"}}, "got splits.faces"),
@@ -185,7 +207,7 @@ def test_what_cannot_be_measured_is_refused(settings, text: str) -> None:
 
 
 def test_a_job_of_any_form_is_stored_and_read_again() -> None:
-    given = job(splits={"photos": "in"}, compare=["a", "b"])
+    given = job(splits={"photos": "in"}, compare=["a", "b"], sliders={"older": WORDS})
     assert job_of(given.model_dump(by_alias=True), "stored") == given
     with pytest.raises(JobError):
         job_of({**given.model_dump(), "splits": {"photos": {"photo": "in"}}}, "stored")
