@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from bs_ray.config.base import Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings, JobEditor
 from bs_ray.config.judges import JudgeSettings
+from bs_ray.config.words import MeasuredWords
 
 WORDS = "clip"
 """The measure that reads CLIP's direction between a slider's own prompts."""
@@ -45,6 +46,9 @@ class PhotoSplit(Settings):
     """Whether the folder that a photo lies in names the person (shards name them themselves). At
     most one photo of each person is then measured, and the identity judge is put to the test on
     unedited pairs."""
+    people: Literal["all", "held-out"] = "all"
+    """`held-out`: only people that no network of the embedded bases was trained on, a fixed tenth
+    by the hash of their names. For LFW and UTKFace, whose files name them."""
 
 
 class PromptSplit(Settings):
@@ -73,8 +77,9 @@ class ComparedSettings(EditorSettings):
 class ComparedArm(Settings):
     """One of several things that do the same: a version, a file, a base, an editor."""
 
-    slider: str
-    """name, name@version or the path or URI of a .safetensors file."""
+    slider: str | MeasuredWords
+    """name, name@version, the path or URI of a .safetensors file, words, or the name that `sliders`
+    gives to words."""
     base: str | None = None
     """The job's base where left out."""
     registry: str | None = None
@@ -90,10 +95,12 @@ class EvalJob(Settings):
     name: str
     base: str = "tiny"
     registry: str = "sliders"
-    sliders: dict[str, str] = {}
+    sliders: dict[str, str | MeasuredWords] = {}
     """Slider -> what it is meant to move: a reading of a judge, such as `age`, or `clip` for
     CLIP's direction between the slider's own prompts. A list of names stands for the reading of
-    the same name, and for `clip` where no judge has one."""
+    the same name, and for `clip` where no judge has one. Under a name of the job's own, words are
+    a slider too: `smiling: {positive: "person, smiling", negative: "person, frowning", moves:
+    smile}`."""
     output: str = "reports"
     """Prefix for the report and its files, local or s3://."""
     strengths: list[float] = Field([-2, -1, 0, 1, 2], min_length=3)
@@ -166,6 +173,8 @@ class EvalJob(Settings):
 
     @model_validator(mode="after")
     def _compares_like_with_like(self) -> Self:
+        for name in self.words:
+            check_name(name)
         if not self.sliders and not self.compare:
             raise ValueError("got no sliders; expected some, or `compare`")
         if not (self.methods or self.compare):
@@ -188,6 +197,16 @@ class EvalJob(Settings):
                 "each, since an effect counts from minus to plus"
             )
         return self
+
+    @property
+    def words(self) -> dict[str, MeasuredWords]:
+        """The sliders that are words, by the job's name for them."""
+        return {n: w for n, w in self.sliders.items() if isinstance(w, MeasuredWords)}
+
+    @property
+    def moves(self) -> dict[str, str]:
+        """Slider -> what it is meant to move, "" where the job does not say."""
+        return {n: w.moves if isinstance(w, MeasuredWords) else w for n, w in self.sliders.items()}
 
 
 def _name_of(slider: str) -> str:

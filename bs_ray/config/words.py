@@ -65,5 +65,13 @@ class WordsAtStrength(Words):
     """Signed; several make a grid, as for other sliders."""
 
 
+class MeasuredWords(Words):
+    """Words in an evaluate job, in place of a slider."""
+
+    moves: str = ""
+    """What they are meant to move: a reading of a judge, or `clip`. Where left out, the reading of
+    their name in `sliders`, and in `compare` what the first arm should move."""
+
+
 def _phrases(text: str) -> list[str]:
     return [phrase.strip() for phrase in text.split(",")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from bs_ray.config import EditorSettings, EvalJob
-from bs_ray.models import absolute_base
+from bs_ray.config import EditorSettings, EvalJob, Words
+from bs_ray.models import absolute_base, identify_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
+from bs_ray.sliders.words import slider_of_words
 
 COMPARED = "compared"
 """The group of a job's `compare`."""
@@ -22,12 +23,14 @@ class Arm:
     group: str
     """Arms of one group are compared with each other."""
     slider: str
-    """How the registry knows it: name, name@version or a file."""
+    """How the registry knows it: name, name@version or a file. The name of words."""
     measure: str
     """What it should move, as the job says; "" leaves that to the judges."""
     base: str
     registry: str
     editor: EditorSettings
+    words: Words | None = field(default=None, compare=False)
+    """What stands in place of a slider of the registry."""
 
     @property
     def label(self) -> str:
@@ -37,7 +40,9 @@ class Arm:
         return self.name if alone else f"{self.group}, {self.name}"
 
     def resolved(self) -> Slider:
-        """The slider itself. Raises SliderError and StorageError."""
+        """The slider itself. Raises BaseNotFound, SliderError and StorageError."""
+        if self.words:
+            return slider_of_words(self.words, self.base, identify_base(self.base), self.slider)
         return Registry(self.registry).resolve(self.slider)
 
 
@@ -45,27 +50,50 @@ def arms_of(job: EvalJob) -> list[Arm]:
     """All arms of a job, with absolute places, since workers have folders of their own."""
     registry, base = absolute_registry(job.registry), absolute_base(job.base)
     if job.compare:
-        return [
-            Arm(
-                name,
-                COMPARED,
-                _place(arm.slider),
-                _measure(job, arm.slider),
-                absolute_base(arm.base) if arm.base else base,
-                absolute_registry(arm.registry) if arm.registry else registry,
-                arm.editor or job.editor,
-            )
-            for name, arm in job.compare.items()
-        ]
+        return _compared(job, base, registry)
     methods = {
         name: compared.model_copy(update={"calibrated": False})
         for name, compared in job.methods.items()
     }
+    words = job.words
     return [
-        Arm(name or slider, slider, _place(slider), measure, base, registry, editor)
-        for slider, measure in job.sliders.items()
+        Arm(
+            name or slider,
+            slider,
+            _place(slider),
+            measure,
+            base,
+            registry,
+            editor,
+            words.get(slider),
+        )
+        for slider, measure in job.moves.items()
         for name, editor in (dict[str, EditorSettings](methods) or {"": job.editor}).items()
     ]
+
+
+def _compared(job: EvalJob, base: str, registry: str) -> list[Arm]:
+    found: list[Arm] = []
+    for name, arm in job.compare.items():
+        if isinstance(arm.slider, str):
+            words, slider = job.words.get(arm.slider), _place(arm.slider)
+            measure = _measure(job, arm.slider)
+        else:
+            words, slider = arm.slider, arm.slider.label
+            measure = words.moves or (found[0].measure if found else "")
+        found.append(
+            Arm(
+                name,
+                COMPARED,
+                slider,
+                measure,
+                absolute_base(arm.base) if arm.base else base,
+                absolute_registry(arm.registry) if arm.registry else registry,
+                arm.editor or job.editor,
+                words,
+            )
+        )
+    return found
 
 
 def absolute_registry(registry: str) -> str:
@@ -82,4 +110,4 @@ def _place(slider: str) -> str:
 
 def _measure(job: EvalJob, slider: str) -> str:
     """What the job says of a compared slider, under its own name or without its version."""
-    return job.sliders.get(slider) or job.sliders.get(slider.partition("@")[0]) or ""
+    return job.moves.get(slider) or job.moves.get(slider.partition("@")[0]) or ""

@@ -13,6 +13,7 @@ from bs_ray.config import EvalJob, JobError
 from bs_ray.config.evaluate import PhotoSplit, PromptSplit
 from bs_ray.config.load import job_of
 from bs_ray.datasets.ingest import DamagedArchiveError, ingest_photos
+from bs_ray.evaluate.arms import arms_of
 from bs_ray.evaluate.splits.photos import open_photos
 from bs_ray.evaluate.splits.prompts import open_prompts
 from bs_ray.images.formats import EmptyInputError
@@ -90,6 +91,22 @@ def test_a_larger_sample_contains_the_smaller_one(photos, tmp_path: Path) -> Non
     assert many[:3] == few != other
 
 
+def test_held_out_people_are_those_that_no_network_was_trained_on(photos, tmp_path: Path) -> None:
+    grey = next(iter(photos.values()))
+    names = [f"lfw/P_{n}/P_{n}_0001.jpg" for n in range(8)] + ["31_1_0_2017.jpg", "31_1_0_2018.jpg"]
+    folder = as_folder(dict.fromkeys(names, grey), tmp_path / "in")
+    held = PhotoSplit(photos=folder, people="held-out", identities=True)
+    # P_7 and 31_1_0_2018.jpg by their hash, which the recipe of tiny-photo leaves out.
+    assert {item.identity for item in open_photos(held, 0).items(0, 9)} == {"lfw/P_7", ""}
+
+    as_folder({"IMG_0001.jpg": grey}, tmp_path / "in")
+    with pytest.raises(ValueError, match=r"which has the photo IMG_0001.jpg; expected LFW's"):
+        open_photos(held, 0)
+    seen = PhotoSplit(photos=as_folder({"Ann_A/Ann_A_0001.jpg": grey}, tmp_path / "seen"))
+    with pytest.raises(EmptyInputError, match="no held-out person among the 1 photos"):
+        open_photos(seen.model_copy(update={"people": "held-out"}), 0)
+
+
 def test_a_photo_that_cannot_be_read_says_why(photos, tmp_path: Path) -> None:
     where = as_folder({**photos, "broken.jpg": b"\xff\xd8\xff no"}, tmp_path / "in")
     items = open_photos(PhotoSplit(photos=where, count=9), 0).items(0, 9)
@@ -152,9 +169,30 @@ def test_short_forms() -> None:
     }
 
 
+WORDS = {"positive": "person, old", "negative": "person, young"}
+
+
+def test_words_stand_where_a_slider_would(random_base: Path) -> None:
+    found = job(base=str(random_base), sliders={"older": WORDS | {"moves": "age"}, "smile": ""})
+    assert found.moves == {"older": "age", "smile": ""}
+    arm, trained = arms_of(found)
+    assert (arm.name, arm.measure, trained.words) == ("older", "age", None)
+    card = arm.resolved().card
+    assert (card.name, card.pulls) == ("older", {"person, old": 3.0, "person, young": -3.0})
+
+    compare = {"a": {"slider": "older"}, "b": {"slider": WORDS | {"eta": 5}}, "c": {"slider": "x"}}
+    first, second, third = arms_of(
+        found.model_copy(update={"compare": job(compare=compare).compare})
+    )
+    assert [one.measure for one in (first, second, third)] == ["age", "age", ""]
+    assert first.resolved().card == card and second.resolved().card.eta == 5.0
+    assert second.slider == "old" and third.words is None
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"sliders": {"A b": WORDS}}, "got name 'A b'"),
         ({"sliders": {}}, "got no sliders"),
         ({"splits": {"mine": 3}}, "got splits.mine=3; expected a count for faces, wild, text"),
         ({"splits": {"faces": "in"}}, "got splits.faces"),
@@ -169,7 +207,7 @@ def test_what_cannot_be_measured_is_refused(settings, text: str) -> None:
 
 
 def test_a_job_of_any_form_is_stored_and_read_again() -> None:
-    given = job(splits={"photos": "in"}, compare=["a", "b"])
+    given = job(splits={"photos": "in"}, compare=["a", "b"], sliders={"older": WORDS})
     assert job_of(given.model_dump(by_alias=True), "stored") == given
     with pytest.raises(JobError):
         job_of({**given.model_dump(), "splits": {"photos": {"photo": "in"}}}, "stored")

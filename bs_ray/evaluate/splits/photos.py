@@ -14,6 +14,7 @@ from bs_ray.evaluate.splits.sources import Listed, PhotoSource, source_of
 from bs_ray.images.decode import decode
 from bs_ray.images.formats import EmptyInputError
 from bs_ray.images.rows import is_quarantined
+from bs_ray.tiny.photo.people import held_out, person_of
 
 
 class Photos:
@@ -80,7 +81,8 @@ PAIRS = 50
 
 
 def open_photos(split: PhotoSplit, seed: int) -> Photos:
-    """Raises EmptyInputError where no photo lies, DamagedArchiveError and StorageError."""
+    """Raises EmptyInputError where no photo lies, ValueError for held-out people among photos whose
+    names do not tell people, DamagedArchiveError and StorageError."""
     source = source_of(split.photos)
     listed = list(source.list())
     if not listed:
@@ -89,6 +91,8 @@ def open_photos(split: PhotoSplit, seed: int) -> Photos:
             "shards or an archive (.tgz, .tar.gz, .tar, .zip) with JPEG, PNG, WebP, BMP or TIFF. "
             "Check the place"
         )
+    if split.people == "held-out":
+        listed = _held_out(listed, split.photos)
     listed.sort(key=lambda one: _rank(one.key, seed))
     if not split.identities:
         listed = [replace(one, identity="") for one in listed]
@@ -99,6 +103,23 @@ def open_photos(split: PhotoSplit, seed: int) -> Photos:
     several = [photos for photos in of.values() if len(photos) > 1]
     pairs = [(photos[0], photos[1]) for photos in several[:PAIRS]]
     return Photos(source, [photos[0] for photos in of.values()][: split.count], pairs, seed)
+
+
+def _held_out(listed: Sequence[Listed], place: str) -> list[Listed]:
+    people = {one: person_of(one.key) for one in listed}
+    if odd := next((one.key for one, person in people.items() if person is None), None):
+        raise ValueError(
+            f"people: got held-out for {place}, which has the photo {odd}; expected LFW's "
+            "Name/Name_0001.jpg or UTKFace's AGE_GENDER_RACE_DATE.jpg, whose names say whom the "
+            "embedded bases were trained on. Leave `people` out for other photos"
+        )
+    found = [one for one, person in people.items() if person and held_out(person)]
+    if not found:
+        raise EmptyInputError(
+            f"people: got no held-out person among the {len(listed)} photos of {place}; expected "
+            "more photos: one person in ten is held out"
+        )
+    return found
 
 
 def _rank(key: str, seed: int) -> bytes:

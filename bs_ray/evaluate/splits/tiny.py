@@ -51,7 +51,7 @@ class TinySplit:
                 "of your own: splits.NAME.photos=FOLDER"
             )
         compared = bool(job.methods or job.compare)
-        attributes = tuple(sorted(set(job.sliders.values()) & captions.PHRASES.keys()))
+        attributes = tuple(sorted(set(job.moves.values()) & captions.PHRASES.keys()))
         enlarged = _ENLARGED if compared and name == "wild" else 1
         return cls(name, count, job.seed, attributes, enlarged)
 

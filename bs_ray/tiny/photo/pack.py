@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +13,9 @@ import numpy as np
 from PIL import Image
 
 from bs_ray.tiny.photo.looks import LandmarkFinder, Landmarks, measured, read_looks
+from bs_ray.tiny.photo.people import LFW, UTKFACE, held_out
 from bs_ray.tiny.photo.photos import SIZE, encoded, save_pack
 
-_UTKFACE = re.compile(r"(\d+)_([01])_\d+_\d+.*\.jpg")
-"""AGE_GENDER_RACE_DATE: gender 0 is a man, 1 a woman. Race is not used."""
-_LFW = re.compile(r".+_\d{4}\.jpg")
 _LFW_BOX = (62, 68, 188, 194)
 """The part of a deep-funneled LFW photo of 250 px whose eyes stand where photos.EYES says."""
 _HELD = 256
@@ -38,11 +34,6 @@ class Face:
     woman: float = float("nan")
 
 
-def held_out(person: str) -> bool:
-    """Whether no network that ships may train on this person: a fixed tenth by name."""
-    return int(hashlib.sha256(person.encode()).hexdigest(), 16) % 10 == 0
-
-
 def read_faces(source: Path) -> Iterator[Face]:
     """Faces of one source: an LFW or UTKFace archive, or its extracted folder, in name order.
 
@@ -52,11 +43,11 @@ def read_faces(source: Path) -> Iterator[Face]:
         file = PurePosixPath(name)
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
-        if match := _UTKFACE.fullmatch(file.name):
+        if match := UTKFACE.fullmatch(file.name):
             age, woman = float(match[1]), float(match[2])
             picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
             yield Face(picture, file.name, file.name, True, age, woman)
-        elif _LFW.fullmatch(file.name):
+        elif LFW.fullmatch(file.name):
             framed = picture.crop(_LFW_BOX).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
             yield Face(framed, file.name, file.parent.name, False)
         else:
