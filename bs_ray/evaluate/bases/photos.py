@@ -179,7 +179,7 @@ class PhotoBase:
             ):
                 row.setdefault(reading.name, float(value))
         for name, embedder in self._embedders.items():
-            row[f"{name}/embedding"] = embedder.embed(subject, [picture])[0].tolist()
+            row[f"{name}/embedding"] = embedder.embed(subject, [picture])[0].tobytes()
         return row
 
     # --- figures --------------------------------------------------------------------------------
@@ -297,8 +297,8 @@ def _embedded(rows: pd.DataFrame, judge: str) -> tuple[np.ndarray, np.ndarray, n
     own = rows.dropna(subset=[column]) if column in rows else rows[:0].assign(**{column: None})
 
     def stacked(what: str) -> np.ndarray:
-        found = list(_of(own, what)[column])
-        return np.stack(found).astype(np.float64) if found else np.zeros((0, 0))
+        found = [_vector(stored) for stored in _of(own, what)[column]]
+        return np.stack(found) if found else np.zeros((0, 0))
 
     return stacked("generation"), stacked("photo"), stacked("neighbour")
 
@@ -307,7 +307,12 @@ def _pictures(rows: pd.DataFrame, column: str) -> list[tuple[np.ndarray, np.ndar
     """(picture, embedding) of the rows that have one."""
     own = rows.dropna(subset=[column])
     pairs = zip(own["picture"], own[column], strict=True)
-    return [(_opened(file), np.asarray(embedding)) for file, embedding in pairs]
+    return [(_opened(file), _vector(stored)) for file, stored in pairs]
+
+
+def _vector(stored: bytes) -> np.ndarray:
+    """An embedding of a row, which is stored as bytes: Ray would make a tensor of a list."""
+    return np.frombuffer(stored, np.float32).astype(np.float64)
 
 
 def _thumbnail(pixels: np.ndarray) -> bytes:
