@@ -187,7 +187,7 @@ class PhotoBase:
     def figures(self, rows: pd.DataFrame) -> dict:
         """See BaseMeasure. A generation without a face is read wrong."""
         drawn, photos = _of(rows, "generation"), _of(rows, "photo")
-        seen = photos["squared_error"].dropna().to_numpy(float)
+        seen = photos.reindex(columns=["squared_error"])["squared_error"].dropna().to_numpy(float)
         if not len(seen):
             raise ValueError(
                 f"base_images: got no photo of {self._split.title} that the base could be shown "
@@ -219,14 +219,13 @@ class PhotoBase:
             if min(len(drawn), len(photos)) >= 4:
                 size = min(len(drawn), len(photos)) // 2  # so that subsets differ
                 apart = kid(drawn, photos, size=size)
+                people = kid(beside, photos, size=size).mean if len(beside) >= size else None
                 found["kid"] = {
                     "features": name,
                     "mean": apart.mean,
                     "sd": apart.sd,
                     "size": size,
-                    "of_photos": kid(beside, photos, size=size).mean
-                    if len(beside) >= size
-                    else None,
+                    "of_photos": people,
                 }
         for judge in self._panel.identity[:1]:
             drawn, photos, beside = _embedded(rows, judge.card.name)
@@ -263,15 +262,14 @@ class PhotoBase:
             )
         )
         for judge in self._panel.identity[:1]:
-            column = f"{judge.card.name}/embedding"
-            beside = _of(rows, "neighbour")
-            if column in rows and beside[column].notna().any():
-                image = nearest_sheet(judge, _pictures(drawn, column), _pictures(beside, column))
+            name = judge.card.name
+            made, beside = _pictures(drawn, name), _pictures(_of(rows, "neighbour"), name)
+            if made and beside:
                 text = (
                     f"The generations that are nearest to a photo of {len(beside)} that are not "
-                    f"held out, by {judge.card.name}'s distance"
+                    f"held out, by {name}'s distance"
                 )
-                found.append(Sheet("nearest", text, image))
+                found.append(Sheet("nearest", text, nearest_sheet(judge, made, beside)))
         return found
 
 
@@ -293,21 +291,26 @@ def _hits(drawn: pd.DataFrame, name: str) -> np.ndarray | None:
 
 def _embedded(rows: pd.DataFrame, judge: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings [N, D] of generations, photos and neighbours, of those that have one."""
-    column = f"{judge}/embedding"
-    own = rows.dropna(subset=[column]) if column in rows else rows[:0].assign(**{column: None})
 
     def stacked(what: str) -> np.ndarray:
-        found = [_vector(stored) for stored in _of(own, what)[column]]
+        found = [_vector(stored) for stored in _with_embedding(_of(rows, what), judge)["embedding"]]
         return np.stack(found) if found else np.zeros((0, 0))
 
     return stacked("generation"), stacked("photo"), stacked("neighbour")
 
 
-def _pictures(rows: pd.DataFrame, column: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _pictures(rows: pd.DataFrame, judge: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """(picture, embedding) of the rows that have one."""
-    own = rows.dropna(subset=[column])
-    pairs = zip(own["picture"], own[column], strict=True)
+    own = _with_embedding(rows, judge)
+    pairs = zip(own["picture"], own["embedding"], strict=True)
     return [(_opened(file), _vector(stored)) for file, stored in pairs]
+
+
+def _with_embedding(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
+    """Pictures and stored embeddings; no row where a judge saw nothing."""
+    column = f"{judge}/embedding"
+    found = rows.reindex(columns=["picture", column]).dropna(subset=[column])
+    return found.rename(columns={column: "embedding"})
 
 
 def _vector(stored: bytes) -> np.ndarray:
