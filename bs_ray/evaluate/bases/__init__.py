@@ -1,7 +1,7 @@
 """How good a base is by itself: its round trips, and what it generates from captions.
 
 There are two measures. `drawn` is for the bases of the tiny world, which knows the truth of every
-picture; `photos` for all others, on photos and by judges.
+picture; `photos` for all others, on photos and by judges. May import what `evaluate` may.
 """
 
 from __future__ import annotations
