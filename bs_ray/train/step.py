@@ -23,6 +23,7 @@ from bs_ray.train.engines import Engine, mean_over_workers
 from bs_ray.train.losses import (
     Features,
     LossNormaliser,
+    Weights,
     margin_loss,
     perceptual_loss,
     triplet_loss,
@@ -123,22 +124,11 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
     if adversary and judged is not None and (weights.adversarial or weights.adversarial_share):
         found["adversarial"] = adversary.loss(judged)
 
-    # Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, the first two divided by their norms.
     numbers = _means(state, batch, step, found | {f"norm_{n}": v for n, v in norms.items()})
     if not state.normaliser.settled:
         state.normaliser.update({name: numbers[f"norm_{name}"] for name in norms})
-    total = weights.triplet * _share(state, batch, found["triplet"]) / state.normaliser["triplet"]
-    if "perceptual" in found:
-        perceptual = _share(state, batch, found["perceptual"]) / state.normaliser["perceptual"]
-        total = total + weights.perceptual * perceptual
-    if "adversarial" in found:
-        adversarial = _share(state, batch, found["adversarial"])
-        if weights.adversarial_share:
-            pull = weights.adversarial_share
-            total, weight = balanced(list(state.bank.parameters()), total, adversarial, pull)
-            numbers["w_adversarial"] = float(weight)
-        else:
-            total = total + weights.adversarial * adversarial
+    total, taken = _weighted(state, batch, found, weights)
+    numbers |= taken
     state.student.backward_and_step(total)
 
     if adversary and judged is not None:
@@ -148,6 +138,27 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
         numbers |= _discriminator_steps(state, adversary, batch, step, pairs)
     shown = {name: value for name, value in numbers.items() if not name.startswith("norm_")}
     return shown | {"w_triplet": weights.triplet, "w_perceptual": weights.perceptual}
+
+
+def _weighted(
+    state: TrainState, batch: TrainBatch, found: dict[str, Tensor], weights: Weights
+) -> tuple[Tensor, dict[str, float]]:
+    """Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, the first two over their norms.
+
+    Returns it with the adversary's weight, where that follows from its share of the pull.
+    """
+    total = weights.triplet * _share(state, batch, found["triplet"]) / state.normaliser["triplet"]
+    if "perceptual" in found:
+        perceptual = _share(state, batch, found["perceptual"]) / state.normaliser["perceptual"]
+        total = total + weights.perceptual * perceptual
+    if "adversarial" not in found:
+        return total, {}
+    adversarial = _share(state, batch, found["adversarial"])
+    if not weights.adversarial_share:
+        return total + weights.adversarial * adversarial, {}
+    pull = weights.adversarial_share
+    total, weight = balanced(list(state.bank.parameters()), total, adversarial, pull)
+    return total, {"w_adversarial": float(weight)}
 
 
 def _references(

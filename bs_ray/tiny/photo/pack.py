@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
+from bs_ray.progress import bar
 from bs_ray.tiny.photo.looks import LandmarkFinder, Landmarks, measured, read_looks
 from bs_ray.tiny.photo.people import LFW, UTKFACE, held_out
 from bs_ray.tiny.photo.photos import SIZE, encoded, save_pack
@@ -70,15 +72,36 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, stream.read()
 
 
-def pack(sources: Sequence[Path], smiles: Path | None, out: Path) -> list[Path]:
+def ensure_pack(sources: Sequence[Path], smiles: Path | None, out: Path, console: Console) -> None:
+    """Pack the faces into `out`, unless it is there. Raises ValueError where there are none."""
+    if out.exists():
+        console.print(f"faces: {out} holds them packed already", markup=False)
+        return
+    if not sources:
+        raise ValueError(
+            f"faces: got none, and no packed ones in {out}; expected LFW (deep-funneled) and "
+            "UTKFace, each an archive or an extracted folder"
+        )
+    for path in pack(sources, smiles, out, console):
+        console.print(f"{path}  {path.stat().st_size / 1e6:.0f} MB", markup=False)
+
+
+def pack(sources: Sequence[Path], smiles: Path | None, out: Path, console: Console) -> list[Path]:
     """Read, measure, label and pack all faces; the parts written.
 
     smiles: a CSV of `file,smile` for LFW's photos. Photos of tight framing in which no face is
-    found are left out: UTKFace has some that show none.
+    found are left out: UTKFace has some that show none. Raises ValueError where a source has no
+    face, or a file that is named like neither's.
     """
     finder = LandmarkFinder()
     faces = [face for source in sources for face in read_faces(source)]
-    found = [finder.find(face.picture) for face in faces]
+    if not faces:
+        raise ValueError(f"faces: got no .jpg in {', '.join(map(str, sources))}; expected photos")
+    found = []
+    with bar(console, "landmarks", len(faces), "faces") as moved:
+        for face in faces:
+            found.append(finder.find(face.picture))
+            moved(1)
     marks = Landmarks(np.stack([f[0] for f in found]), np.array([f[1] for f in found]))
     labels = labelled(faces, marks, _smiles(smiles))
     tight = labels["tight"] > 0
