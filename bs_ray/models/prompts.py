@@ -1,4 +1,4 @@
-"""How much of a prompt a base reads: text encoders take so many tokens, and leave out the rest."""
+"""What a base reads of a prompt: so many tokens, and, where its vocabulary is small, its own words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 from bs_ray.models.base import DiffusionModel
 
+_FEW_TOKENS = 5_000
+"""A smaller vocabulary holds a base's own words and letters. Published ones have 32,000 and more,
+and spell any word in pieces that they were trained on."""
 Reader = tuple[Any, int]
 """A tokenizer, and how many tokens of a prompt the encoder behind it reads."""
 
@@ -30,6 +33,26 @@ def cut_notes(model: DiffusionModel, prompts: Iterable[str]) -> list[str]:
         for prompt, end in cut.items()
         if end
     ]
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt, without the commas between its phrases."""
+    return prompt.replace(",", " ").split()
+
+
+def unknown_words(words: Iterable[str], readers: Iterable[Reader]) -> set[str]:
+    """Those of some words that a base of few words does not know.
+
+    It reads them letter by letter, and no training has given letters a meaning. Empty for a base of
+    published size: whether it knows a word cannot be told from its vocabulary.
+    """
+    few = [tokenizer for tokenizer, _ in readers if len(tokenizer) < _FEW_TOKENS]
+    return {word for word in words for tokenizer in few if _is_spelled(tokenizer, word)}
+
+
+def _is_spelled(tokenizer: Any, word: str) -> bool:
+    """Whether a CLIP tokenizer takes a word apart: all but a word's last piece lack its end."""
+    return not all(piece.endswith("</w>") for piece in tokenizer.tokenize(word))
 
 
 def _tokens(tokenizer: Any, text: str) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from bs_ray.config import Words
+from bs_ray.models.prompts import Reader, unknown_words, words_of
 from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.slider import Slider
 
@@ -25,6 +26,28 @@ class PromptsDoNotSeparate(SliderError):
             f"same (relative difference {gap:.1e}, cosine {cosine:.6f}); expected a difference of "
             f"at least {MIN_GAP:g}. Use words that the base knows and that say opposite things"
         )
+
+    @classmethod
+    def unknown(cls, name: str, ends: tuple[str, str], words: Iterable[str]) -> Self:
+        """words: what the ends say differently, of which the base knows none."""
+        some = ", ".join(sorted(words))
+        return cls(
+            f"slider {name}: got {ends[0]!r} and {ends[1]!r}, which differ by {some}, and the base "
+            "knows no such word; expected a word of its captions in one of them at least "
+            "(docs/training.md lists them)"
+        )
+
+
+def check_known(name: str, ends: tuple[str, str], readers: Sequence[Reader]) -> None:
+    """Raise PromptsDoNotSeparate where c+ and c- differ by words alone that the base does not know.
+
+    Their predictions differ all the same, by what the base happens to make of single letters.
+    readers: of the base.
+    """
+    one, other = (set(words_of(end)) for end in ends)
+    apart = one ^ other
+    if apart and apart <= unknown_words(apart, readers):
+        raise PromptsDoNotSeparate.unknown(name, ends, apart)
 
 
 def slider_of_words(words: Words, base: str, base_id: str, name: str | None = None) -> Slider:

@@ -137,7 +137,7 @@ def read_looks(
         rows = [i for i, file in enumerate(files) if file in known]
         truth = torch.tensor([known[files[i]] for i in rows])
         lacking = torch.from_numpy(np.flatnonzero(never[look]))
-        score = _fit(features[look], torch.tensor(rows), truth, lacking)
+        score = _fit(features[look], torch.tensor(rows, dtype=torch.long), truth, lacking)
         low, high = sure[look]
         label = np.full(len(files), np.nan, np.float32)
         label[score > high], label[score < low] = 1, 0
