@@ -23,7 +23,6 @@ from bs_ray.config import EditorSettings, Words
 from bs_ray.editing.editor import Edit, Editor, outputs_of
 from bs_ray.images.pixels import pixels_of
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import slider_of_words
 from bs_ray.tiny import faces
 from bs_ray.train.loop import one_step
 
@@ -85,7 +84,7 @@ def words(
 
 def _of(bench: TrainBench, attribute: str) -> _Arm:
     said = Words.model_validate(prompts_of(attribute))
-    return _Arm(slider_of_words(said, "tiny", bench.model.base_id, attribute))
+    return _Arm(Slider.of_words(said, "tiny", bench.model.base_id, attribute))
 
 
 def _train(bench: TrainBench, attribute: str, seed: int, base: str) -> _Arm:

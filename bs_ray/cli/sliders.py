@@ -110,11 +110,11 @@ def sliders_words(
     from bs_ray.judges.load import find_judges
     from bs_ray.models import base_folder, load_base
     from bs_ray.sliders.registry import Registry
-    from bs_ray.sliders.words import slider_of_words
+    from bs_ray.sliders.slider import Slider
 
     said = {"positive": positive, "negative": negative, "target": target, "strength": 1}
     model = load_base(base, device=device)
-    words = slider_of_words(words_at_strength(said), base, model.base_id, check_name(name))
+    words = Slider.of_words(words_at_strength(said), base, model.base_id, check_name(name))
     judged = measured(words, model, find_judges(base_folder(base)))
     slider = Registry(registry).publish(judged)
     console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)

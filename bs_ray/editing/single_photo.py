@@ -20,7 +20,8 @@ from bs_ray.images.rows import DecodedRow, is_quarantined
 from bs_ray.images.sheets import draw_strip
 from bs_ray.models import identify_base, load_base
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.words import slider_of_words, words_said
+from bs_ray.sliders.slider import Slider
+from bs_ray.sliders.words import words_said
 
 SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """A sweep's columns, as shares of the strength that was asked for."""
@@ -52,7 +53,7 @@ class OnePhoto:
         strengths = list(sliders.values())
         for one in words:
             assert isinstance(one.strength, float)
-            found.append(slider_of_words(one, base, identify_base(base)))
+            found.append(Slider.of_words(one, base, identify_base(base)))
             strengths.append(one.strength)
         self.editor = Editor(load_base(base), found, settings)
         self.strengths = dict(zip((s.reference for s in found), strengths, strict=True))

@@ -1,11 +1,12 @@
-"""What a base reads of a prompt: so many tokens, and, where its vocabulary is small, its own words."""
+"""What a base reads of a prompt: so many tokens, and of a small vocabulary only its own words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bs_ray.models.base import DiffusionModel
+if TYPE_CHECKING:
+    from bs_ray.models.base import DiffusionModel
 
 _FEW_TOKENS = 5_000
 """A smaller vocabulary holds a base's own words and letters. Published ones have 32,000 and more,

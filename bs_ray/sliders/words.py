@@ -1,4 +1,7 @@
-"""Sliders of words: a card with prompts and no weights, which moves a photo all the same."""
+"""Sliders of words: a card with prompts and no weights, which moves a photo all the same.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any, Self
 from bs_ray.config import Words
 from bs_ray.models.prompts import Reader, unknown_words, words_of
 from bs_ray.sliders.card import Card, SliderError
-from bs_ray.sliders.slider import Slider
 
 MIN_GAP = 2e-3
 """Below this difference of e(c+) and e(c-), relative to a prediction, they differ by rounding
@@ -50,9 +52,9 @@ def check_known(name: str, ends: tuple[str, str], readers: Sequence[Reader]) -> 
         raise PromptsDoNotSeparate.unknown(name, ends, apart)
 
 
-def slider_of_words(words: Words, base: str, base_id: str, name: str | None = None) -> Slider:
-    """The words as a slider of this base. name: `words.label` where left out."""
-    card = Card(
+def card_of_words(words: Words, base: str, base_id: str, name: str | None = None) -> Card:
+    """The card of the words as a slider of this base. name: `words.label` where left out."""
+    return Card(
         name=name or words.label,
         base=base,
         base_id=base_id,
@@ -62,7 +64,6 @@ def slider_of_words(words: Words, base: str, base_id: str, name: str | None = No
         rank=0,
         eta=words.eta,
     )
-    return Slider(card, {})
 
 
 def words_said(cards: Iterable[Card]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import Prediction
 from bs_ray.models.prompts import unknown_words
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import PromptsDoNotSeparate, slider_of_words
+from bs_ray.sliders.words import PromptsDoNotSeparate
 from bs_ray.testing import random_slider
 from tests.editing.test_methods import KINDS, SHAPE
 
@@ -122,7 +122,7 @@ def editor(model: DiffusionModel) -> Iterator[Editor]:
 
 
 def of(model: DiffusionModel, words: Words) -> Slider:
-    return slider_of_words(words, "random", model.base_id)
+    return Slider.of_words(words, "random", model.base_id)
 
 
 def photo(seed: int = 0, height: int = 64, width: int = 64) -> np.ndarray:
