@@ -25,6 +25,12 @@ def test_importing_the_package_is_light() -> None:
     assert python(f"import sys, bs_ray; print({heavy} & set(sys.modules))") == "set()"
 
 
+def test_an_ingress_does_without_torch() -> None:
+    """Its process imports this module, and replicas compute elsewhere."""
+    code = "import sys, bs_ray.serve.deploy; print('torch' in sys.modules)"
+    assert python(code).splitlines()[-1] == "False"
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
 )

@@ -44,16 +44,18 @@ def words_of(prompt: str) -> list[str]:
 def unknown_words(words: Iterable[str], readers: Iterable[Reader]) -> set[str]:
     """Those of some words that a base of few words does not know.
 
-    It reads them letter by letter, and no training has given letters a meaning. Empty for a base of
-    published size: whether it knows a word cannot be told from its vocabulary.
+    It reads them letter by letter, and no training has given letters a meaning. Empty where the
+    vocabulary cannot tell: in a base of published size, or with another tokenizer than CLIP's.
     """
-    few = [tokenizer for tokenizer, _ in readers if len(tokenizer) < _FEW_TOKENS]
-    return {word for word in words for tokenizer in few if _is_spelled(tokenizer, word)}
+    tokenizers = [tokenizer for tokenizer, _ in readers]
+    if not all(len(one) < _FEW_TOKENS and _is_whole(one, "a") for one in tokenizers):
+        return set()
+    return {word for word in words if not any(_is_whole(one, word) for one in tokenizers)}
 
 
-def _is_spelled(tokenizer: Any, word: str) -> bool:
-    """Whether a CLIP tokenizer takes a word apart: all but a word's last piece lack its end."""
-    return not all(piece.endswith("</w>") for piece in tokenizer.tokenize(word))
+def _is_whole(tokenizer: Any, word: str) -> bool:
+    """Whether a word is one token of CLIP's: all but the last of its pieces lack a word's end."""
+    return all(piece.endswith("</w>") for piece in tokenizer.tokenize(word))
 
 
 def _tokens(tokenizer: Any, text: str) -> int:

@@ -190,7 +190,13 @@ def test_a_base_of_published_size_spells_any_word() -> None:
         def tokenize(self, text: str) -> list[str]:
             return [*text[:-1], f"{text[-1]}</w>"]
 
+    class Small(Published):
+        def __len__(self) -> int:
+            return 600
+
+    assert unknown_words(["zorg", "a"], [(Small(), 77)]) == {"zorg"}
     assert unknown_words(["zorg"], [(Published(), 77)]) == set()
+    assert unknown_words(["zorg"], [(Small(), 77), (Published(), 77)]) == set()
 
 
 def test_generated_pictures_move_with_words(editor: Editor) -> None:
