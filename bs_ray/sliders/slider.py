@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bs_ray.sliders.card import Card, SliderError
 
-_CARD = "bs_ray_card"
+OWN_CARD = "bs_ray_card"
+"""Header entry that holds the card."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Slider:
             tensors[f"{self.card.part}.{layer}.lora_A.weight"] = a.detach().float().contiguous()
             tensors[f"{self.card.part}.{layer}.lora_B.weight"] = b.detach().float().contiguous()
         # A single header entry, since safetensors writes several in no fixed order.
-        return save(tensors, metadata={_CARD: self.card.to_json()})
+        return save(tensors, metadata={OWN_CARD: self.card.to_json()})
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str) -> Slider:
@@ -49,7 +50,7 @@ class Slider:
         try:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             tensors = load(data)
-            card = Card.model_validate_json(header["__metadata__"][_CARD])
+            card = Card.model_validate_json(header["__metadata__"][OWN_CARD])
         except (SafetensorError, ValueError, KeyError, ValidationError) as error:
             raise SliderError(
                 f"slider {source}: got a file that is not a bs_ray slider "
@@ -60,7 +61,8 @@ class Slider:
         for key, a in tensors.items():
             if key.endswith(".lora_A.weight"):
                 stem = key.removesuffix(".lora_A.weight")
-                factors[stem.removeprefix(f"{card.part}.")] = (a, tensors[f"{stem}.lora_B.weight"])
+                b = tensors[f"{stem}.lora_B.weight"]
+                factors[stem.removeprefix(f"{card.part}.")] = (a.float(), b.float())
         if not all(torch.isfinite(t).all() for pair in factors.values() for t in pair):
             raise SliderError(f"slider {source}: got weights that are not finite; train it again")
         return cls(card, factors)
