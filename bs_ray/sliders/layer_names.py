@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-# --- Stability's UNet of SDXL ("sgm"), by diffusers' names -----------------------------------------
+# --- Stability's UNet of SDXL ("sgm"), by diffusers' names ----------------------------------------
 _SGM_OUTSIDE = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
