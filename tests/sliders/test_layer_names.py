@@ -1,5 +1,6 @@
 """Published names of layers, held against the converters that diffusers publishes."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,25 @@ def test_sdxls_names_are_those_of_its_checkpoint() -> None:
 )
 def test_sdxls_names_by_example(published: str, layer: str) -> None:
     assert published_names(sdxl_layout())[published].layers == (layer,)
+
+
+def test_sd_scripts_and_comfyui_find_what_is_exported_for_sdxl() -> None:
+    """An export names layers as diffusers does. Both tools replace the beginning of such a name
+    (`make_unet_conversion_map`, `unet_to_diffusers`) by that of Stability's block."""
+    begins = {"mid_block.attentions.0": "middle_block.1"}
+    for block in range(3):
+        for index in range(3):
+            place = 3 * block + index
+            begins[f"down_blocks.{block}.attentions.{index}"] = f"input_blocks.{place + 1}.1"
+            begins[f"up_blocks.{block}.attentions.{index}"] = f"output_blocks.{place}.1"
+    names = published_names(sdxl_layout())
+    targets = [c.layers[0] for name, c in names.items() if "transformer_blocks" in name]
+    assert len(targets) > 100
+    for layer in targets:
+        begin = re.match(r".*attentions\.\d+", layer)
+        assert begin
+        theirs = begins[begin[0]] + layer.removeprefix(begin[0])
+        assert names[flat(theirs)].layers == (layer,)
 
 
 # --- transformers ---------------------------------------------------------------------------------
