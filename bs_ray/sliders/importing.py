@@ -112,7 +112,7 @@ def _without_idle(down: Tensor, up: Tensor) -> Factors:
     the rank, most of it zeros.
     """
     used = up.any(0)
-    used[0] = True  # a layer has one rank at least
+    used[0] |= not used.any()  # a layer has one rank at least
     return down[used], up[:, used]
 
 

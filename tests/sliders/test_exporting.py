@@ -19,16 +19,14 @@ from tests.sliders.predictions import MEASURED, STRENGTH, by_unet, ours, probe, 
 
 
 @pytest.mark.parametrize(("form", "dtype"), [("diffusers", "fp32"), ("kohya", "fp16")])
-def test_diffusers_loads_it(random_model, smile, random_base, tmp_path, form, dtype) -> None:
-    from diffusers import StableDiffusionXLPipeline
-
+def test_diffusers_loads_it(random_model, smile, pipe, tmp_path, form, dtype) -> None:
     file = written(smile, form, tmp_path, dtype)
-    pipe: Any = StableDiffusionXLPipeline.from_pretrained(random_base, dtype=torch.float32)
     pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="smile")
     pipe.set_adapters("smile", STRENGTH)
     expected = ours(random_model, smile)
     moved = float((expected - ours(random_model, smile, 0.0)).abs().max())
     error = float((by_unet(pipe.unet, random_model) - expected).abs().max())
+    pipe.unload_lora_weights()
     print(f"{form} {dtype}: moves {moved:.3f}, error {error:.2g}")
     assert error < (1e-5 if dtype == "fp32" else 2e-3 * moved)
     assert moved > 1e-2
@@ -94,7 +92,7 @@ def test_half_precision_keeps_small_factors(smile) -> None:
         assert down.dtype == up.dtype == torch.float32  # a slider's file is read as before
         change = (b @ a).norm()
         assert float(((up @ down) - b @ a).norm() / change) < 1e-3
-        assert not (b.half().float() @ a).norm() > 0.99 * change  # it does need care
+        assert float((b.half().float() @ a - b @ a).norm() / change) > 0.1  # it does need care
 
 
 def header(data: bytes, folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,10 @@ def kohya_sgm(factors: Factors) -> dict[str, Tensor]:
 
 def kohya(factors: Factors) -> dict[str, Tensor]:
     tensors = {}
-    for number, (layer, (a, b)) in enumerate(factors.items()):
+    for layer, (a, b) in factors.items():
         stem = f"lora_unet_{flat(layer)}"
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = a, b
-        tensors[f"{stem}.alpha"] = torch.tensor(1.0 + number % 3)  # each layer has its own
+        tensors[f"{stem}.alpha"] = torch.tensor(2.0)
     return tensors
 
 
@@ -98,13 +98,6 @@ def diffusers_peft(factors: Factors) -> dict[str, Tensor]:
     return tensors
 
 
-@pytest.fixture(scope="module")
-def pipe(random_base: Path) -> Any:
-    from diffusers import StableDiffusionXLPipeline
-
-    return StableDiffusionXLPipeline.from_pretrained(random_base, dtype=torch.float32)
-
-
 @pytest.mark.parametrize(
     ("naming", "wanted"),
     [
@@ -130,29 +123,32 @@ def test_it_predicts_what_diffusers_predicts(random_model, pipe, tmp_path, namin
     assert error < 1e-5 and moved > 1e-2
 
 
-def merged(model: DiffusionModel, factors: Factors, scale: Callable[[int], float]) -> nn.Module:
-    """The base's network with B A added to its weights."""
+def merged(model: DiffusionModel, factors: Factors, alphas: Iterable[float]) -> nn.Module:
+    """The base's network with alpha / r B A added to its weights."""
     network = copy.deepcopy(model.denoiser)
-    for layer, (a, b) in factors.items():
+    for (layer, (a, b)), alpha in zip(factors.items(), alphas, strict=True):
         weight: Any = network.get_submodule(layer).weight
-        change = (b.flatten(1) @ a.flatten(1)).view_as(weight)
-        weight.data += scale(a.shape[0]) * change
+        weight.data += alpha / len(a) * (b.flatten(1) @ a.flatten(1)).view_as(weight)
     return network
 
 
-def test_concept_sliders_pt_with_convolutions_and_time_embeddings(random_model, tmp_path) -> None:
-    """Their training method "full": all linear and convolution layers, alpha 1."""
+@pytest.mark.parametrize("file", ["age.pt", "age.safetensors"])
+def test_each_layer_has_its_own_rank_and_alpha(random_model, tmp_path, file) -> None:
+    """Concept Sliders' training method "full" writes a .pt of all linear and convolution layers, by
+    diffusers' names. (diffusers itself loses alphas that differ between attention layers.)"""
     factors = factors_of(random_model, lambda layer: True)
     assert {"conv_in", "time_embedding.linear_1"} <= factors.keys()
-    state = {k: torch.tensor(1.0) if k.endswith("alpha") else t for k, t in kohya(factors).items()}
-    torch.save(state, tmp_path / "age.pt")
-    mine = import_slider(tmp_path / "age.pt", "age", "tiny", random_model)
+    alphas = [1.0 + number % 3 for number in range(len(factors))]
+    tensors = kohya(factors)
+    for layer, alpha in zip(factors, alphas, strict=True):
+        tensors[f"lora_unet_{flat(layer)}.alpha"] = torch.tensor(alpha)
+    (torch.save if file.endswith("pt") else save_file)(tensors, tmp_path / file)
+    mine = import_slider(tmp_path / file, "age", "tiny", random_model)
     assert mine.factors.keys() == factors.keys() and mine.card.rank == 4
-    theirs = by_unet(merged(random_model, factors, lambda rank: 1.0 / rank), random_model)
+    assert not mine.factors["conv_in"][0][3].any()  # smaller ranks are filled up with zeros
+    theirs = by_unet(merged(random_model, factors, alphas), random_model)
     assert torch.allclose(ours(random_model, mine, 1.0), theirs, atol=1e-5)
     assert not torch.allclose(ours(random_model, mine, 0.0), theirs, atol=1e-2)
-    # Layers of a smaller rank are filled up with zeros.
-    assert not mine.factors["conv_in"][0][3].any()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Published names of layers, held against the converters that diffusers publishes."""
 
+import functools
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from bs_ray.sliders.layer_names import flat, published_names, sgm_name
 RANK = 2
 
 
+@functools.cache
 def sdxl_layout() -> Any:
     """A UNet with SDXL's blocks, narrow and without numbers."""
     with torch.device("meta"):
