@@ -91,7 +91,7 @@ def test_half_precision_keeps_small_factors(smile) -> None:
         down, up = again.factors[layer]
         assert down.dtype == up.dtype == torch.float32  # a slider's file is read as before
         change = (b @ a).norm()
-        assert float(((up @ down) - b @ a).norm() / change) < 1e-3
+        assert float(((up @ down) - b @ a).norm() / change) < 3e-3
         assert float((b.half().float() @ a - b @ a).norm() / change) > 0.1  # it does need care
 
 
