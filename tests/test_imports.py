@@ -26,7 +26,6 @@ DOORWAYS = {
     "diffusers": [
         "models/",
         "tiny/",
-        "sliders/formats.py",
         "bench/plain.py",
         "bench/locked.py",
         "bench/gpu/editing.py",

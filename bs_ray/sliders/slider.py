@@ -59,7 +59,8 @@ class Slider:
         for key, a in tensors.items():
             if key.endswith(".lora_A.weight"):
                 stem = key.removesuffix(".lora_A.weight")
-                factors[stem.removeprefix(f"{card.part}.")] = (a, tensors[f"{stem}.lora_B.weight"])
+                b = tensors[f"{stem}.lora_B.weight"]
+                factors[stem.removeprefix(f"{card.part}.")] = (a.float(), b.float())
         if not all(torch.isfinite(t).all() for pair in factors.values() for t in pair):
             raise SliderError(f"slider {source}: got weights that are not finite; train it again")
         return cls(card, factors)

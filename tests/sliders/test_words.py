@@ -4,7 +4,7 @@ import pytest
 
 from bs_ray.config import Prompts, Words
 from bs_ray.sliders.card import Card, SliderError
-from bs_ray.sliders.formats import export
+from bs_ray.sliders.exporting import export
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.sliders.words import words_said
