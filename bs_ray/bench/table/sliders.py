@@ -1,0 +1,96 @@
+"""The sliders of a table: those that its registry lacks are trained, or said."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from rich.console import Console
+
+from bs_ray.config import TableJob, TrainJob, Words
+from bs_ray.config.evaluate import PhotoSplit
+from bs_ray.config.table import DRAWN_PHOTOS
+from bs_ray.datasets.ingest import DamagedArchiveError, write_shards
+from bs_ray.datasets.pictures import ARCHIVES, DAMAGE, pictures_in
+from bs_ray.datasets.shards import shard_keys
+from bs_ray.images.formats import EmptyInputError
+from bs_ray.models import base_folder, identify_base
+from bs_ray.models.base import BaseNotFound
+from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.words import slider_of_words
+from bs_ray.storage import Store
+from bs_ray.tiny.drawn import ingest_tiny_world
+from bs_ray.tiny.photo.people import held_out, person_of
+from bs_ray.train.features import load_features
+from bs_ray.train.run import train
+
+_PEOPLE, _SEED = 200, 7
+"""Of the tiny world's training photos; the demo's."""
+_PHOTOS = 2000
+"""At most so many photos are packed: a table's runs see fewer."""
+
+
+def make_sliders(
+    job: TableJob, methods: list[str], console: Console
+) -> dict[str, dict[str, float]]:
+    """Train and publish what is missing of every slider by every method, in an order that lets an
+    interrupted table go on. By slider and method, the seconds that its training steps took."""
+    photos = training_photos(job)
+    seconds: dict[str, dict[str, float]] = {slider: {} for slider in job.sliders}
+    for slider in job.sliders:
+        for method in methods:
+            how = job.training(slider, method, photos)
+            if isinstance(how, TrainJob):
+                seconds[slider][method] = train(how, console=console).seconds
+            else:
+                _publish(how, f"{slider}-{method}", job)
+                seconds[slider][method] = 0.0
+    return seconds
+
+
+def untrainable(job: TableJob) -> dict[str, str]:
+    """Method -> why it cannot be trained here: its loss wants a network that is not at hand."""
+    found = {}
+    for method in job.methods:
+        how = job.training(next(iter(job.sliders)), method)
+        if isinstance(how, TrainJob) and how.losses.needs_features:
+            try:
+                load_features(base_folder(job.base), "cpu")
+            except BaseNotFound as missing:
+                found[method] = str(missing)
+    return found
+
+
+def training_photos(job: TableJob) -> str | None:
+    """Where the shards lie that methods train on; a folder or an archive is packed first, without
+    the people that a split holds out. Raises EmptyInputError, DamagedArchiveError, StorageError."""
+    if job.photos is None:
+        return None
+    packed = Store(job.runs).join("photos")
+    if job.photos == DRAWN_PHOTOS:
+        ingest_tiny_world(packed.uri, photos=1, people=_PEOPLE, broken=0, seed=_SEED)
+        return packed.join("lfw").uri
+    if not job.photos.lower().endswith(ARCHIVES) and shard_keys(Store(job.photos)):
+        return job.photos
+    apart = any(isinstance(s, PhotoSplit) and s.people == "held-out" for s in job.splits.values())
+    pictures = (
+        picture
+        for picture in pictures_in(job.photos)
+        if not (apart and held_out(person_of(picture[0]) or ""))
+    )
+    try:
+        summary = write_shards(packed, islice(pictures, _PHOTOS), shard_images=1000)
+    except DAMAGE as error:
+        raise DamagedArchiveError(
+            f"photos: got a damaged archive {job.photos} ({error}); expected a whole one"
+        ) from error
+    if not summary.photos:
+        raise EmptyInputError(
+            f"photos: got no picture in {job.photos}; expected photos to train on"
+        )
+    return packed.uri
+
+
+def _publish(words: Words, name: str, job: TableJob) -> None:
+    """A version that the registry has already is not published again."""
+    slider = slider_of_words(words, job.base, identify_base(job.base), name)
+    Registry(job.registry).publish(slider)
