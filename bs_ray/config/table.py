@@ -11,7 +11,7 @@ from bs_ray.config.editor import EditorSettings, JobEditor
 from bs_ray.config.evaluate import EvalJob, Label, Split
 from bs_ray.config.judges import JudgeSettings
 from bs_ray.config.train import TrainJob
-from bs_ray.config.words import ETA, Words
+from bs_ray.config.words import ETA, MeasuredWords, Words
 
 DRAWN_PHOTOS = "drawn"
 WORDS = "words"
@@ -119,6 +119,8 @@ class TableJob(Settings):
                 f"got strength {self.strength:g}; expected one of strengths {self.strengths}"
             )
         for slider in self.sliders:
+            if slider not in {row.slider for row in self.rows.values()}:
+                raise ValueError(f"got sliders.{slider}, which no row names; expected a row for it")
             for method in self.methods:
                 try:
                     self.training(slider, method)
@@ -131,35 +133,50 @@ class TableJob(Settings):
             self.evaluation(slider, list(self.methods))
         return self
 
-    def training(self, slider: str, method: str, photos: str | None = None) -> TrainJob | Words:
-        """How a method makes a slider. photos: where they lie once they are packed."""
-        given, settings = self.sliders[slider], self.methods[method]
-        prompts = given.model_dump(include=Prompts.model_fields.keys())
-        if settings == WORDS:
-            eta = self.train.get("losses", {}).get("eta", ETA)
-            said = {key: prompts[key] for key in ("positive", "negative", "target", "disentangle")}
-            return Words.model_validate(said | {"eta": eta})
+    def training(self, slider: str, method: str, photos: str | None = None) -> TrainJob | None:
+        """How a method trains a slider; None for words. photos: where they lie once packed."""
+        prompts, settings = self.prompts(slider), self.methods[method]
+        if isinstance(settings, str):
+            return None
         fixed = {
             "name": f"{slider}-{method}",
             "base": self.base,
-            "prompts": prompts,
+            "prompts": prompts.model_dump(),
             "photos": photos or self.photos,
             "registry": self.registry,
             "runs": self.runs,
         }
         return TrainJob.model_validate(fixed | _merged(self.train, settings))
 
+    def prompts(self, slider: str) -> Prompts:
+        """Its prompts alone."""
+        given = self.sliders[slider]
+        return Prompts.model_validate(given.model_dump(include=Prompts.model_fields.keys()))
+
+    def words(self, slider: str) -> MeasuredWords:
+        """Its prompts as a slider that needs no training, with the eta that methods train with."""
+        told = self.prompts(slider).model_dump(include=Words.model_fields.keys())
+        eta = self.train.get("losses", {}).get("eta", ETA)
+        return MeasuredWords.model_validate(told | {"eta": eta, "moves": self.reads(slider)})
+
+    def reads(self, slider: str) -> str:
+        """What it should move."""
+        return self.sliders[slider].reads or slider
+
     def evaluation(self, slider: str, methods: list[str]) -> EvalJob:
         """How the sliders of these methods are measured, on all splits that rows of it name."""
-        reads = self.sliders[slider].reads or slider
         names = {method: f"{slider}-{method}" for method in methods}
+        arms = {
+            method: {"slider": self.words(slider) if self.methods[method] == WORDS else name}
+            for method, name in names.items()
+        }
         named = {row.split for row in self.rows.values() if row.slider == slider}
         return EvalJob(
             name=f"{self.name}-{slider}",
             base=self.base,
             registry=self.registry,
-            sliders=dict.fromkeys(names.values(), reads),
-            compare={method: {"slider": name} for method, name in names.items()},
+            sliders=dict.fromkeys(names.values(), self.reads(slider)),
+            compare=arms,
             at_effect=self.sliders[slider].at_effect,
             splits={name: split for name, split in self.splits.items() if name in named},
             output=f"{self.output.rstrip('/')}/{slider}",

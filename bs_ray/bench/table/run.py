@@ -10,7 +10,8 @@ from rich.console import Console
 from bs_ray.bench.table.figures import Measured, row_figures
 from bs_ray.bench.table.outputs import write_outputs
 from bs_ray.bench.table.sliders import make_sliders, untrainable
-from bs_ray.config import TableJob, TrainJob
+from bs_ray.config import TableJob
+from bs_ray.config.evaluate import WORDS as CLIP
 from bs_ray.evaluate.arms import arms_of
 from bs_ray.evaluate.judging import Judging, panel_of
 from bs_ray.evaluate.run import evaluate
@@ -61,8 +62,7 @@ def plan_table(job: TableJob, gpu_memory_gb: float | None, console: Console) -> 
     first, count = next(iter(job.sliders)), len(job.sliders)
     found = {}
     for method in job.methods:
-        how = job.training(first, method)
-        if isinstance(how, TrainJob):
+        if how := job.training(first, method):
             made = plan(how, gpu_memory_gb)
             console.rule(f"{method}: {count} sliders of {how.steps} steps each")
             show(made, console)
@@ -78,5 +78,5 @@ def _check(job: TableJob, methods: list[str]) -> None:
         splits = open_splits(asked)
         for split in splits.values():
             judging = Judging(panel_of(asked, split), {})
-            if asked.sliders[f"{slider}-{methods[0]}"] != "clip":
+            if job.reads(slider) != CLIP:
                 judging.measure(arms_of(asked)[0], slider)

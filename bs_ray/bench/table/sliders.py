@@ -1,4 +1,4 @@
-"""The sliders of a table: those that its registry lacks are trained, or said."""
+"""The sliders of a table: those that its registry lacks are trained."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from itertools import islice
 
 from rich.console import Console
 
-from bs_ray.config import TableJob, TrainJob, Words
+from bs_ray.config import TableJob
 from bs_ray.config.evaluate import PhotoSplit
 from bs_ray.config.table import DRAWN_PHOTOS
 from bs_ray.datasets.ingest import DamagedArchiveError, write_shards
 from bs_ray.datasets.pictures import ARCHIVES, DAMAGE, pictures_in
 from bs_ray.datasets.shards import shard_keys
 from bs_ray.images.formats import EmptyInputError
-from bs_ray.models import base_folder, identify_base
+from bs_ray.models import base_folder
 from bs_ray.models.base import BaseNotFound
-from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.words import slider_of_words
 from bs_ray.storage import Store
 from bs_ray.tiny.drawn import ingest_tiny_world
 from bs_ray.tiny.photo.people import held_out, person_of
@@ -32,18 +30,14 @@ _PHOTOS = 2000
 def make_sliders(
     job: TableJob, methods: list[str], console: Console
 ) -> dict[str, dict[str, float]]:
-    """Train and publish what is missing of every slider by every method, in an order that lets an
-    interrupted table go on. By slider and method, the seconds that its training steps took."""
+    """Train and publish what is missing of every slider by every method that trains. By slider and
+    method, the seconds that its training steps took."""
     photos = training_photos(job)
     seconds: dict[str, dict[str, float]] = {slider: {} for slider in job.sliders}
     for slider in job.sliders:
         for method in methods:
-            how = job.training(slider, method, photos)
-            if isinstance(how, TrainJob):
+            if how := job.training(slider, method, photos):
                 seconds[slider][method] = train(how, console=console).seconds
-            else:
-                _publish(how, f"{slider}-{method}", job)
-                seconds[slider][method] = 0.0
     return seconds
 
 
@@ -52,7 +46,7 @@ def untrainable(job: TableJob) -> dict[str, str]:
     found = {}
     for method in job.methods:
         how = job.training(next(iter(job.sliders)), method)
-        if isinstance(how, TrainJob) and how.losses.needs_features:
+        if how and how.losses.needs_features:
             try:
                 load_features(base_folder(job.base), "cpu")
             except BaseNotFound as missing:
@@ -88,9 +82,3 @@ def training_photos(job: TableJob) -> str | None:
             f"photos: got no picture in {job.photos}; expected photos to train on"
         )
     return packed.uri
-
-
-def _publish(words: Words, name: str, job: TableJob) -> None:
-    """A version that the registry has already is not published again."""
-    slider = slider_of_words(words, job.base, identify_base(job.base), name)
-    Registry(job.registry).publish(slider)
