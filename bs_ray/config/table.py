@@ -163,12 +163,17 @@ class TableJob(Settings):
         """What it should move."""
         return self.sliders[slider].reads or slider
 
-    def evaluation(self, slider: str, methods: list[str]) -> EvalJob:
-        """How the sliders of these methods are measured, on all splits that rows of it name."""
+    def evaluation(
+        self, slider: str, methods: list[str], versions: dict[str, str] | None = None
+    ) -> EvalJob:
+        """How the sliders of these methods are measured, on all splits that rows of it name.
+        versions: method -> name@version, once that is known."""
         names = {method: f"{slider}-{method}" for method in methods}
         arms = {
-            method: {"slider": self.words(slider) if self.methods[method] == WORDS else name}
-            for method, name in names.items()
+            method: {"slider": self.words(slider)}
+            if self.methods[method] == WORDS
+            else {"slider": (versions or names)[method]}
+            for method in methods
         }
         named = {row.split for row in self.rows.values() if row.slider == slider}
         return EvalJob(

@@ -15,8 +15,8 @@ from bs_ray.judges.clip import ClipJudge, ClipScore
 from bs_ray.judges.dlib_faces import DlibIdentity
 from bs_ray.judges.features import Features
 from bs_ray.judges.fer import Fer
-from bs_ray.judges.jaw import Jaw
 from bs_ray.judges.identity import Identity
+from bs_ray.judges.jaw import Jaw
 from bs_ray.judges.judge import (
     AttributeJudge,
     DistanceJudge,

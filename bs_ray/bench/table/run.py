@@ -39,10 +39,11 @@ def make_table(job: TableJob, *, console: Console | None = None) -> dict[str, An
     figures: dict[str, Any] = {"name": job.name, "base": job.base, "rows": {}, "absent": absent}
     measured: dict[str, Measured] = {}
     with ray_session(num_cpus=max(4, job.workers + 1)):
-        figures["training_seconds"] = make_sliders(job, methods, console)
+        trained = make_sliders(job, methods, console)
+        figures["training_seconds"] = trained.seconds
         for slider in job.sliders:
             console.print(f"measuring {slider}", markup=False)
-            asked = job.evaluation(slider, methods)
+            asked = job.evaluation(slider, methods, trained.versions[slider])
             measured[slider] = Measured.of(asked, evaluate(asked, console=console))
             done = [label for label, row in job.rows.items() if row.slider in measured]
             figures["rows"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 
 from rich.console import Console
@@ -27,18 +28,27 @@ _PHOTOS = 2000
 """At most so many photos are packed: a table's runs see fewer."""
 
 
-def make_sliders(
-    job: TableJob, methods: list[str], console: Console
-) -> dict[str, dict[str, float]]:
-    """Train and publish what is missing of every slider by every method that trains. By slider and
-    method, the seconds that its training steps took."""
+@dataclass(frozen=True)
+class Trained:
+    """By slider and method."""
+
+    versions: dict[str, dict[str, str]]
+    """name@version in the table's registry."""
+    seconds: dict[str, dict[str, float]]
+    """Spent on training steps."""
+
+
+def make_sliders(job: TableJob, methods: list[str], console: Console) -> Trained:
+    """Train and publish what is missing of every slider by every method that trains."""
     photos = training_photos(job)
-    seconds: dict[str, dict[str, float]] = {slider: {} for slider in job.sliders}
+    made = Trained({slider: {} for slider in job.sliders}, {slider: {} for slider in job.sliders})
     for slider in job.sliders:
         for method in methods:
             if how := job.training(slider, method, photos):
-                seconds[slider][method] = train(how, console=console).seconds
-    return seconds
+                result = train(how, console=console)
+                made.versions[slider][method] = result.slider
+                made.seconds[slider][method] = result.seconds
+    return made
 
 
 def untrainable(job: TableJob) -> dict[str, str]:
