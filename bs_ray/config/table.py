@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bs_ray.config.base import Prompts, Settings, check_name
 from bs_ray.config.editor import EditorSettings, JobEditor
-from bs_ray.config.evaluate import EvalJob, Label, Split
+from bs_ray.config.evaluate import EvalJob, Label, Split, split_of
 from bs_ray.config.judges import JudgeSettings
 from bs_ray.config.train import TrainJob
 from bs_ray.config.words import ETA, MeasuredWords, Words
@@ -96,6 +96,11 @@ class TableJob(Settings):
         for name in given:
             check_name(name)
         return given
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _short_forms(cls, given: Any) -> Any:
+        return {k: split_of(it) for k, it in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _rows_name_what_there_is(self) -> Self:
