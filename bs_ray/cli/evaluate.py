@@ -45,18 +45,15 @@ def evaluate(
 
 
 def _table(job: TableJob, plan: bool, json_file: Path | None) -> None:
-    from bs_ray.bench.table.outputs import tables_of, verdicts_of
+    from bs_ray.bench.table.outputs import terminal_tables, verdicts_of
     from bs_ray.bench.table.run import make_table, plan_table
 
     if plan:
         write_json(json_file, plan_table(job, None, console))
         return
     figures = make_table(job, console=console)
-    for made in tables_of(job, figures):
-        heads, rows = [*made.names, *made.heads], made.rows
-        _print_table(
-            made.title, heads, [[*names, *(c.text for c in cells)] for names, cells in rows]
-        )
+    for title, heads, rows in terminal_tables(job, figures):
+        _print_table(title, heads, rows)
     for verdict in verdicts_of(figures):
         console.print(f"{verdict['row']}: {verdict['sentence']}", markup=False, highlight=False)
     console.print(f"Page: [bold]{job.output.rstrip('/')}/table.html[/]")

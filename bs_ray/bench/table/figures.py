@@ -109,6 +109,7 @@ def _at_equal_effect(matched: Matched, response: Response) -> dict[str, Any]:
     between = {_NAMES.get(name, name): percentiles(d) for name, d in matched.drawn.items()}
     if "identity_distance" in figures:
         figures["identity"] = 1 - figures["identity_distance"]
+        between["identity"] = percentiles(1 - matched.drawn["identity_distance"])
     return {
         "effect": matched.effect,
         "reached": matched.reached,

@@ -36,6 +36,17 @@ _UNMATCHED = {
     "identity": ("identity", "{:.3f}"),
 }
 _PAPER = {"clip": ("the paper's CLIP", "{:.2f}"), "lpips": ("the paper's LPIPS", "{:.3f}")}
+_ON_TERMINAL = {
+    "effect": "effect",
+    "drift of others": "drift",
+    "identity": "identity",
+    "LPIPS at 64 px": "LPIPS 64",
+    "CLIP": "CLIP",
+    "the paper's CLIP": "paper: CLIP",
+    "the paper's LPIPS": "LPIPS",
+    "N": "N",
+}
+"""Heading -> what a terminal of 80 characters calls it."""
 _STRIP_FACES = 2
 
 
@@ -76,6 +87,19 @@ def tables_of(job: TableJob, figures: Mapping[str, Any]) -> list[Table]:
     return [*found, Table(protocol, names, heads, unmatched)]
 
 
+def terminal_tables(
+    job: TableJob, figures: Mapping[str, Any]
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, headings, rows) without intervals and without what 80 characters have no room for."""
+    found = []
+    for table in tables_of(job, figures):
+        shown = [n for n, head in enumerate(table.heads) if head in _ON_TERMINAL]
+        heads = [*table.names, *(_ON_TERMINAL[table.heads[n]] for n in shown)]
+        rows = [[*names, *(cells[n].text for n in shown)] for names, cells in table.rows]
+        found.append((table.title, heads, rows))
+    return found
+
+
 def verdicts_of(figures: Mapping[str, Any]) -> list[dict[str, str]]:
     """Every row's verdicts, as evaluate says them."""
     return [
@@ -88,7 +112,9 @@ def verdicts_of(figures: Mapping[str, Any]) -> list[dict[str, str]]:
 def _with_sd(its: Mapping[str, Any], key: str, form: str) -> Cell:
     made = cell(its, key, form)
     sd = its.get("sd", {}).get(key)
-    return made if sd is None else Cell(made.text, f"± {form.lstrip('+').format(sd)}", made.value)
+    return (
+        made if sd is None else Cell(made.text, f"± {form.replace('+', '').format(sd)}", made.value)
+    )
 
 
 def _notes(figures: Mapping[str, Any]) -> str:
