@@ -37,18 +37,26 @@ def table(name: str, *overrides: str) -> TableJob:
 
 @pytest.fixture
 def job(random_base: Path, tmp_path: Path) -> TableJob:
-    """Two rows, three methods, on the base of random weights."""
+    """Two rows, four methods, on the base of random weights."""
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((32, 32), 50).save(tmp_path / "photos" / "one.png")
     prompts = {"target": "a person", "positive": "a person, old", "negative": "a person, young"}
     return TableJob.model_validate(
         {
             "name": "small",
             "base": str(random_base),
-            "photos": "drawn",
+            "photos": str(tmp_path / "photos"),
             "registry": str(tmp_path / "sliders"),
             "runs": str(tmp_path / "runs"),
             "output": str(tmp_path / "out"),
             "sliders": {"age": prompts},
-            "methods": {"reference": {"seed": 1}, "ours": {"seed": 2}, "instant": "words"},
+            "train": {"losses": {"perceptual": 0}},
+            "methods": {
+                "reference": {"seed": 1},
+                "full": {"losses": {"perceptual": 1}},
+                "ours": {"seed": 2},
+                "instant": "words",
+            },
             "rows": {
                 "text": {"slider": "age", "split": "text"},
                 "faces": {
@@ -67,10 +75,13 @@ def job(random_base: Path, tmp_path: Path) -> TableJob:
 
 
 @pytest.fixture
-def no_workers(monkeypatch: pytest.MonkeyPatch, random_base: Path) -> list[str]:
-    """Sliders of random weights in place of trained ones; edits are made in this process. The
-    names of what was trained."""
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sliders of random weights in place of trained ones; edits are made in this process; there is
+    no perceptual network. The names of what was trained."""
     trained: list[str] = []
+
+    def none(*_: object) -> None:
+        raise BaseNotFound("got no VGG16")
 
     def train(job: TrainJob, console: Console) -> SimpleNamespace:
         trained.append(job.name)
@@ -82,6 +93,7 @@ def no_workers(monkeypatch: pytest.MonkeyPatch, random_base: Path) -> list[str]:
         for number, task in enumerate(tasks):
             yield number, pd.DataFrame(at_work.measure(task))
 
+    monkeypatch.setattr(table_sliders, "load_features", none)
     monkeypatch.setattr(table_sliders, "train", train)
     monkeypatch.setattr(evaluate_run, "_stream", stream)
     return trained
@@ -97,7 +109,7 @@ def test_rows_at_equal_effect_with_the_papers_figures_apart(
     evaluated = json.loads((out / "age" / "metrics.json").read_text())
     for label, row in figures["rows"].items():
         theirs = evaluated["comparisons"][row["split"]]
-        for method in job.methods:
+        for method in ("reference", "ours", "instant"):
             mine = row[method]
             assert mine["n"] == {"text": 2, "faces": 3}[label]
             assert mine["drift"] == pytest.approx(theirs["arms"][method]["drift"])
@@ -118,35 +130,21 @@ def test_rows_at_equal_effect_with_the_papers_figures_apart(
     assert [float(line["value"]) for line in paper] == [29.06, 0.026]
     assert {line["row"] for line in paper} == {"faces (in place of hair) / ours"}
     page = (out / "table.html").read_text()
-    assert page.count("data:image/") == 2 and "at the same effect of" in page
-    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/") == 2 and "http" not in page.replace("http-equiv", "")
+    assert figures["rows"]["faces"]["verdicts"]["ours"]["sentence"] in page
     assert "| faces (in place of hair) | ours |" in (out / "table.md").read_text()
+    # What cannot be trained here is left out and said.
+    assert figures["absent"] == {"full": "got no VGG16"} and row["full"] is None
+    assert "full is left out: got no VGG16" in (out / "table.md").read_text()
 
     monkeypatch.setattr(evaluate_run, "_stream", None)  # would be called otherwise
     assert make_table(job)["rows"] == figures["rows"]
 
 
-def test_a_method_that_cannot_be_trained_here_is_left_out_and_said(
-    ray_cluster, job: TableJob, no_workers: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: object) -> None:
-        raise BaseNotFound("got no VGG16")
-
-    monkeypatch.setattr(table_sliders, "load_features", none)
-    methods = {
-        "reference": {"losses": {"perceptual": 0}},
-        "ours": {},
-        "instant": "words",
-    }
-    rows = {"faces": job.rows["faces"]}
-    fewer = job.model_copy(update={"methods": methods, "rows": rows})
-    figures = make_table(fewer, console=Console(file=io.StringIO()))
-    assert figures["absent"] == {"ours": "got no VGG16"}
-    assert figures["rows"]["faces"]["ours"] is None and no_workers == ["age-reference"]
-    assert "ours is left out: got no VGG16" in (Path(job.output) / "table.md").read_text()
-    alone = fewer.model_copy(update={"methods": {"ours": {}, "instant": "words"}})
+def test_one_method_is_no_table(job: TableJob, no_workers: list[str]) -> None:
+    methods = {name: job.methods[name] for name in ("full", "instant")}
     with pytest.raises(ValueError, match="fewer than two that can be trained here"):
-        make_table(alone)
+        make_table(job.model_copy(update={"methods": methods}))
 
 
 def test_held_out_people_are_not_trained_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from itertools import islice
 
@@ -69,13 +70,13 @@ def training_photos(job: TableJob) -> str | None:
     the people that a split holds out. Raises EmptyInputError, DamagedArchiveError, StorageError."""
     if job.photos is None:
         return None
-    packed = Store(job.runs).join("photos")
+    apart = any(isinstance(s, PhotoSplit) and s.people == "held-out" for s in job.splits.values())
+    packed = _packed(job, apart)
     if job.photos == DRAWN_PHOTOS:
         ingest_tiny_world(packed.uri, photos=1, people=_PEOPLE, broken=0, seed=_SEED)
         return packed.join("lfw").uri
     if not job.photos.lower().endswith(ARCHIVES) and shard_keys(Store(job.photos)):
         return job.photos
-    apart = any(isinstance(s, PhotoSplit) and s.people == "held-out" for s in job.splits.values())
     pictures = (
         picture
         for picture in pictures_in(job.photos)
@@ -92,3 +93,9 @@ def training_photos(job: TableJob) -> str | None:
             f"photos: got no picture in {job.photos}; expected photos to train on"
         )
     return packed.uri
+
+
+def _packed(job: TableJob, apart: bool) -> Store:
+    """Where photos of this source are packed, beside those of other tables."""
+    content = f"{job.photos} {apart}"
+    return Store(job.runs).join("photos", hashlib.sha256(content.encode()).hexdigest()[:8])
