@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -105,11 +106,12 @@ class TableJob(Settings):
     @model_validator(mode="after")
     def _rows_name_what_there_is(self) -> Self:
         for label, row in self.rows.items():
-            for kind, name, known in (
+            named: list[tuple[str, str, Iterable[str]]] = [
                 ("slider", row.slider, self.sliders),
                 ("split", row.split, self.splits),
                 *(("paper", method, self.methods) for method in row.paper),
-            ):
+            ]
+            for kind, name, known in named:
                 if name not in known:
                     raise ValueError(
                         f"got rows.{label}.{kind} {name!r}; expected one of {', '.join(known)}"
@@ -156,11 +158,11 @@ class TableJob(Settings):
     def prompts(self, slider: str) -> Prompts:
         """Its prompts alone."""
         given = self.sliders[slider]
-        return Prompts.model_validate(given.model_dump(include=Prompts.model_fields.keys()))
+        return Prompts.model_validate(given.model_dump(include=set(Prompts.model_fields)))
 
     def words(self, slider: str) -> MeasuredWords:
         """Its prompts as a slider that needs no training, with the eta that methods train with."""
-        told = self.prompts(slider).model_dump(include=Words.model_fields.keys())
+        told = self.prompts(slider).model_dump(include=set(Words.model_fields))
         eta = self.train.get("losses", {}).get("eta", ETA)
         return MeasuredWords.model_validate(told | {"eta": eta, "moves": self.reads(slider)})
 

@@ -166,9 +166,10 @@ def _held(person: str) -> bool:
 
 
 def test_a_plan_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    job = table("tiny/table1.yaml", "methods={concept_sliders: {batch_size: 8}, instant: words}")
-    found = plan_table(job, None, Console())
-    assert list(found) == ["concept_sliders"] and "4 sliders of 80" in capsys.readouterr().out
+    job = table("tiny/table1.yaml")
+    methods = {"ours": job.methods["ours"], "instant": "words"}
+    found = plan_table(job.model_copy(update={"methods": methods}), None, Console())
+    assert list(found) == ["ours"] and "4 sliders of 80" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
