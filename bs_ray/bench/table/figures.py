@@ -56,7 +56,7 @@ def row_figures(job: TableJob, label: str, measured: Measured) -> dict[str, Any]
     items = {name: grid.items for name, grid in grids.items()}
     goal, matched, count = compared(responses, items, measured.job.at_effect)
     methods = {
-        name: _at_equal_effect(matched[name], responses[name])
+        name: _at_equal_effect(goal, matched[name], responses[name])
         | {"n": count, "unmatched": _unmatched(grids[name], judging, own, job.strength)}
         for name in grids
     }
@@ -104,7 +104,7 @@ def _clip(judging: Judging, grid: Grid) -> str:
     return f"{judging.panel.clip[0].card.name}/{grid.rows['group'].iloc[0]}+"
 
 
-def _at_equal_effect(matched: Matched, response: Response) -> dict[str, Any]:
+def _at_equal_effect(goal: float, matched: Matched, response: Response) -> dict[str, Any]:
     figures = {_NAMES.get(name, name): value for name, value in matched.figures.items()}
     between = {_NAMES.get(name, name): percentiles(d) for name, d in matched.drawn.items()}
     if "identity_distance" in figures:
@@ -112,7 +112,7 @@ def _at_equal_effect(matched: Matched, response: Response) -> dict[str, Any]:
         between["identity"] = percentiles(1 - matched.drawn["identity_distance"])
     return {
         "effect": matched.effect,
-        "reached": matched.reached,
+        "reached": matched.reached and goal > 0,
         "strength": float(value_at(matched.place, response.sizes)),
         **dict.fromkeys(("lpips64", "lpips", "identity", "clip_change")),
         **figures,
