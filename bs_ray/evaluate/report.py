@@ -98,7 +98,7 @@ def _comparisons(figures: dict, table: pd.DataFrame, arms: list[Arm]) -> list[di
             {
                 "title": split if group == COMPARED else f"{group}, {split}",
                 "fronts": _data_uri(plots.fronts(curves, unit, effect), "image/png"),
-                "strip": _image_uri(strip) if strip else None,
+                "strip": image_uri(strip) if strip else None,
                 "arms": [arm.name for arm in rows],
             }
         )
@@ -125,7 +125,7 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) 
         "strips": [
             {
                 "images": [
-                    _image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
+                    image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
                 ],
                 "caption": f"{titles[split]}: strengths {shown}, one face a row",
             }
@@ -166,7 +166,8 @@ def _trained_with(figures: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _image_uri(image: Image.Image) -> str:
+def image_uri(image: Image.Image) -> str:
+    """A picture that a page holds in itself."""
     return _data_uri(*strips.as_file(image))
 
 
