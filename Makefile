@@ -41,7 +41,7 @@ test: setup  ## the fast tests, in two processes: those with Ray, and the others
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-demo: setup  ## the quick demo from start to end, and interrupted; CI runs it beside the fast tests
-	$(BIN)/python -m pytest -m demo tests/test_demo.py
+	$(BIN)/python -m pytest -m demo tests/demo/test_demo.py
 
 test-slow: setup  ## the long tests: end-to-end, chaos, parity
 	$(BIN)/python -m pytest -m slow

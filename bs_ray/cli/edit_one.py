@@ -97,7 +97,8 @@ def edit_one(
     ] = None,
     seed: Annotated[int, typer.Option(help="Fixes the noise, with the photo's content.")] = 0,
 ) -> None:
-    """Edit one photo without a cluster; write it again, or write a strip of edits as PNG."""
+    """Edit one photo without a cluster; write it again, or write a strip of edits (PNG, or as the
+    suffix of --out says)."""
     from bs_ray.config import editor_settings
     from bs_ray.editing.single_photo import OnePhoto, boxes_of, strengths_of
 
@@ -155,7 +156,7 @@ def _edited(photo: Path) -> str:
 def _write(one: OnePhoto, strip: str, out: Path) -> None:
     """Make the edit, or the strip that was asked for, and write it."""
     if strip:
-        (one.sweep() if strip == "sweep" else one.compose()).save(out)
+        (one.sweep() if strip == "sweep" else one.compose()).save(out, quality=90)
     else:
         data, notes = one.edit()
         out.write_bytes(data)
