@@ -35,7 +35,7 @@ from bs_ray.evaluate.report import render_report
 from bs_ray.evaluate.run import evaluate
 from bs_ray.images.decode import decode
 from bs_ray.images.faces import FacesUnavailable
-from bs_ray.images.rows import DecodedRow, is_quarantined
+from bs_ray.images.rows import is_quarantined
 from bs_ray.images.sheets import stacked
 from bs_ray.progress import counted
 from bs_ray.ray_session import ray_session
@@ -46,6 +46,10 @@ from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.tiny.drawn import TinyWorld, ingest_tiny_world
 from bs_ray.train.run import train
 
+_AGE = "age-photo"
+_ON_PHOTOGRAPHS = ["photos=null", "losses.perceptual=0", "steps=60"]
+"""How the shipped job is changed that trains it: without photos, so that it learns from pictures
+that the base makes, and in a minute."""
 _SHOWN = ("effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact")
 
 
@@ -93,7 +97,7 @@ def demo(
     return run.figures
 
 
-def _portraits(photos: str | None, console: Console) -> list[DecodedRow]:
+def _portraits(photos: str | None, console: Console) -> list[people.Portrait]:
     """The portraits to edit; none where no face detector is installed and nobody asked for one."""
     try:
         return people.portraits(photos or str(people.SAMPLES))
@@ -126,7 +130,7 @@ def _object_store(out: Path, console: Console) -> Iterator[str]:
 class _Demo:
     """The stages in their order, and the figures of each."""
 
-    def __init__(self, out: Path, size: Size, portraits: list[DecodedRow], console: Console):
+    def __init__(self, out: Path, size: Size, portraits: list[people.Portrait], console: Console):
         self.out, self.size, self.portraits, self.console = out, size, portraits, console
         self.figures: dict = {"sliders": {}, "seconds": {}}
         self.people: list[people.Row] = []
@@ -174,9 +178,8 @@ class _Demo:
         self.figures["sliders"][name] = {"train_seconds": round(result.seconds, 1)}
 
     def train_on_photographs(self, root: str) -> None:
-        """The shipped job without photos: it then learns from pictures that its base makes."""
-        places = ["photos=null", f"registry={root}/sliders", f"runs={root}/runs"]
-        job = shipped_job("photo/train-age.yaml", [*places, *people.TRAINED])
+        places = [f"registry={root}/sliders", f"runs={root}/runs"]
+        job = shipped_job("photo/train-age.yaml", [*places, *_ON_PHOTOGRAPHS])
         assert isinstance(job, TrainJob)
         result = train(job, console=self.console)
         self.figures["people"] = {"train_seconds": round(result.seconds, 1)}
@@ -185,12 +188,14 @@ class _Demo:
         start = time.perf_counter()
         trained = None
         if self.size.photo_slider:
-            trained = Registry(f"{root}/sliders").resolve(people.NAME)
+            trained = Registry(f"{root}/sliders").resolve(_AGE)
         self.people = people.under_sliders(self.portraits, trained)
         self.figures["people"] = self.figures.get("people", {}) | {
-            "portraits": [Path(portrait["key"]).stem for portrait in self.portraits],
-            "sliders": list(dict.fromkeys(row.slider for row in self.people)),
-            "pictures": sum(len(row.cells) for row in self.people),
+            "rows": [
+                {"portrait": row.portrait, "slider": row.slider.name, "measured": row.measured}
+                | {"strengths": row.slider.strengths}
+                for row in self.people
+            ],
             "edit_seconds": round(time.perf_counter() - start, 1),
         }
 
@@ -270,10 +275,12 @@ def summarise(figures: dict) -> dict[str, str]:
         )
     if made := figures.get("people"):
         trained = made.get("train_seconds")
-        learnt = f"; {people.NAME} trained in {trained:.0f} s" if trained else ""
+        learnt = f"; {people.TRAINED.name} trained in {trained:.0f} s" if trained else ""
+        portraits = {row["portrait"] for row in made["rows"]}
+        pictures = sum(len(row["strengths"]) for row in made["rows"])
         rows["people"] = (
-            f"{counted(len(made['portraits']), 'portrait')}, sliders {', '.join(made['sliders'])}: "
-            f"{made['pictures']} pictures in {made['edit_seconds']:.0f} s{learnt}"
+            f"{counted(len(portraits), 'portrait')}, {pictures} pictures in "
+            f"{made['edit_seconds']:.0f} s{learnt}"
         )
     rows["batch"] = (
         f"{batch['inputs']} photos = {batch['outputs']} edited + {batch['quarantined']} "
