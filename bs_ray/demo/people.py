@@ -47,7 +47,7 @@ class Portrait:
 
     @property
     def name(self) -> str:
-        return Path(self.row["key"]).stem
+        return Path(self.row["key"]).name
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,20 @@ class Shown:
     strengths: tuple[float, ...]
     reads: str
     """The reading of public judges that it should move."""
-    unit: str
+    form: str
+    """How that is written."""
 
 
 AGE = (-2.0, -1.0, 0.0, 1.0, 2.0)
 SMILE = (0.0, 0.5, 1.0, 1.5, 2.0)
 """Upwards alone: an open smile that is to close leaves shreds of teeth."""
-TRAINED = Shown("age", "trained in this demo", AGE, "age", " years")
+TRAINED = Shown("age", "trained in this demo", AGE, "age", "{:.0f} years")
 WORDS = {
     # Both ends smile, so that the mouth is no part of the difference.
-    Shown("old", "from words", AGE, "age", " years"): Words(
+    Shown("old", "from words", AGE, "age", "{:.0f} years"): Words(
         positive="person, smiling, old", negative="person, smiling, young"
     ),
-    Shown("smiling", "from words", SMILE, "smile", ""): Words(
+    Shown("smiling", "from words", SMILE, "smile", "{:.2f}"): Words(
         positive="person, smiling", negative="person, not smiling"
     ),
 }
@@ -101,14 +102,13 @@ class Row:
     @property
     def finding(self) -> str:
         """What was measured, in words; "" where nothing was."""
-        said = []
-        if read := self.measured.get(self.slider.reads):
-            said.append(
-                f"{self.slider.reads} read as {read[0]:.3g} to {read[-1]:.3g}{self.slider.unit}"
-            )
+        said, slider = [], self.slider
+        if read := self.measured.get(slider.reads):
+            first, last = slider.form.format(read[0]), slider.form.format(read[-1])
+            said.append(f"{slider.reads} read as {first} to {last}")
         if distances := self.measured.get("identity"):
-            said.append(f"identity distance at most {max(distances):.2f}; below 0.6 is one person")
-        return "; ".join(said)
+            said.append(f"identity distance at most {max(distances):.2f}")
+        return ", ".join(said)
 
 
 def portraits(folder: str) -> list[Portrait]:

@@ -26,7 +26,7 @@ to the left, then of the other."""
 
 FEATHER = 0.1
 """Share of a region's side over which its mask fades, at each border."""
-_AROUND = 0.4
+_AROUND = 0.25
 """What a close-up shows beside a region, on every side, as a share of the region's."""
 _LEAST_SHARE = 0.8
 """A region's side is at least this share of the longer side of the face's box; frontal faces have

@@ -25,7 +25,7 @@ def samples() -> list[Portrait]:
 
 
 def test_the_samples_are_portraits_whose_source_is_said(samples: list[Portrait]) -> None:
-    assert [one.name for one in samples] == ["collins", "hopper"]
+    assert [one.name for one in samples] == ["collins.jpg", "hopper.jpg"]
     sources = (people.SAMPLES / "SOURCES.md").read_text()
     pictures = [path for path in people.SAMPLES.iterdir() if path.suffix != ".md"]
     assert {path.name for path in pictures} == {"collins.jpg", "hopper.jpg"}
@@ -43,7 +43,7 @@ def test_a_folder_without_portraits_is_refused(
     monkeypatch.setattr(people, "MOST", 1)
     (tmp_path / "who.jpg").write_bytes((people.SAMPLES / "hopper.jpg").read_bytes())
     (tmp_path / "zoe.jpg").write_bytes((people.SAMPLES / "hopper.jpg").read_bytes())
-    assert [one.name for one in people.portraits(str(tmp_path))] == ["who"]
+    assert [one.name for one in people.portraits(str(tmp_path))] == ["who.jpg"]
 
 
 def test_portraits_move_with_the_strength_and_zero_is_the_photo(
@@ -55,8 +55,8 @@ def test_portraits_move_with_the_strength_and_zero_is_the_photo(
     monkeypatch.setattr(people, "WORDS", shown)
     rows = people.under_sliders(samples[:1])
     assert [(row.portrait, row.slider.name) for row in rows] == [
-        ("collins", "old"),
-        ("collins", "smiling"),
+        ("collins.jpg", "old"),
+        ("collins.jpg", "smiling"),
     ]
     assert [caption for _, caption in rows[0].captioned] == ["old -2", "the photo", "old +2"]
     younger, same, older = (cell.astype(int) for cell in rows[0].cells)
@@ -71,7 +71,7 @@ def test_portraits_move_with_the_strength_and_zero_is_the_photo(
         assert low < high and ("identity" in row.measured) == ("identity" in row.finding)
 
     page = people.as_html(rows)
-    assert page.count("<figcaption>") == 6 and "smiling +2" in page and "collins: old" in page
+    assert page.count("<figcaption>") == 6 and "smiling +2" in page and "collins.jpg: old" in page
     sheet = people.as_sheet(rows)
     both = Image.open(BytesIO(stacked([sheet, sheet])))
     assert both.width > 3 * people.CELL_PX and both.height > 4 * people.CELL_PX
