@@ -153,7 +153,7 @@ def _embedded_base(name: str) -> Check:
 
     folder = EMBEDDED[name]
     index = json.loads((folder / "model_index.json").read_text())
-    parts = [part for part in index if not part.startswith("_")]
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0]]
     if empty := [part for part in parts if not any((folder / part).glob("*.*"))]:
         lacking = f"{folder} lacks {', '.join(empty)}"
         return Check(name, False, lacking, "reinstall bs-ray, which brings its bases")
