@@ -41,15 +41,16 @@ from bs_ray.progress import counted
 from bs_ray.ray_session import ray_session
 from bs_ray.serve.deploy import running
 from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.tiny.drawn import TinyWorld, ingest_tiny_world
 from bs_ray.train.run import train
 
-_AGE = "age-photo"
-_ON_PHOTOGRAPHS = ["photos=null", "losses.perceptual=0", "steps=60"]
-"""How the shipped job is changed that trains it: without photos, so that it learns from pictures
-that the base makes, and in a minute."""
+PHOTO_SLIDER = "photo/train-age.yaml"
+"""The shipped job that trains a slider on the base of photographs."""
+WITHOUT_PHOTOS = ["photos=null", "losses.perceptual=0", "steps=60"]
+"""How the demo changes it: it learns from pictures that the base makes, and in a minute."""
 _SHOWN = ("effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact")
 
 
@@ -134,6 +135,7 @@ class _Demo:
         self.out, self.size, self.portraits, self.console = out, size, portraits, console
         self.figures: dict = {"sliders": {}, "seconds": {}}
         self.people: list[people.Row] = []
+        self.trained: Slider | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -157,7 +159,7 @@ class _Demo:
             with self.stage("edit"):
                 self.edit(root)
                 if self.portraits:
-                    self.edit_people(root)
+                    self.edit_people()
             with self.stage("serve"):
                 self.serve(root)
             with self.stage("evaluate"):
@@ -179,17 +181,15 @@ class _Demo:
 
     def train_on_photographs(self, root: str) -> None:
         places = [f"registry={root}/sliders", f"runs={root}/runs"]
-        job = shipped_job("photo/train-age.yaml", [*places, *_ON_PHOTOGRAPHS])
+        job = shipped_job(PHOTO_SLIDER, [*places, *WITHOUT_PHOTOS])
         assert isinstance(job, TrainJob)
         result = train(job, console=self.console)
         self.figures["people"] = {"train_seconds": round(result.seconds, 1)}
+        self.trained = Registry(job.registry).resolve(job.name)
 
-    def edit_people(self, root: str) -> None:
+    def edit_people(self) -> None:
         start = time.perf_counter()
-        trained = None
-        if self.size.photo_slider:
-            trained = Registry(f"{root}/sliders").resolve(_AGE)
-        self.people = people.under_sliders(self.portraits, trained)
+        self.people = people.under_sliders(self.portraits, self.trained)
         self.figures["people"] = self.figures.get("people", {}) | {
             "rows": [
                 {"portrait": row.portrait, "slider": row.slider.name, "measured": row.measured}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bs_ray.config import editor_settings
+from bs_ray.config import TrainJob, editor_settings, shipped_job
 from bs_ray.demo import people
 from bs_ray.demo.people import Portrait
+from bs_ray.demo.run import PHOTO_SLIDER, WITHOUT_PHOTOS
 from bs_ray.images.faces import FacesUnavailable, need_centerface
 from bs_ray.images.sheets import stacked
 
@@ -44,6 +45,11 @@ def test_a_folder_without_portraits_is_refused(
     (tmp_path / "who.jpg").write_bytes((people.SAMPLES / "hopper.jpg").read_bytes())
     (tmp_path / "zoe.jpg").write_bytes((people.SAMPLES / "hopper.jpg").read_bytes())
     assert [one.name for one in people.portraits(str(tmp_path))] == ["who.jpg"]
+
+
+def test_the_shipped_job_trains_without_photos() -> None:
+    job = shipped_job(PHOTO_SLIDER, WITHOUT_PHOTOS)
+    assert isinstance(job, TrainJob) and job.base == people.BASE and job.photos is None
 
 
 def test_portraits_move_with_the_strength_and_zero_is_the_photo(
