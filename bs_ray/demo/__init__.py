@@ -1,4 +1,8 @@
-"""`bs-ray demo`: everything once, offline, from an empty folder to a report."""
+"""`bs-ray demo`: everything once, offline, from an empty folder to a report with pictures of people
+first.
+
+May import every room; only the command line imports it.
+"""
 
 from bs_ray.demo.run import demo
 
