@@ -16,6 +16,7 @@ from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import encode
 from bs_ray.images.faces import Box
+from bs_ray.images.regions import surroundings
 from bs_ray.images.rows import DecodedRow, is_quarantined
 from bs_ray.images.sheets import draw_strip
 from bs_ray.models import identify_base, load_base
@@ -115,9 +116,11 @@ class OnePhoto:
         return Edit(self.row["sha256"], self.row["pixels"], mixes, self.seed, boxes=self.boxes)
 
     def _pictures(self, wanted: Sequence[dict[str, float]]) -> list[np.ndarray]:
-        """uint8 [H, W, 3] for each dict of strengths, computed together."""
+        """uint8 [h, w, 3] for each dict of strengths, computed together: the photo, or what is
+        around its regions."""
         outputs = outputs_of(self.editor.edit([self._edit(wanted)])[0])
-        return [to_uint8(output.pixels) for output in outputs]
+        left, top, right, bottom = surroundings(outputs[0].regions, outputs[0].pixels.shape[:2])
+        return [to_uint8(output.pixels[top:bottom, left:right]) for output in outputs]
 
 
 def strengths_of(given: list[str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from PIL import Image
 
 from bs_ray import __version__
@@ -23,9 +24,11 @@ def render_report(
     table: pd.DataFrame,
     *,
     summary: dict | None = None,
+    lead: str = "",
     contact_sheet: bytes | None = None,
 ) -> str:
-    """The page as HTML. `summary` (label -> value) and `contact_sheet` (a PNG) come from a demo."""
+    """The page as HTML. A demo brings `summary` (label -> value), `lead` (HTML for the beginning)
+    and `contact_sheet` (a PNG)."""
     pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
     found = tables_of(figures)
     arms = arms_of(job)
@@ -34,6 +37,7 @@ def render_report(
         job=job,
         version=__version__,
         summary=summary,
+        lead=Markup(lead),
         contact_sheet=_data_uri(contact_sheet, "image/png") if contact_sheet else None,
         verdicts=_verdicts(figures),
         tables=[one for one in found if one.title not in ("Sliders", "Interference")],
