@@ -31,6 +31,7 @@ from bs_ray.batch.report import contact_sheet
 from bs_ray.batch.run import edit
 from bs_ray.config import EditJob, EvalJob, ServeJob, TrainJob, shipped_job
 from bs_ray.demo import people
+from bs_ray.evaluate.figures import by_split
 from bs_ray.evaluate.report import render_report
 from bs_ray.evaluate.run import evaluate
 from bs_ray.images.decode import decode
@@ -234,7 +235,8 @@ class _Demo:
         )
         self.job, self.found = job, evaluate(job, console=self.console)
         self.figures["base"] = self.found["base"]
-        for name, splits in self.found["sliders"].items():
+        for name in self.found["sliders"]:
+            splits = by_split(self.found, name)
             own = splits["faces"]
             self.figures["sliders"][name] |= {key: own[key] for key in _SHOWN}
             self.figures["sliders"][name]["settings"] = splits

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bs_ray.bench.train import TrainBench, bench_job, fresh_hooks
-from bs_ray.evaluate.base import caption_figures, captioned
+from bs_ray.evaluate.bases.drawn import caption_figures, captioned
 from bs_ray.models import EMBEDDED
 from bs_ray.models.diffusion import FlowMatching
 from bs_ray.train.loop import one_step

@@ -1,4 +1,4 @@
-"""How good a base of the tiny world is by itself: its round trips and its captions.
+"""A base of the tiny world by itself: its round trips and its captions.
 
 Held-out faces of that world are rendered, and their every attribute is a number that is known.
 """
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bs_ray.evaluate.bases import Sheet
 from bs_ray.evaluate.intervals import interval
-from bs_ray.evaluate.metrics import psnr_db, row_correlation
+from bs_ray.evaluate.metrics import psnr_figures, row_correlation
 from bs_ray.evaluate.splits.tiny import HELD_OUT_SEED
 from bs_ray.judges.attributes import AttributeReader
 from bs_ray.judges.load import WorldJudges
@@ -24,26 +25,34 @@ from bs_ray.tiny import captions, faces
 CLASSES = ("smile", "age", "chubby", "glasses", "hair_length")
 
 
-class BaseReader:
+class DrawnBase:
     """Measures a base of the tiny world with that world's own attribute reader."""
 
-    def __init__(self, base: str):
-        """Raises BaseNotFound for a base without the judges of this world."""
-        self.reader = WorldJudges.load(base_folder(base)).reader
+    digest = ""
 
-    def rows(self, model: DiffusionModel, first: int, count: int, total: int) -> list[dict]:
+    def __init__(self, base: str, total: int):
+        """Raises BaseNotFound for a base without the judges of this world."""
+        self.reader, self._total = WorldJudges.load(base_folder(base)).reader, total
+
+    def rows(self, model: DiffusionModel, first: int, count: int) -> list[dict]:
         """A row of `round_trips` and one of `captioned`, together, for each picture."""
-        trips = round_trips(model, self.reader, first, count, total)
-        pictures = captioned(model, self.reader, first, count, total)
-        return [trip | picture for trip, picture in zip(trips, pictures, strict=True)]
+        trips = round_trips(model, self.reader, first, count, self._total)
+        pictures = captioned(model, self.reader, first, count, self._total)
+        both = zip(trips, pictures, strict=True)
+        return [{"item": first + i} | trip | picture for i, (trip, picture) in enumerate(both)]
 
     def figures(self, rows: pd.DataFrame) -> dict:
-        """The base's figures from the rows of all pictures."""
+        """See BaseMeasure."""
+        rows = rows.sort_values("item")
         return {
             "images": len(rows),
             **vae_figures(rows, self.reader.names),
             **caption_figures(rows),
         }
+
+    def sheets(self, rows: pd.DataFrame) -> list[Sheet]:
+        """None: the tiny world is known."""
+        return []
 
 
 @torch.no_grad()
@@ -97,7 +106,7 @@ def captioned(
 
 
 def vae_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict:
-    """Of rows of `round_trips`: `vae_psnr_db`, and how well the reader agrees with the truth.
+    """Of rows of `round_trips`: those of `psnr_figures`, and how the reader agrees with the truth.
 
     read_original, read_round_trip: by attribute, the correlation of reading and truth before and
     after the autoencoder.
@@ -109,7 +118,7 @@ def vae_figures(rows: pd.DataFrame, names: Sequence[str]) -> dict:
         return {name: round(float(r), 4) for name, r in zip(names, found, strict=True)}
 
     return {
-        "vae_psnr_db": psnr_db(rows["squared_error"].to_numpy()),
+        **psnr_figures(rows["squared_error"].to_numpy()),
         "read_original": agreement("original"),
         "read_round_trip": agreement("round_trip"),
     }
