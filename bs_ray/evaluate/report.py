@@ -55,7 +55,7 @@ def render_report(
         trained_with=_trained_with(figures),
         base=figures.get("base"),
         base_tables=[one for one in found if one.title == BASE],
-        sheets=[{"image": _image_uri(one.image), "caption": one.caption} for one in sheets],
+        sheets=[{"image": image_uri(one.image), "caption": one.caption} for one in sheets],
     )
 
 
