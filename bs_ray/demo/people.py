@@ -25,7 +25,6 @@ from bs_ray.judges.load import Panel, find_judges
 from bs_ray.models import identify_base, load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import slider_of_words
 from bs_ray.storage import Store
 
 BASE = "tiny-photo"
@@ -139,7 +138,7 @@ def under_sliders(given: Sequence[Portrait], trained: Slider | None = None) -> l
     """Every portrait under every slider. trained: an age slider of BASE."""
     model, base_id = load_base(BASE), identify_base(BASE)
     sliders = {TRAINED: trained} if trained else {}
-    sliders |= {s: slider_of_words(words, BASE, base_id) for s, words in WORDS.items()}
+    sliders |= {s: Slider.of_words(words, BASE, base_id) for s, words in WORDS.items()}
     judges = find_judges(None, usual=JUDGES)
     rows = [_rows(model, judges, given, slider, shown) for shown, slider in sliders.items()]
     return [row for of_one in zip(*rows, strict=True) for row in of_one]
@@ -173,7 +172,7 @@ def _cell(picture: np.ndarray, around: tuple[int, int, int, int]) -> np.ndarray:
 def _measured(
     judges: Panel, subject: Subject, pictures: Sequence[np.ndarray]
 ) -> dict[str, list[float]]:
-    found = {}
+    found: dict[str, list[float]] = {}
     for judge in judges.attributes:
         read = judge.read(subject, pictures)
         found |= {one.name: read[:, i].tolist() for i, one in enumerate(judge.readings)}
