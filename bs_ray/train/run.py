@@ -376,10 +376,8 @@ def _assemble_here(job: TrainJob, base: str, board: ProgressBoard) -> TrainState
     model = load_base(base, dtype=dtype, device=device)
     photos = _photos_here(job, model)
     if rank == 0:
-        left_out = {
-            "broken": float(len(photos.broken)),
-            "without a face": float(len(photos.faceless)),
-        }
+        left_out: dict[str, float] = {"broken": len(photos.broken)}
+        left_out["without a face"] = len(photos.faceless)
         board.report("photos", len(photos), len(photos), left_out)
     features = load_features(base_folder(base), device) if job.losses.needs_features else None
     samples = ray.train.get_dataset_shard("teacher").iter_rows() if _cached(job) else ()
