@@ -173,7 +173,7 @@ def _cell(picture: np.ndarray, around: tuple[int, int, int, int]) -> np.ndarray:
 def _measured(
     judges: Panel, subject: Subject, pictures: Sequence[np.ndarray]
 ) -> dict[str, list[float]]:
-    found = {}
+    found: dict[str, list[float]] = {}
     for judge in judges.attributes:
         read = judge.read(subject, pictures)
         found |= {one.name: read[:, i].tolist() for i, one in enumerate(judge.readings)}
