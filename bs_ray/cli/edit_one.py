@@ -131,8 +131,8 @@ def _pairs(words: list[str], strengths: list[float], targets: list[str]) -> list
     if short := [pair for pair in pairs if len(pair) != 2]:
         raise ValueError(f"--words: got {short[0]}; expected two prompts")
     each_strength = _for_each("--strength", strengths or [1.0], len(pairs))
-    wanted: list[str | None] = [*targets] if targets else [None]
-    each_target = _for_each("--target", wanted, len(pairs))
+    all_targets: list[str | None] = [*targets] or [None]
+    each_target = _for_each("--target", all_targets, len(pairs))
     return [
         words_of((positive, negative), strength, target)
         for (positive, negative), strength, target in zip(

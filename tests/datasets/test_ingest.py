@@ -161,7 +161,7 @@ def test_any_folder_or_archive_of_pictures(
     people = {row["identity"] for row in iter_photos(str(tmp_path / "c"))}
     assert people == {"00000", "Ben", "img_align_celeba", ""}
     assert str(ingest_photos(str(packed), str(tmp_path / "d"), identities="none")).startswith(
-        "4 photos in 1 shards"
+        "4 photos in 1 shard"
     )
 
 
