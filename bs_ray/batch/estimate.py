@@ -28,6 +28,7 @@ from bs_ray.config import EditJob
 from bs_ray.editing.editor import Editor
 from bs_ray.images.rows import is_quarantined
 from bs_ray.models import load_base
+from bs_ray.progress import counted
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
@@ -159,8 +160,9 @@ def _work(
 def estimate_table(found: Estimate) -> Table:
     """An Estimate for people."""
     table = Table(show_header=False, box=None)
+    ignored = f" ({counted(found.ignored, 'other file')} ignored)" if found.ignored else ""
     rows = {
-        "photos": f"{found.photos:,} in {found.format} ({found.ignored:,} other files ignored)",
+        "photos": f"{found.photos:,} in {found.format}{ignored}",
         "bytes": size_of(found.bytes),
         "generation": f"{found.generation}: {described(found.changes)}",
         "edits of each": str(found.edits),

@@ -35,7 +35,7 @@ from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import slider_of_words, words_said
+from bs_ray.sliders.words import words_said
 from bs_ray.storage import MissingBucketError, Store
 
 _REPORT_EVERY = 100_000  # photos listed between two lines about it
@@ -231,7 +231,7 @@ def _check_strengths(job: EditJob, sliders: Mapping[str, Slider], console: Conso
 def words_of(job: EditJob, base_id: str) -> dict[str, Slider]:
     """The job's sliders of words, by its own names for them."""
     words = job.words.items()
-    return {name: slider_of_words(said, job.base, base_id, name) for name, said in words}
+    return {name: Slider.of_words(said, job.base, base_id, name) for name, said in words}
 
 
 def _place(given: str) -> str:

@@ -151,7 +151,7 @@ class EvalJob(Settings):
         if isinstance(given.get("compare"), list):
             given["compare"] = {_name_of(slider): {"slider": slider} for slider in given["compare"]}
         if isinstance(given.get("splits"), dict):
-            given["splits"] = {name: _split_of(it) for name, it in given["splits"].items()}
+            given["splits"] = {name: split_of(it) for name, it in given["splits"].items()}
         return given
 
     @field_validator("strengths")
@@ -217,7 +217,7 @@ def _name_of(slider: str) -> str:
     return " ".join(re.sub(r"[^A-Za-z0-9 ,.@_-]+", "-", part).strip("- ") for part in parts).strip()
 
 
-def _split_of(given: Any) -> Any:
+def split_of(given: Any) -> Any:
     """A split in full: a text stands for a table of prompts, or for where photos lie."""
     if not isinstance(given, str):
         return given

@@ -33,12 +33,14 @@ from bs_ray.editing.views import (
     changed,
     check_boxes,
     outputs_of,
+    to_uint8,
     views_of,
     with_changes,
-    working_copy,
 )
 from bs_ray.editing.words import WordBook, Words
 from bs_ray.images.faces import CenterFace, Face, FaceDetector
+from bs_ray.images.pixels import images_of
+from bs_ray.images.scaling import shrunk
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.resident import Resident
@@ -400,7 +402,7 @@ class Editor:
         used = source_of.unique()
         views = [views[i] for i in used.tolist()]
         if views:
-            photos = torch.cat([working_copy(view.pixels, size) for view in views])
+            photos = torch.cat([_working_copy(view.pixels, size) for view in views])
             x0 = model.encode(photos.to(model.device))
         else:
             x0 = torch.zeros(0, *model.latent_shape, device=model.device)
@@ -425,6 +427,6 @@ def _nothing(context: EditContext) -> EditGenerator:
     yield
 
 
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """float [0, 255] -> uint8, rounded."""
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+def _working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [1, 3, *size] in [-1, 1]."""
+    return images_of(shrunk(pixels, size))[None]

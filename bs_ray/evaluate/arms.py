@@ -8,7 +8,6 @@ from bs_ray.config import EditorSettings, EvalJob, Words
 from bs_ray.models import absolute_base, identify_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import slider_of_words
 
 COMPARED = "compared"
 """The group of a job's `compare`."""
@@ -42,7 +41,7 @@ class Arm:
     def resolved(self) -> Slider:
         """The slider itself. Raises BaseNotFound, SliderError and StorageError."""
         if self.words:
-            return slider_of_words(self.words, self.base, identify_base(self.base), self.slider)
+            return Slider.of_words(self.words, self.base, identify_base(self.base), self.slider)
         return Registry(self.registry).resolve(self.slider)
 
 

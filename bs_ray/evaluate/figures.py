@@ -82,6 +82,8 @@ def figures_of(job: EvalJob, wanted: Wanted, table: pd.DataFrame) -> dict[str, A
         found["slider"] = wanted.sliders[arm].reference
         found["trained_with"] = wanted.trained_with(split, arm)
         figures["sliders"].setdefault(arm.label, {})[split] = found
+    for name, splits in figures["sliders"].items():
+        figures["sliders"][name] = _in_short(next(iter(splits.values()))) | splits
     first = next(iter(job.splits))
     measures = wanted.judging[first].measures
     by_words = any(wanted.own[first, arm].of for arm in arms)
@@ -93,6 +95,23 @@ def figures_of(job: EvalJob, wanted: Wanted, table: pd.DataFrame) -> dict[str, A
     elif job.compare:
         figures["comparisons"] = comparison_figures(job, wanted, grids)
     return without_nan(figures)
+
+
+def by_split(figures: Mapping[str, Any], slider: str) -> dict[str, dict[str, Any]]:
+    """A slider's figures by split, without those that stand beside them."""
+    found = figures["sliders"][slider]
+    return {split: found[split] for split in figures["splits"]}
+
+
+def _in_short(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A slider on the first split in the fewest figures, beside those of every split."""
+    return {
+        "judged_change": found["effect"],
+        "monotone_share": found["monotone_share"],
+        "identity_kept_share": found.get("same_person_share"),
+        "zero_exact": found["zero_exact"],
+        "n": found["faces"],
+    }
 
 
 def _split_figures(wanted: Wanted, name: str, photos: pd.DataFrame) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from bs_ray.evaluate.intervals import interval
+
 Array = np.ndarray
 
 NOISE = 0.02
@@ -82,9 +84,18 @@ def _ranks(values: Array) -> Array:
     return values.argsort(-1).argsort(-1).astype(float)
 
 
-def psnr_db(squared_error: Array) -> float:
-    """Peak signal-to-noise ratio of all images together, from each one's mean squared error.
+def psnr_figures(squared_error: Array) -> dict[str, float | list[float] | None]:
+    """Peak signal-to-noise ratio of all images together, from each one's mean squared error [F].
 
-    The images are on [-1, 1], so the peak is 2.
+    vae_psnr_db, and vae_psnr_interval, which follows from that of the mean error. The images are on
+    [-1, 1], so the peak is 2.
     """
-    return float(10 * np.log10(4 / np.mean(squared_error)))
+    ends = interval(squared_error)
+
+    def psnr(error: float) -> float:
+        return float(10 * np.log10(4 / error)) if error > 0 else float("inf")
+
+    return {
+        "vae_psnr_db": psnr(float(np.mean(squared_error))),
+        "vae_psnr_interval": ends and [psnr(ends[1]), psnr(ends[0])],
+    }

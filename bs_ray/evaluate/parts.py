@@ -18,6 +18,7 @@ import pandas as pd
 from bs_ray import __version__
 from bs_ray.config import EvalJob, JobError
 from bs_ray.evaluate.arms import Arm
+from bs_ray.evaluate.bases import BaseMeasure
 from bs_ray.evaluate.judging import Judging
 from bs_ray.evaluate.splits import Split
 from bs_ray.evaluate.sweep import BaseTask, SweepTask, Task
@@ -35,10 +36,17 @@ _JOB = "job.json"
 class Parts:
     """The parts of one output."""
 
-    def __init__(self, job: EvalJob, splits: Mapping[str, Split], judging: Mapping[str, Judging]):
+    def __init__(
+        self,
+        job: EvalJob,
+        splits: Mapping[str, Split],
+        judging: Mapping[str, Judging],
+        base: BaseMeasure | None,
+    ):
         """Raises JobError where the output holds parts that were measured with other settings, and
         StorageError."""
         self._job, self._splits = job, splits
+        self._measured_by = base.digest if base else ""
         self._judges = {name: its.described() for name, its in judging.items()}
         self._store = Store(job.output).join("parts")
         self._sliders: dict[Arm, str] = {}
@@ -77,6 +85,7 @@ class Parts:
         content: dict[str, Any] = {"version": __version__, "seed": job.seed}
         if isinstance(task, BaseTask):
             content |= {"base": identify_base(job.base), "total": job.base_images}
+            content |= {"by": self._measured_by} if self._measured_by else {}
         else:
             content |= {"split": self._splits[task.split].digest}
         if isinstance(task, SweepTask):

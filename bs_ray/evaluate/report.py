@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EvalJob
 from bs_ray.evaluate import plots, strips
 from bs_ray.evaluate.arms import COMPARED, Arm, arms_of
-from bs_ray.evaluate.tables import FIGURES, cell, tables_of
+from bs_ray.evaluate.bases import Sheet
+from bs_ray.evaluate.figures import by_split
+from bs_ray.evaluate.tables import BASE, FIGURES, cell, tables_of
 
 
 def render_report(
     job: EvalJob,
     figures: dict,
     table: pd.DataFrame,
+    sheets: Sequence[Sheet] = (),
     *,
     summary: dict | None = None,
+    lead: str = "",
     contact_sheet: bytes | None = None,
 ) -> str:
-    """The page as HTML. `summary` (label -> value) and `contact_sheet` (a PNG) come from a demo."""
+    """The page as HTML. A demo brings `summary` (label -> value), `lead` (HTML for the beginning)
+    and `contact_sheet` (a PNG)."""
     pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
     found = tables_of(figures)
     arms = arms_of(job)
@@ -34,9 +40,10 @@ def render_report(
         job=job,
         version=__version__,
         summary=summary,
+        lead=Markup(lead),
         contact_sheet=_data_uri(contact_sheet, "image/png") if contact_sheet else None,
         verdicts=_verdicts(figures),
-        tables=[one for one in found if one.title not in ("Sliders", "Interference")],
+        tables=[one for one in found if one.title not in ("Sliders", "Interference", BASE)],
         missed=[m for m in figures.get("matched", []) if not m["reached"]],
         comparisons=_comparisons(figures, table, arms),
         sliders=[] if job.methods else [_slider_section(job, figures, table, arm) for arm in arms],
@@ -47,6 +54,8 @@ def render_report(
         absent=_absent(figures),
         trained_with=_trained_with(figures),
         base=figures.get("base"),
+        base_tables=[one for one in found if one.title == BASE],
+        sheets=[{"image": image_uri(one.image), "caption": one.caption} for one in sheets],
     )
 
 
@@ -54,7 +63,7 @@ def report_plots(job: EvalJob, figures: dict, table: pd.DataFrame) -> dict[str, 
     """The page's plots as files of their own: name -> PNG."""
     found = {"interference.png": _interference(figures)}
     for arm in [] if job.methods else arms_of(job):
-        curve = plots.response_curve(arm, table, figures["sliders"][arm.label])
+        curve = plots.response_curve(arm, table, by_split(figures, arm.label))
         found[f"response-{_file_name(arm.label)}.png"] = curve
     for split, group, curves, unit, effect in _fronts(figures):
         name = _file_name(f"{split}-{group}")
@@ -98,7 +107,7 @@ def _comparisons(figures: dict, table: pd.DataFrame, arms: list[Arm]) -> list[di
             {
                 "title": split if group == COMPARED else f"{group}, {split}",
                 "fronts": _data_uri(plots.fronts(curves, unit, effect), "image/png"),
-                "strip": _image_uri(strip) if strip else None,
+                "strip": image_uri(strip) if strip else None,
                 "arms": [arm.name for arm in rows],
             }
         )
@@ -106,7 +115,7 @@ def _comparisons(figures: dict, table: pd.DataFrame, arms: list[Arm]) -> list[di
 
 
 def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) -> dict:
-    found = figures["sliders"][arm.label]
+    found = by_split(figures, arm.label)
     shown = ", ".join(f"{strength:g}" for strength in job.strengths)
     titles = {split: its["title"] for split, its in figures["splits"].items()}
     drawn = [plots.response_curve(arm, table, found), plots.moves(found)]
@@ -125,7 +134,7 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) 
         "strips": [
             {
                 "images": [
-                    _image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
+                    image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
                 ],
                 "caption": f"{titles[split]}: strengths {shown}, one face a row",
             }
@@ -161,12 +170,13 @@ def _trained_with(figures: Mapping[str, Any]) -> dict[str, list[str]]:
     """Slider -> the judges that it was trained to please."""
     return {
         name: sorted({judge for own in splits.values() for judge in own["trained_with"]})
-        for name, splits in figures["sliders"].items()
+        for name, splits in ((name, by_split(figures, name)) for name in figures["sliders"])
         if any(own["trained_with"] for own in splits.values())
     }
 
 
-def _image_uri(image: Image.Image) -> str:
+def image_uri(image: Image.Image) -> str:
+    """A picture that a page holds in itself."""
     return _data_uri(*strips.as_file(image))
 
 

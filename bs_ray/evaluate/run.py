@@ -13,8 +13,8 @@ from rich.console import Console
 
 from bs_ray.config import EvalJob
 from bs_ray.evaluate.arms import Arm, arms_of
-from bs_ray.evaluate.base import BaseReader
-from bs_ray.evaluate.figures import Wanted, figures_of
+from bs_ray.evaluate.bases import Sheet, base_measure
+from bs_ray.evaluate.figures import Wanted, figures_of, without_nan
 from bs_ray.evaluate.judging import judging_of
 from bs_ray.evaluate.outputs import write_outputs
 from bs_ray.evaluate.parts import Parts
@@ -51,7 +51,8 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     arms = arms_of(job)
     splits = open_splits(job)
     wanted = check(job, arms, splits)
-    parts = Parts(job, splits, wanted.judging)
+    base = base_measure(job, splits, wanted.judging) if job.base_images else None
+    parts = Parts(job, splits, wanted.judging, base)
     sweeps = sweep_tasks(job, arms, splits)
     costs = cost_tasks(splits) if job.methods or job.compare else []
     with ray_session(num_cpus=max(4, job.workers + 1)):
@@ -62,16 +63,18 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     order = ["split", "group", "arm", "item", "strength"]
     table = table.sort_values(order, ignore_index=True)
     figures = figures_of(job, wanted, table)
-    if job.base_images:
+    sheets: list[Sheet] = []
+    if base:
         rows = pd.concat([frame for task, frame in frames if isinstance(task, BaseTask)])
-        figures["base"] = BaseReader(job.base).figures(rows.sort_values("item"))
+        figures["base"] = without_nan(base.figures(rows))
+        sheets = base.sheets(rows)
     if spent:
         figures["costs"] = _costs(spent[0][1])
     for task, rows in frames:
         if isinstance(task, PairTask):
             judges = wanted.judging[task.split].panel.identity
             figures["splits"][task.split]["identity_test"] = identity_test(judges, rows)
-    write_outputs(job, figures, table)
+    write_outputs(job, figures, table, sheets)
     return json.loads(Store(job.output).read("metrics.json"))
 
 
@@ -85,7 +88,7 @@ def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Wan
         for strength in job.strengths:
             slider.card.lora_scale(strength, arm.editor.calibrated)
     if job.base_images:
-        BaseReader(job.base)
+        base_measure(job, splits, judging)
     regions = {arm.editor.region for arm in arms}
     if "face" in regions or any(its.panel.needs_faces for its in judging.values()):
         need_centerface()

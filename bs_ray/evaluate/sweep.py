@@ -20,7 +20,7 @@ from bs_ray.editing.generate import begin_generating, pictures
 from bs_ray.editing.methods import METHODS
 from bs_ray.editing.run import run_alone
 from bs_ray.evaluate.arms import Arm, arms_of
-from bs_ray.evaluate.base import BaseReader
+from bs_ray.evaluate.bases import BaseMeasure, base_measure
 from bs_ray.evaluate.judging import judging_of
 from bs_ray.evaluate.splits import Item, Split
 from bs_ray.evaluate.splits.photos import Photos
@@ -30,7 +30,7 @@ from bs_ray.images.faces import CenterFace, Face, FaceDetector
 from bs_ray.images.pixels import pixels_of
 from bs_ray.images.regions import Region, crop
 from bs_ray.judges.judge import Subject, subject_of
-from bs_ray.models import load_base
+from bs_ray.models import absolute_base, load_base
 from bs_ray.models.base import DiffusionModel
 
 TEXT_STEPS = 15
@@ -154,6 +154,7 @@ class Sweeper:
         self._at_work: tuple[Arm, Editor] | None = None
         self._detector: Remembering | None = None
         self._judging = judging_of(job, self._arms, splits)
+        self._base: BaseMeasure | None = None
 
     def measure(self, task: Task) -> list[Row]:
         """One row for each item and strength; of the base, one for each picture."""
@@ -297,10 +298,9 @@ class Sweeper:
         return {**self._named(task, item), "strength": np.nan, "problem": problem}
 
     def _measure_base(self, task: BaseTask) -> list[Row]:
-        model = self._model(arms_of(self.job)[0].base)
-        total = self.job.base_images
-        rows = BaseReader(self.job.base).rows(model, task.first, task.count, total)
-        return [{"item": task.first + i} | row for i, row in enumerate(rows)]
+        if self._base is None:
+            self._base = base_measure(self.job, self._splits, self._judging)
+        return self._base.rows(self._model(absolute_base(self.job.base)), task.first, task.count)
 
     def _measure_costs(self, task: CostTask) -> list[Row]:
         """One edit of a batch, alone: its evaluations and its seconds, the median of some turns."""

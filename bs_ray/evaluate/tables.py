@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bs_ray.evaluate.figures import by_split
+
 FIGURES = {
     "faces": ("N", "{:d}"),
     "effect": ("effect, −1 to +1", "{:+#.3g}"),
@@ -78,6 +80,8 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
         found.append(_comparison(figures, split, its))
     if "methods" not in figures:
         found.append(_sliders(figures))
+    if "base" in figures:
+        found.append(_base(figures["base"]))
     found.append(_interference(figures))
     return found
 
@@ -101,7 +105,7 @@ def _present(figures: Mapping[str, tuple[str, str]], rows: Sequence[Mapping[str,
 
 
 def _sliders(figures: Mapping[str, Any]) -> Table:
-    each = [(n, s, its) for n, splits in figures["sliders"].items() for s, its in splits.items()]
+    each = [(n, s, i) for n in figures["sliders"] for s, i in by_split(figures, n).items()]
     shown = _present(FIGURES, [its for _, _, its in each])
     rows = [
         ((name, split, its["unit"]), [cell(its, key, form) for key, (_, form) in shown.items()])
@@ -149,6 +153,52 @@ def _interference(figures: Mapping[str, Any]) -> Table:
     return Table("Interference", ("reading",), list(matrix), rows)
 
 
+BASE = "The base"
+
+
+def _base(its: Mapping[str, Any]) -> Table:
+    """Round trips, and by attribute the share of captions that come out true; with what else was
+    measured: how the tiny world's reader agrees with the truth, or how near photos are."""
+    ends = {"vae_psnr_db": its["vae_psnr_interval"]}
+    trips = cell({**its, "intervals": ends}, "vae_psnr_db", "{:.2f}")
+    shares = {**its["class_accuracy"], "intervals": its["class_intervals"]}
+    read = {head: its[key] for key, head in _READER.items() if key in its}
+    absent = [Cell("–") for _ in read]
+    rows: list[tuple[Sequence[str], Sequence[Cell]]] = [(("round trip, dB",), [trips, *absent])]
+    for name in dict.fromkeys([*its["class_accuracy"], *its.get("read_original", {})]):
+        agreed = [cell(by_name, name, "{:.3f}") for by_name in read.values()]
+        rows.append(((f"captions: {name}",), [cell(shares, name, "{:.1%}"), *agreed]))
+    rows += [((label,), [one]) for label, one in _near_photos(its)]
+    return Table(BASE, ("figure",), ("value", *read), rows)
+
+
+_READER = {
+    "read_original": "reader r, originals",
+    "read_round_trip": "reader r, round trip",
+}
+
+
+def _near_photos(its: Mapping[str, Any]) -> list[tuple[str, Cell]]:
+    """What a base of photographs has further."""
+    found = []
+    if lost := its.get("without_face"):
+        found.append(("generations without a face", cell(lost, "generations", "{:d}")))
+    if apart := its.get("kid"):
+        kid = Cell(f"{apart['mean']:.2e}", f"± {apart['sd']:.1e}", apart["mean"])
+        found.append((f"KID by {apart['features']}", kid))
+        found.append(("KID of real people", cell(apart, "of_photos", "{:.2e}")))
+    near = its.get("nearest", {})
+    for name in ("generations", "photos") if near else ():
+        own = near[name]
+        shares = {**own, "intervals": {"share_below": own.get("interval")}}
+        to = f"{name}, nearest of {near['compared_with']} photos"
+        found.append((f"{to}: median distance", cell(own, "median", "{:.3f}")))
+        if "share_below" in own:
+            limit = f"{to}: below {near['same_below']:g}"
+            found.append((limit, cell(shares, "share_below", "{:.1%}")))
+    return found
+
+
 def terminal_table(figures: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, headings, rows) of the tables that a terminal shows: without intervals, and without
     the columns for which 80 characters have no room."""
@@ -162,6 +212,7 @@ def terminal_table(figures: Mapping[str, Any]) -> list[tuple[str, list[str], lis
 
 
 _ON_TERMINAL = {
+    "value": "value",
     "N": "N",
     "strength": "strength",
     "effect, −1 to +1": "effect",

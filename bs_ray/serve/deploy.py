@@ -27,7 +27,6 @@ from bs_ray.editing.locate import Sight
 from bs_ray.images.faces import need_centerface
 from bs_ray.models import identify_base
 from bs_ray.ray_session import ray_session
-from bs_ray.serve.engine.replica import EditorReplica
 from bs_ray.serve.engine.tasks import Busy, Event, Result, Task
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import HostRule
@@ -170,6 +169,9 @@ def _replica_room(job: ServeJob) -> int:
 
 
 def _editor_deployment(job: ServeJob) -> serve.Deployment:
+    # Not at the top: with it comes torch, which an ingress does without.
+    from bs_ray.serve.engine.replica import EditorReplica
+
     return serve.deployment(EditorReplica).options(
         name="editor",
         ray_actor_options={"num_cpus": job.cpus_per_replica, "num_gpus": job.gpus_per_replica},

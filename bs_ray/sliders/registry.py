@@ -1,6 +1,7 @@
 """Sliders by name and version on storage: `<root>/<name>/<version>.safetensors`.
 
 A version is never overwritten: publishing creates the next number, which only one writer can.
+Cards are read without torch.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bs_ray.config import check_name
-from bs_ray.sliders.card import SliderError
-from bs_ray.sliders.slider import Slider
+from bs_ray.sliders.card import Card, SliderError
 from bs_ray.storage import MissingKeyError, Store, split_uri
+
+if TYPE_CHECKING:
+    from bs_ray.sliders.slider import Slider
 
 _FILE = re.compile(r"([a-z0-9][a-z0-9_-]*)/(\d{4})\.safetensors")
 _VERSION = re.compile(r"[0-9]{1,4}")
@@ -63,6 +67,16 @@ class Registry:
         A named version is read without listing the registry. Raises SliderError for a slider that
         does not exist; the message lists those that do.
         """
+        from bs_ray.sliders.slider import Slider
+
+        return Slider.from_bytes(*self._file(reference))
+
+    def card(self, reference: str) -> Card:
+        """The card of a slider that `resolve` would return, without its weights."""
+        return Card.of_file(*self._file(reference))
+
+    def _file(self, reference: str) -> tuple[bytes, str]:
+        """A slider's file, and what to call it. Raises SliderError."""
         if reference.endswith(".safetensors"):
             return _read_file(reference)
         name, at, version = reference.partition("@")
@@ -76,7 +90,7 @@ class Registry:
             data = self.store.local_copy(key).read_bytes()
         except MissingKeyError:
             raise self._missing(reference) from None
-        return Slider.from_bytes(data, f"{self.store.uri}/{key}")
+        return data, f"{self.store.uri}/{key}"
 
     def _missing(self, reference: str) -> SliderError:
         name = reference.partition("@")[0]
@@ -92,6 +106,8 @@ class Registry:
 
 def slider_with_version(slider: Slider, version: int) -> Slider:
     """The same slider under another version number."""
+    from bs_ray.sliders.slider import Slider
+
     return Slider(slider.card.model_copy(update={"version": version}), slider.factors)
 
 
@@ -99,8 +115,8 @@ def _key(name: str, version: int) -> str:
     return f"{name}/{version:04d}.safetensors"
 
 
-def _read_file(uri: str) -> Slider:
+def _read_file(uri: str) -> tuple[bytes, str]:
     store, key = split_uri(uri)
     if "://" not in uri and not Path(uri).is_file():
         raise SliderError(f"slider: got {uri}, which is not a file; expected a .safetensors slider")
-    return Slider.from_bytes(store.read(key), uri)
+    return store.read(key), uri

@@ -34,7 +34,7 @@ from bs_ray.judges.load import OWN, find_judges
 from bs_ray.models import absolute_base, base_folder, load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
 from bs_ray.models.prompts import cut_notes
-from bs_ray.progress import ProgressBoard, progress
+from bs_ray.progress import ProgressBoard, counted, progress
 from bs_ray.ray_session import WORKER_ENV, ray_session
 from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.card import Card
@@ -204,7 +204,9 @@ def _fit(
     base = absolute_base(job.base)
     datasets = _datasets(job, model, base, board, report)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
-    report(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
+    fewest = f"{job.min_workers} to " if job.min_workers < job.max_workers else ""
+    workers = fewest + counted(job.max_workers, "worker")
+    report(f"run {run_name}: {workers}, {stage}, {counted(job.steps, 'step')}")
     for note in cut_notes(model, texts_of(job.concepts)):
         report(note)
     absent = missing_judges_message(find_judges(base_folder(base), job.judges, OWN))
@@ -374,7 +376,8 @@ def _assemble_here(job: TrainJob, base: str, board: ProgressBoard) -> TrainState
     model = load_base(base, dtype=dtype, device=device)
     photos = _photos_here(job, model)
     if rank == 0:
-        left_out = {"broken": len(photos.broken), "without a face": len(photos.faceless)}
+        left_out: dict[str, float] = {"broken": len(photos.broken)}
+        left_out["without a face"] = len(photos.faceless)
         board.report("photos", len(photos), len(photos), left_out)
     features = load_features(base_folder(base), device) if job.losses.needs_features else None
     samples = ray.train.get_dataset_shard("teacher").iter_rows() if _cached(job) else ()

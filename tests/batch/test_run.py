@@ -150,7 +150,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole: EditJob, brighter: None) 
     assert files(output) == files(Store(whole.output))
 
 
-def test_what_the_store_has_lost_is_made_again(whole: EditJob, brighter: None) -> None:
+def test_what_the_store_has_lost_is_made_again(whole: EditJob, without_ray: None) -> None:
     """All shards are done, the reports are not, and a photo that was acknowledged is gone."""
     output, undisturbed = Store("s3://bs-ray-tests/batch/lost"), files(Store(whole.output))
     lost = next(key for key in undisturbed if key.startswith("images/"))

@@ -8,7 +8,7 @@ from bs_ray.evaluate.metrics import (
     NOISE,
     drift_by_face,
     is_monotone,
-    psnr_db,
+    psnr_figures,
     row_correlation,
     shape_by_face,
     smoothness_by_face,
@@ -99,4 +99,8 @@ def test_correlation_is_numpys() -> None:
 
 
 def test_psnr_has_peak_two() -> None:
-    assert psnr_db(np.full(10, 0.2**2)) == pytest.approx(20)
+    found = psnr_figures(np.full(10, 0.2**2))
+    assert found["vae_psnr_db"] == pytest.approx(20)
+    assert found["vae_psnr_interval"] == pytest.approx([20, 20])
+    low, high = psnr_figures(np.array([0.03, 0.04, 0.05]))["vae_psnr_interval"]
+    assert low < 20 < high

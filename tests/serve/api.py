@@ -85,18 +85,25 @@ def assert_problem(reply: httpx.Response, status: int, words: str) -> None:
     assert len(reply.content) < 2500  # never echoes what was sent
 
 
-@dataclass
-class StubBackend:
-    """Adds ten times the summed strengths to every pixel; generates grey pictures alike."""
+class Answers:
+    """A backend that answers in events: the last one is the result."""
 
-    error: Exception | None = None
-    tasks: list[Task] = field(default_factory=list)
+    def events(self, task: Task) -> AsyncIterator[Event]:
+        raise NotImplementedError
 
     async def result(self, task: Task) -> Result:
         async for event in self.events(task):
             if isinstance(event, Result):
                 return event
         raise AssertionError
+
+
+@dataclass
+class StubBackend(Answers):
+    """Adds ten times the summed strengths to every pixel; generates grey pictures alike."""
+
+    error: Exception | None = None
+    tasks: list[Task] = field(default_factory=list)
 
     async def events(self, task: Task) -> AsyncIterator[Event]:
         await self.ready()

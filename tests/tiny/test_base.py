@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bs_ray.evaluate.base import (
+from bs_ray.evaluate.bases.drawn import (
     CLASSES,
     HELD_OUT_SEED,
     caption_figures,

@@ -72,7 +72,7 @@ def open_splits(job: EvalJob) -> dict[str, Split]:
     found: dict[str, Split] = {}
     for name, split in job.splits.items():
         if isinstance(split, PhotoSplit):
-            found[name] = open_photos(split, job.seed)
+            found[name] = open_photos(split, job.seed, job.base_images)
         elif isinstance(split, PromptSplit):
             found[name] = open_prompts(split)
         else:

@@ -28,12 +28,14 @@ class Photos:
         chosen: Sequence[Listed],
         pairs: Sequence[tuple[Listed, Listed]],
         seed: int,
+        beside: Sequence[Listed] = (),
     ):
-        """pairs: two photos each of some people, for the test of an identity judge."""
+        """pairs: two photos each of some people, for the test of an identity judge. beside: photos
+        of people that are not held out, where those are that are measured."""
         place = source.place
         self.title = f"Photos of {place if '://' in place else place.rpartition('/')[2]}"
         self._source, self._chosen, self._seed = source, list(chosen), seed
-        self.pairs = list(pairs)
+        self.pairs, self.beside = list(pairs), list(beside)
         content = "".join(f"{one.key}:{one.tag}\n" for one in chosen)
         self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._kept: dict[str, bytes] = {}
@@ -43,8 +45,14 @@ class Photos:
 
     def items(self, first: int, count: int) -> list[Item]:
         """See Split. The content of a file names its noise."""
-        wanted = self._chosen[first : first + count]
-        items = [self._item(one, data) for one, data in self._read(wanted)]
+        return self._items(self._chosen, first, count)
+
+    def beside_items(self, first: int, count: int) -> list[Item]:
+        """Photos `first` to `first + count` of those that lie beside what is measured."""
+        return self._items(self.beside, first, count)
+
+    def _items(self, listed: Sequence[Listed], first: int, count: int) -> list[Item]:
+        items = [self._item(one, data) for one, data in self._read(listed[first : first + count])]
         return [replace(item, number=first + number) for number, item in enumerate(items)]
 
     def pair_items(self) -> list[tuple[Item, Item]]:
@@ -58,7 +66,8 @@ class Photos:
             found = self._source.read([one.key for one in wanted])
         else:  # a pass through the whole file, which is made once for all
             if not self._kept:
-                everything = [*self._chosen, *(one for pair in self.pairs for one in pair)]
+                pairs = (one for pair in self.pairs for one in pair)
+                everything = [*self._chosen, *pairs, *self.beside]
                 self._kept = self._source.read([one.key for one in everything])
             found = self._kept
         return [(one, found.get(one.key)) for one in wanted]
@@ -78,31 +87,39 @@ class Photos:
 
 PAIRS = 50
 """At most so many people test an identity judge."""
+BESIDE = 4
+"""With so many photos of people that are not held out each generation of a base is compared."""
 
 
-def open_photos(split: PhotoSplit, seed: int) -> Photos:
-    """Raises EmptyInputError where no photo lies, ValueError for held-out people among photos whose
-    names do not tell people, DamagedArchiveError and StorageError."""
+def open_photos(split: PhotoSplit, seed: int, base_images: int = 0) -> Photos:
+    """base_images: of the job.
+
+    Raises EmptyInputError where no photo lies, ValueError for held-out people among photos whose
+    names do not tell people, DamagedArchiveError and StorageError.
+    """
     source = source_of(split.photos)
-    listed = list(source.list())
+    listed = sorted(source.list(), key=lambda one: _rank(one.key, seed))
     if not listed:
         raise EmptyInputError(
             f"photos: got {split.photos}, where no photo lies; expected a folder, an s3:// prefix, "
             "shards or an archive (.tgz, .tar.gz, .tar, .zip) with JPEG, PNG, WebP, BMP or TIFF. "
             "Check the place"
         )
+    beside: list[Listed] = []
     if split.people == "held-out":
-        listed = _held_out(listed, split.photos)
-    listed.sort(key=lambda one: _rank(one.key, seed))
+        held = set(_held_out(listed, split.photos))
+        beside = [one for one in listed if one not in held][: BESIDE * base_images]
+        listed = [one for one in listed if one in held]
     if not split.identities:
         listed = [replace(one, identity="") for one in listed]
-        return Photos(source, listed[: split.count], [], seed)
+        return Photos(source, listed[: split.count], [], seed, beside)
     of: dict[str, list[Listed]] = defaultdict(list)
     for one in listed:
         of[one.identity].append(one)
     several = [photos for photos in of.values() if len(photos) > 1]
     pairs = [(photos[0], photos[1]) for photos in several[:PAIRS]]
-    return Photos(source, [photos[0] for photos in of.values()][: split.count], pairs, seed)
+    chosen = [photos[0] for photos in of.values()][: split.count]
+    return Photos(source, chosen, pairs, seed, beside)
 
 
 def _held_out(listed: Sequence[Listed], place: str) -> list[Listed]:

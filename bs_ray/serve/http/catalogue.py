@@ -125,7 +125,7 @@ class Catalogue:
 
     def _look_up(self, place: str) -> Listed:
         if place not in self._known:
-            self._known[place] = Listed(self._registry.resolve(place).card, place)
+            self._known[place] = Listed(self._registry.card(place), place)
         return self._known[place]
 
     def _fits(self, listed: Listed) -> bool:

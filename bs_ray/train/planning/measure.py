@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from bs_ray.config import TrainJob
@@ -213,8 +213,8 @@ class _Gradients(PlainEngine):
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
-    def backward_and_step(self, loss: Tensor) -> None:
-        loss.backward()
+    def step(self) -> None:
+        pass
 
 
 def _count(module: nn.Module) -> int:
