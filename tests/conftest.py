@@ -21,7 +21,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # A process for each run, to hear of nodes that a cloud takes away.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")  # of 10 s
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads that wait for each other sleep: where others want the cores too, most of what a worker of
 # two threads takes would else be their spinning.
