@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bs_ray.bench.table.figures import Measured, row_figures
 from bs_ray.bench.table.outputs import write_outputs
-from bs_ray.bench.table.sliders import make_sliders, untrainable
+from bs_ray.bench.table.sliders import make_slider, training_photos, untrainable
 from bs_ray.config import TableJob
 from bs_ray.config.evaluate import WORDS as CLIP
 from bs_ray.evaluate.arms import arms_of
@@ -36,22 +36,28 @@ def make_table(job: TableJob, *, console: Console | None = None) -> dict[str, An
     _check(job, methods)
     for method, why in absent.items():
         console.print(f"left out: {method}. {why}", markup=False, soft_wrap=True)
-    figures: dict[str, Any] = {"name": job.name, "base": job.base, "rows": {}, "absent": absent}
+    figures: dict[str, Any] = {
+        "name": job.name,
+        "base": job.base,
+        "rows": {},
+        "absent": absent,
+        "training_seconds": {},
+    }
     measured: dict[str, Measured] = {}
+    photos = training_photos(job)
     with ray_session(num_cpus=max(4, job.workers + 1)):
-        trained = make_sliders(job, methods, console)
-        figures["training_seconds"] = trained.seconds
         for slider in job.sliders:
+            trained = make_slider(job, slider, methods, photos, console)
+            figures["training_seconds"][slider] = trained.seconds
             console.print(f"measuring {slider}", markup=False)
-            asked = job.evaluation(slider, methods, trained.versions[slider])
+            asked = job.evaluation(slider, methods, trained.versions)
             measured[slider] = Measured.of(asked, evaluate(asked, console=console))
-            done = [label for label, row in job.rows.items() if row.slider in measured]
             figures["rows"] = {
-                label: row_figures(job, label, measured[job.rows[label].slider])
-                | dict.fromkeys(absent)
-                for label in done
+                label: row_figures(job, label, measured[row.slider]) | dict.fromkeys(absent)
+                for label, row in job.rows.items()
+                if row.slider in measured
             }
-            write_outputs(job, figures, measured)
+            write_outputs(job, figures, measured)  # so far
     return figures
 
 

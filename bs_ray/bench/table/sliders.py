@@ -31,24 +31,23 @@ _PHOTOS = 2000
 
 @dataclass(frozen=True)
 class Trained:
-    """By slider and method."""
+    """One slider, by every method that trains."""
 
-    versions: dict[str, dict[str, str]]
+    versions: dict[str, str]
     """name@version in the table's registry."""
-    seconds: dict[str, dict[str, float]]
+    seconds: dict[str, float]
     """Spent on training steps."""
 
 
-def make_sliders(job: TableJob, methods: list[str], console: Console) -> Trained:
-    """Train and publish what is missing of every slider by every method that trains."""
-    photos = training_photos(job)
-    made = Trained({slider: {} for slider in job.sliders}, {slider: {} for slider in job.sliders})
-    for slider in job.sliders:
-        for method in methods:
-            if how := job.training(slider, method, photos):
-                result = train(how, console=console)
-                made.versions[slider][method] = result.slider
-                made.seconds[slider][method] = result.seconds
+def make_slider(
+    job: TableJob, slider: str, methods: list[str], photos: str | None, console: Console
+) -> Trained:
+    """Train and publish what is missing. photos: of `training_photos`."""
+    made = Trained({}, {})
+    for method in methods:
+        if how := job.training(slider, method, photos):
+            result = train(how, console=console)
+            made.versions[method], made.seconds[method] = result.slider, result.seconds
     return made
 
 
