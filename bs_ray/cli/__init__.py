@@ -15,7 +15,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from bs_ray import __version__
-from bs_ray.cli import bench, edit, evaluate, ingest, keys, serve, sliders, tiny, tools, train
+from bs_ray.cli import (
+    bases,
+    bench,
+    edit,
+    evaluate,
+    ingest,
+    keys,
+    serve,
+    sliders,
+    tiny,
+    tools,
+    train,
+)
 from bs_ray.cli.shared import console
 
 app = typer.Typer(
@@ -31,6 +43,7 @@ for verbs in (train, edit, serve, evaluate, tools):
 for name, group in {
     "tiny": tiny,
     "ingest": ingest,
+    "bases": bases,
     "sliders": sliders,
     "keys": keys,
     "bench": bench,

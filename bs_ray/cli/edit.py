@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -119,7 +119,12 @@ def edit_one(
         typer.Option(help="Write a strip instead: each picture has one slider more than the last."),
     ] = False,
     registry: Annotated[str, typer.Option(help="Where sliders are looked up.")] = "sliders",
-    base: Annotated[str, typer.Option(help="`tiny`, or a diffusers folder.")] = "tiny",
+    base: Annotated[
+        str, typer.Option(help="`tiny`, a diffusers folder, a hub id, s3:// or a .safetensors.")
+    ] = "tiny",
+    other_bases: Annotated[
+        str, typer.Option(help="Sliders of another base: refuse, warn or allow, as in a job.")
+    ] = "warn",
     preset: Annotated[str, typer.Option(help="fast or high.")] = "fast",
     method: Annotated[str, typer.Option(help="How to edit, as editor.method.")] = "displacement",
     region: Annotated[
@@ -134,8 +139,11 @@ def edit_one(
 ) -> None:
     """Edit one photo without a cluster; write it again, or write a strip of edits as PNG."""
     from bs_ray.config import editor_settings
+    from bs_ray.config.base import OtherBases
     from bs_ray.editing.single_photo import OnePhoto, boxes_of, strengths_of, words_of
 
+    if other_bases not in get_args(OtherBases):
+        raise ValueError(f"--other-bases: got {other_bases!r}; expected refuse, warn or allow")
     if sweep and compose:
         raise ValueError("got --sweep and --compose; expected one of them")
     if not slider and not words:
@@ -152,6 +160,7 @@ def edit_one(
         **places,
         seed=seed,
         boxes=boxes_of(box or []),
+        other_bases=cast(OtherBases, other_bases),
         words=[words_of(words, 1.0 if strength is None else strength, target)] if words else [],
     )
     if sweep or compose:
