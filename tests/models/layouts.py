@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bs_ray.storage import Store
+
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _META = {"format": "pt"}
 
@@ -99,6 +101,40 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "older names": older_names,
 }
 """What becomes of a folder as `write_whole` makes it."""
+REPO = "studio/portraits-xl"
+
+
+def in_layout(name: str, whole: Path, place: Path, bucket: Store | None = None) -> str:
+    """What a job's `base` is for a base in that layout.
+
+    whole: the base as `write_whole` makes it. place: an empty folder; `place / "hub"` becomes the
+    hub's cache. bucket: for "s3".
+    """
+    folder = place / name.replace(" ", "-")
+    if name in LAYOUTS:
+        LAYOUTS[name](shutil.copytree(whole, folder))
+        return str(folder)
+    if name in ("snapshot", "hub"):
+        leave_variant(shutil.copytree(whole, folder))
+        found = snapshot(folder, place / "hub", REPO)
+        return str(found) if name == "snapshot" else REPO
+    if name == "single file":
+        write_single_file(whole, file := place / "portraits.safetensors")
+        copy_settings(whole, file.with_suffix(""))
+        return str(file)
+    assert name == "s3" and bucket
+    upload(whole, bucket)
+    return bucket.uri
+
+
+def copy_settings(folder: Path, target: Path) -> None:
+    """Everything but weights."""
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors", "judges"))
+
+
+def upload(folder: Path, bucket: Store) -> None:
+    for file in filter(Path.is_file, folder.rglob("*")):
+        bucket.write(file.relative_to(folder).as_posix(), file.read_bytes())
 
 
 def snapshot(folder: Path, cache: Path, repo: str, commit: str = "c" * 40) -> Path:
