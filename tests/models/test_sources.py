@@ -112,7 +112,9 @@ def hub(whole_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     (bare / "README.md").write_text("a model card")
     repos = {REPO: folder, "studio/gated": folder, "studio/bare": bare}
     with serving(Hub(repos, {"studio/gated"})) as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)  # as HF_ENDPOINT does at the start
+        template = f"{found.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield found
 
 

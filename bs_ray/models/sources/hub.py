@@ -47,20 +47,21 @@ def download(repo: str, revision: str | None) -> Path:
 
     Raises BaseNotFound, which says what to do where it is gated, missing or out of reach.
     """
-    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, errors
 
+    api = HfApi()
     try:
-        commit = HfApi().model_info(repo, revision=revision).sha
-        tree = HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+        commit = api.model_info(repo, revision=revision).sha
+        tree = api.list_repo_tree(repo, recursive=True, revision=commit)
         names = [entry.path for entry in tree if hasattr(entry, "size")]  # folders have none
         if _MODEL_INDEX not in names:
             raise BaseNotFound(
                 f"base: got {repo}, which has no model_index.json; expected a repository in "
                 "diffusers' layout. Download its .safetensors file where it has one, and name that"
             )
-        index = json.loads(Path(hf_hub_download(repo, _MODEL_INDEX, revision=commit)).read_text())
-        wanted = used_files(index, names, repo)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        file = api.hf_hub_download(repo, _MODEL_INDEX, revision=commit)
+        wanted = used_files(json.loads(Path(file).read_text()), names, repo)
+        return Path(api.snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except (OSError, errors.HTTPError) as error:
         raise _explained(repo, revision, error) from error
 
