@@ -133,7 +133,7 @@ class Editor:
         base, and FacesUnavailable.
         """
         for slider in sliders:
-            slider.on(BaseIdentity.of(model), "allow")  # who gave it has asked for its family
+            slider.on(BaseIdentity.of(model), "allow")  # verbs ask whether another base may be
         self.model, self.settings, self._methods = model, settings, methods
         self.sliders = {slider.reference: slider for slider in sliders}
         """The sliders that mixes may name, by name@version."""

@@ -7,6 +7,7 @@ May import config and storage.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,10 +97,18 @@ def identify_base(base: str) -> BaseIdentity:
     Takes less than a second beside what is downloaded. Raises BaseNotFound for a folder that is not
     whole, holds anything but safetensors, or has a scheduler or a tokenizer that cannot be used.
     """
+    from bs_ray.models.identity import stamps
+
+    folder = base_folder(base)
+    return _identified(folder, tuple(stamps(folder)))
+
+
+@lru_cache(maxsize=16)
+def _identified(folder: Path, _: tuple[object, ...]) -> BaseIdentity:
+    """Of a folder, looked at again where one of its files has changed."""
     from bs_ray.models.folder import check_whole
     from bs_ray.models.identity import BaseIdentity, base_hash, former_ids, layers_of
 
-    folder = base_folder(base)
     family = _family(folder)
     check_whole(folder)
     layers = layers_of(folder, family.part)
@@ -118,7 +127,9 @@ def _family(folder: Path) -> Any:
     name = pipeline_class(folder)
     if name not in FAMILIES:
         raise BaseNotFound(f"base: got {folder}, a {name}; expected one of {', '.join(FAMILIES)}")
-    check = diffusion_of if name == "StableDiffusionXLPipeline" else check_flow
-    check(scheduler_config(folder), folder)
+    if name == "StableDiffusionXLPipeline":
+        diffusion_of(scheduler_config(folder), folder)
+    else:
+        check_flow(scheduler_config(folder), folder)
     module, _, family = FAMILIES[name].partition(":")
     return getattr(import_module(f"bs_ray.models.{module}"), family)

@@ -71,8 +71,15 @@ def base_hash(folder: Path) -> str:
     Reads 1024 numbers of each tensor: milliseconds, whatever the size. Parts without weights, as
     architectures have them, do not count.
     """
-    found = _hashed(tuple(_stamps(folder)))
+    found = _hashed(tuple(_decisive(folder)))
     return _KEPT.get(found, found)
+
+
+def stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """(file, size, time of change) of all that a base's folder holds for us."""
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.*")]):
+        stat = file.stat()
+        yield str(file), stat.st_size, stat.st_mtime_ns
 
 
 def layers_of(folder: Path, part: str) -> dict[str, Sequence[int]]:
@@ -112,7 +119,7 @@ def _hashed(stamps: tuple[tuple[str, str, int, int], ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stamps(folder: Path) -> Iterator[tuple[str, str, int, int]]:
+def _decisive(folder: Path) -> Iterator[tuple[str, str, int, int]]:
     """(part, file, size, time of change) of all files that decide the id."""
     for part in _DECISIVE:
         if not (folder / part).is_dir():

@@ -25,7 +25,7 @@ from rich.console import Console
 from bs_ray.config import JobError, ServeJob, load
 from bs_ray.editing.locate import Sight
 from bs_ray.images.faces import need_centerface
-from bs_ray.models import identify_base
+from bs_ray.models import absolute_base, identify_base
 from bs_ray.models.identity import BaseIdentity
 from bs_ray.ray_session import ray_session
 from bs_ray.serve.engine.replica import EditorReplica
@@ -67,7 +67,9 @@ def build(args: Mapping[str, str] | ServeJob) -> Application:
         job = job.model_copy(update={"editor": editor})
     rank = job.max_rank or max(1, *(slider.card.rank for slider in listed.values()))
     places = [slider.place for slider in listed.values()]
-    editor = _editor_deployment(job).bind(job, places, rank)
+    # Replicas on all nodes load the same revision; callers know the base by the job's own name.
+    loaded = job.model_copy(update={"base": absolute_base(job.base)})
+    editor = _editor_deployment(job).bind(loaded, places, rank)
     return _ingress_deployment(job).bind(job, catalogue.base, listed, editor)
 
 

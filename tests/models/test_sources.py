@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from bs_ray.models import absolute_base, base_folder, identify_base, load_base
 from bs_ray.models.base import BaseNotFound
 from bs_ray.models.sources import at_hand, kind_of, single_file
+from bs_ray.models.sources import bucket as bucket_module
 from bs_ray.models.sources.cache import cache_folder
 from bs_ray.storage import Entry, StorageError, Store
 from tests.models import layouts
@@ -194,8 +195,11 @@ def test_a_bucket_is_fetched_once_and_an_interrupted_fetch_goes_on(
     assert "unet/extra.bin" not in names and "model_index.json" in names
 
     done.clear()
+    bucket_module.folder.cache_clear()  # as another process
     assert base_folder(bucket.uri) == folder and not done
     bucket.write("card.json", b"{}")  # the bucket has changed: another copy
+    assert base_folder(bucket.uri) == folder, "this process stays with what it has"
+    bucket_module.folder.cache_clear()
     assert base_folder(bucket.uri) != folder
 
 

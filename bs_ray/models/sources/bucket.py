@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
@@ -20,9 +21,13 @@ _THREADS = 4
 _MB = 1_000_000
 
 
+@lru_cache(maxsize=16)
 def folder(uri: str, *, fetch: bool = True) -> Path:
     """The copy of a prefix with a diffusers folder: its files that are used, sizes and hashes
-    checked. Raises BaseNotFound and StorageError."""
+    checked. A process stays with the copy that it found first.
+
+    Raises BaseNotFound and StorageError.
+    """
     store = Store(uri)
     entries = {entry.key: entry for entry in store.list()}
     if "model_index.json" not in entries:

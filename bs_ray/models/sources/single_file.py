@@ -107,7 +107,7 @@ def _write_settings(part: Path, beside: Path | None, vocabularies: Path, keys: A
         if (beside / name).is_dir():
             shutil.rmtree(part / name)
             (part / name).mkdir()
-            for file in (beside / name).glob("*.json"):
+            for file in (beside / name).glob("*config.json"):  # not the indices of weights
                 shutil.copy(file, part / name)
     if beside and (beside / "model_index.json").is_file():
         shutil.copy(beside / "model_index.json", part)
