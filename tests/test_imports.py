@@ -32,6 +32,7 @@ DOORWAYS = {
         "bench/gpu/editing.py",
         "doctor.py",
     ],
+    "huggingface_hub": ["models/sources/hub.py"],
     "deepspeed": ["train/engines.py", "doctor.py"],
     "botocore": ["storage/"],
     "boto3": ["storage/"],

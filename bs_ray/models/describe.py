@@ -12,7 +12,7 @@ from bs_ray.models import EMBEDDED, base_folder, identify_base
 from bs_ray.models.folder import model_index, part_files
 from bs_ray.models.identity import read_header
 from bs_ray.models.layout import NETWORKS, parts_of
-from bs_ray.models.sources import kind_of
+from bs_ray.models.sources import hub, kind_of
 from bs_ray.models.sources.cache import cache_folder
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -63,13 +63,7 @@ def _part(folder: Path) -> dict[str, Any]:
 
 def here() -> Iterator[str]:
     """What `base:` may be without a download: embedded bases, the hub's cache, this one's cache."""
-    from huggingface_hub import constants
-
     yield from EMBEDDED
-    for index in sorted(
-        Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/model_index.json")
-    ):
-        repo = index.parts[-4].removeprefix("models--").replace("--", "/")
-        yield f"{repo}@{index.parent.name}"
+    yield from hub.kept()
     for index in sorted(cache_folder().glob("*/model_index.json")):
         yield str(index.parent)

@@ -7,6 +7,7 @@ HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def cached(repo: str, revision: str | None) -> Path | None:
     except BaseNotFound:
         return None
     return snapshot
+
+
+def kept() -> Iterator[str]:
+    """org/name@commit of every snapshot in the cache that is a pipeline's."""
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE)
+    for index in sorted(place.glob(f"models--*/snapshots/*/{_MODEL_INDEX}")):
+        repo = index.parts[-4].removeprefix("models--").replace("--", "/")
+        yield f"{repo}@{index.parent.name}"
 
 
 def download(repo: str, revision: str | None) -> Path:
