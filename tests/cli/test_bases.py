@@ -47,7 +47,9 @@ def test_fetch_takes_what_is_used_and_list_then_has_it(
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         assert "float32" in bases("fetch", layouts.REPO)
-    layouts.snapshot(tmp_path, tmp_path / "hub", "someone/no-base")  # nothing that edits photos
+    (tmp_path / "video").mkdir()
+    (tmp_path / "video" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    layouts.snapshot(tmp_path / "video", tmp_path / "hub", "someone/no-base")
     listed = bases("list")
     assert f"{layouts.REPO}@{COMMIT[:8]}" in listed and "tiny-flow" in listed
     assert "no-base" not in listed
