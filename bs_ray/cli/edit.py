@@ -167,6 +167,9 @@ def edit_one(
         kind = "sweep" if sweep else "compose"
         out = out or photo.with_name(f"{photo.stem}-{kind}.png")
         (one.sweep() if sweep else one.compose()).save(out)
+        for used in one.editor.sliders.values():
+            if used.card.elsewhere:
+                report(used.card.elsewhere)
     else:
         out = out or photo.with_name(f"{photo.stem}-edited{photo.suffix}")
         data, notes = one.edit()

@@ -77,7 +77,7 @@ def base_hash(folder: Path) -> str:
 
 def stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
     """(file, size, time of change) of all that a base's folder holds for us."""
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.*")]):
+    for file in filter(Path.is_file, sorted([*folder.glob("*.json"), *folder.glob("*/*.*")])):
         stat = file.stat()
         yield str(file), stat.st_size, stat.st_mtime_ns
 
@@ -129,6 +129,8 @@ def _decisive(folder: Path) -> Iterator[tuple[str, str, int, int]]:
         except BaseNotFound:
             continue
         for file in files:
+            if not (folder / part / file).is_file():  # a link to nowhere
+                continue
             stat = (folder / part / file).stat()
             yield part, str(folder / part / file), stat.st_size, stat.st_mtime_ns
 

@@ -71,6 +71,12 @@ def _cut_off(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def _link_to_nowhere(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    file.symlink_to(folder / "pruned")
+
+
 def _lost_shard(folder: Path) -> None:
     layouts.shard(folder)
     next((folder / "unet").glob("*-00002-of-*")).unlink()
@@ -88,6 +94,7 @@ def _lost_index(folder: Path) -> None:
         (_no_vocabulary, r"tokenizer_2, .*vocabulary.*; expected a tokenizer with its vocabulary"),
         (_no_weights, r"text_encoder, without weights; expected a \.safetensors file"),
         (_cut_off, r"vae/\S+, which is no whole safetensors file \([\d,]+ bytes instead of"),
+        (_link_to_nowhere, r"unet/\S+, which is no whole safetensors file \(.*No such file"),
         (_lost_shard, r"unet, with 2 files of weights that its index does not make whole"),
         (_lost_index, r"unet, with 3 files of weights that its index does not make whole"),
     ],
