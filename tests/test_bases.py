@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ from bs_ray.editing.single_photo import OnePhoto
 from bs_ray.evaluate.arms import arms_of
 from bs_ray.models import absolute_base, identify_base, load_base
 from bs_ray.serve.deploy import check as check_serve
+from bs_ray.serve.deploy import running
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.testing import edit_of, random_slider
@@ -156,7 +158,8 @@ def bs_ray(world: dict[str, Any], *words: str) -> str:
 def test_the_verbs_from_end_to_end(
     world: dict[str, Any], whole_base: Path, registry: str, photo: Path
 ) -> None:
-    """train on shards, edit by a hub id, edit-one with a file, evaluate on the fp16 variant."""
+    """Train on shards, edit by a hub id, edit-one with a file, evaluate on the fp16 variant, and
+    serve a snapshot."""
     place = world["place"]
     photos = place / "photos"
     photos.mkdir()
@@ -211,5 +214,23 @@ def test_the_verbs_from_end_to_end(
     assert shown["id"] == identify_base(str(whole_base)).id and shown["dtype"] == "float32"
     assert layouts.REPO in bs_ray(world, "bases", "list")
 
+    served = ServeJob(
+        name="layouts",
+        base=made["snapshot"],
+        registry=registry,
+        sliders=["smile"],
+        editor=SETTINGS,
+        other_bases="refuse",
+        port=_PORT,
+    )
+    with running(served) as url:
+        reply = httpx.post(
+            f"{url}/v1/images/edits",
+            files={"image": photo.read_bytes()},
+            data={"sliders": '[{"name": "smile", "scale": 1.0}]'},
+            timeout=60,
+        )
+    assert reply.status_code == 200 and reply.json()["data"][0]["b64_json"]
 
-_END_TO_END = ("sharded", "fp16 variant", "single file")
+
+_END_TO_END = ("sharded", "fp16 variant", "single file", "snapshot")

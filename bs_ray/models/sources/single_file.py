@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bs_ray.models.base import BaseNotFound
 from bs_ray.models.folder import shapes_of
-from bs_ray.models.identity import read_header
+from bs_ray.models.identity import read_header, stamps
 from bs_ray.models.published import write_architecture
 from bs_ray.models.sources import hub
 from bs_ray.models.sources.cache import made_once
@@ -68,7 +68,8 @@ def folder(path: Path) -> Path:
     beside = next(filter(_has_settings, (path.with_suffix(""), path.parent)), None)
     vocabularies = _vocabularies(path, beside)
     stat = path.stat()
-    about = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {beside} {vocabularies}"
+    settings = list(stamps(beside)) if beside else []
+    about = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {settings} {vocabularies}"
     name = f"{path.stem}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
     def make(part: Path) -> None:
