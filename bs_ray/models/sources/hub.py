@@ -58,7 +58,7 @@ def download(repo: str, revision: str | None) -> Path:
 
     Raises BaseNotFound, which says what to do where it is gated, missing or out of reach.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
     api = HfApi()
     try:
@@ -73,7 +73,9 @@ def download(repo: str, revision: str | None) -> Path:
         file = api.hf_hub_download(repo, _MODEL_INDEX, revision=commit)
         wanted = used_files(json.loads(Path(file).read_text()), names, repo)
         return Path(api.snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except (OSError, errors.HTTPError) as error:
+    except BaseNotFound:
+        raise
+    except Exception as error:  # the client's own, and those of its HTTP library
         raise _explained(repo, revision, error) from error
 
 

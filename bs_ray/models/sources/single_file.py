@@ -104,14 +104,8 @@ def _vocabularies(path: Path, beside: Path | None) -> Path:
 def _write_settings(part: Path, beside: Path | None, vocabularies: Path, keys: Any) -> None:
     shutil.rmtree(part)
     write_architecture("sdxl-base-1.0", part)
-    for name in (*_PREFIXES, "scheduler") if beside else ():
-        if (beside / name).is_dir():
-            shutil.rmtree(part / name)
-            (part / name).mkdir()
-            for file in (beside / name).glob("*config.json"):  # not the indices of weights
-                shutil.copy(file, part / name)
-    if beside and (beside / "model_index.json").is_file():
-        shutil.copy(beside / "model_index.json", part)
+    if beside:
+        _copy_settings(beside, part)
     for name, pad in _TOKENIZERS.items():
         shutil.rmtree(part / name)
         if vocabularies.is_dir():
@@ -123,6 +117,17 @@ def _write_settings(part: Path, beside: Path | None, vocabularies: Path, keys: A
         found = json.loads(file.read_text()) | {"prediction_type": "v_prediction"}
         found["rescale_betas_zero_snr"] = "ztsnr" in keys
         file.write_text(json.dumps(found, indent=1))
+
+
+def _copy_settings(beside: Path, part: Path) -> None:
+    for name in (*_PREFIXES, "scheduler"):
+        if (beside / name).is_dir():
+            shutil.rmtree(part / name)
+            (part / name).mkdir()
+            for file in (beside / name).glob("*config.json"):  # not the indices of weights
+                shutil.copy(file, part / name)
+    if (beside / "model_index.json").is_file():
+        shutil.copy(beside / "model_index.json", part)
 
 
 def _convert(path: Path, part: Path, keys: Any) -> None:
