@@ -103,7 +103,7 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         output.check(write=True)
     input_list = open_input_list(
         output,
-        settings_of(job, sliders, before and before.settings),
+        settings_of(job, sliders, before.settings if before else None),
         job.shard_images,
         lambda folder: listed(job, source, folder, console),
         job.shard_mb << 20,
