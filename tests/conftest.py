@@ -140,6 +140,16 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whole_base(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float32, whose numbers are no float16's."""
+    from tests.models.layouts import write_whole
+
+    folder = tmp_path_factory.mktemp("layouts") / "fp32"
+    write_whole(random_base, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def gradient() -> np.ndarray:
     """uint8 [24, 36, 3], smooth enough for JPEG to keep."""
     y, x = np.mgrid[0:24, 0:36]

@@ -31,6 +31,7 @@ DOORWAYS = {
         "bench/gpu/editing.py",
         "doctor.py",
     ],
+    "huggingface_hub": ["models/sources/hub.py"],
     "deepspeed": ["train/engines.py", "doctor.py"],
     "botocore": ["storage/"],
     "boto3": ["storage/"],

@@ -75,7 +75,7 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     pinned = found.settings["sliders"] if found else {}
     sliders = resolve(job, registry, pinned, console)
     if found:
-        check_settings(found.settings, settings_of(job, sliders), output)
+        check_settings(found.settings, settings_of(job, sliders, found.settings), output)
     with tempfile.TemporaryDirectory() as folder:
         work = _work(job, source, output, found, Path(folder), console)
     references = {given: slider.reference for given, slider in sliders.items()}

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from bs_ray import __version__
 from bs_ray.cli import (
+    bases,
     bench,
     edit,
     edit_one,
@@ -43,6 +44,7 @@ for verbs in (train, edit, edit_one, serve, evaluate, tools):
 for name, group in {
     "tiny": tiny,
     "ingest": ingest,
+    "bases": bases,
     "sliders": sliders,
     "keys": keys,
     "bench": bench,

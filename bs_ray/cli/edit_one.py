@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -83,8 +83,11 @@ def edit_one(
     ] = False,
     registry: Annotated[str, typer.Option(help="Where sliders are looked up.")] = "sliders",
     base: Annotated[
-        str, typer.Option(help="`tiny`, `tiny-flow`, `tiny-photo`, or a diffusers folder.")
+        str, typer.Option(help="`tiny`, a diffusers folder, a hub id, s3:// or a .safetensors.")
     ] = "tiny",
+    other_bases: Annotated[
+        str, typer.Option(help="Sliders of another base: refuse, warn or allow, as in a job.")
+    ] = "warn",
     preset: Annotated[str, typer.Option(help="fast or high.")] = "fast",
     method: Annotated[str, typer.Option(help="How to edit, as editor.method.")] = "displacement",
     region: Annotated[
@@ -100,8 +103,11 @@ def edit_one(
     """Edit one photo without a cluster; write it again, or write a strip of edits (PNG, or as the
     suffix of --out says)."""
     from bs_ray.config import editor_settings
+    from bs_ray.config.base import OtherBases
     from bs_ray.editing.single_photo import OnePhoto, boxes_of, strengths_of
 
+    if other_bases not in get_args(OtherBases):
+        raise ValueError(f"--other-bases: got {other_bases!r}; expected refuse, warn or allow")
     if sweep and compose:
         raise ValueError("got --sweep and --compose; expected one of them")
     if not slider and not words:
@@ -115,6 +121,7 @@ def edit_one(
         registry=registry,
         seed=seed,
         boxes=boxes_of(box or []),
+        other_bases=cast(OtherBases, other_bases),
         words=_pairs(words or [], strength or [], target or []),
     )
     strip = "sweep" if sweep else "compose" if compose else ""
@@ -158,6 +165,9 @@ def _write(one: OnePhoto, strip: str, out: Path) -> None:
     """Make the edit, or the strip that was asked for, and write it."""
     if strip:
         (one.sweep() if strip == "sweep" else one.compose()).save(out, quality=90)
+        for used in one.editor.sliders.values():
+            if used.card.elsewhere:
+                report(used.card.elsewhere)
     else:
         data, notes = one.edit()
         out.write_bytes(data)

@@ -96,6 +96,37 @@ def sliders_import(
     console.print(f"published [bold]{slider.reference}[/] in {registry}", soft_wrap=True)
 
 
+@app.command("calibrate", epilog="Example: bs-ray sliders calibrate age@1 --base ./juggernaut-xl")
+def sliders_calibrate(
+    slider: Annotated[str, typer.Argument(help="name, name@version or a .safetensors file.")],
+    base: Annotated[str, typer.Option(help="The base to measure it on, as in a job file.")],
+    device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
+    registry: Annotated[str, typer.Option(help="Registry prefix, local or s3://.")] = "sliders",
+) -> None:
+    """Measure a slider on a base that it was not trained on, and store that beside it.
+
+    Strengths on that base then count the effect that they have there.
+    """
+    from bs_ray.judges.load import find_judges
+    from bs_ray.models import base_folder, identify_base, load_base
+    from bs_ray.sliders.registry import Registry
+    from bs_ray.train.watching.elsewhere import calibrated_on
+
+    catalogue, here = Registry(registry), identify_base(base)
+    found = catalogue.resolve(slider).on(here)
+    if here.goes_by(found.card.base_id) and found.card.calibration:
+        raise ValueError(
+            f"slider {found.reference}: got {base}, which it was trained and measured on; expected "
+            "another base"
+        )
+    model = load_base(base, device=device)
+    measured = calibrated_on(found, model, find_judges(base_folder(base)))
+    place = catalogue.keep_calibration(slider, here, base, measured)
+    low, high = measured.units
+    console.print(f"usable range on {base}: {low:.2g} to {high:.2g}", soft_wrap=True)
+    console.print(f"wrote [bold]{place}[/]", soft_wrap=True)
+
+
 @app.command(
     "words",
     epilog='Example: bs-ray sliders words smiling "person, smiling" "person, frowning" --base tiny',

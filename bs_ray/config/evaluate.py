@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from bs_ray.config.base import Settings, check_name, with_new_name
+from bs_ray.config.base import OtherBases, Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings, JobEditor
 from bs_ray.config.judges import JudgeSettings
 from bs_ray.config.words import MeasuredWords
@@ -94,6 +94,9 @@ class EvalJob(Settings):
     kind: Literal["evaluate"] = "evaluate"
     name: str
     base: str = "tiny"
+    other_bases: OtherBases = "warn"
+    """Whether sliders may be used that were trained on another base of its family: `refuse`, `warn`
+    (the figures say so) or `allow`."""
     registry: str = "sliders"
     sliders: dict[str, str | MeasuredWords] = {}
     """Slider -> what it is meant to move: a reading of a judge, such as `age`, or `clip` for

@@ -193,9 +193,9 @@ class TrainJob(Settings):
     name: str
     """Name of the run, and of the slider it publishes."""
     base: str = "tiny"
-    """`tiny`, `tiny-flow`, `tiny-photo`, or a diffusers folder: SDXL, SD3.5, Flux.1, Flux.2 Klein,
-    Z-Image or Qwen-Image. To plan a run, the name of a published one will do, such as `sdxl-
-    base-1.0`."""
+    """`tiny`, `tiny-flow`, `tiny-photo`; or SDXL, SD3.5, Flux.1, Flux.2 Klein, Z-Image or
+    Qwen-Image as a diffusers folder, a hub id, a bucket's prefix or a .safetensors file
+    (docs/bases.md). To plan a run, the name of a published one will do, such as `sdxl-base-1.0`."""
     algorithm: Literal["beyond_sliders", "concept_sliders"] = "beyond_sliders"
     """`concept_sliders` is the reference procedure that results compare with: it trains one
     polarity, as its authors' code does."""

@@ -22,7 +22,7 @@ from bs_ray.images.rows import DecodedRow, is_quarantined
 from bs_ray.images.sheets import draw_captioned
 from bs_ray.judges.judge import Subject, largest
 from bs_ray.judges.load import Panel, find_judges
-from bs_ray.models import identify_base, load_base
+from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
@@ -136,9 +136,9 @@ def portraits(folder: str) -> list[Portrait]:
 
 def under_sliders(given: Sequence[Portrait], trained: Slider | None = None) -> list[Row]:
     """Every portrait under every slider. trained: an age slider of BASE."""
-    model, base_id = load_base(BASE), identify_base(BASE)
+    model = load_base(BASE)
     sliders = {TRAINED: trained} if trained else {}
-    sliders |= {s: Slider.of_words(words, BASE, base_id) for s, words in WORDS.items()}
+    sliders |= {s: Slider.of_words(words, BASE, model.base_id) for s, words in WORDS.items()}
     judges = find_judges(None, usual=JUDGES)
     rows = [_rows(model, judges, given, slider, shown) for shown, slider in sliders.items()]
     return [row for of_one in zip(*rows, strict=True) for row in of_one]

@@ -48,9 +48,9 @@ from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.tiny.drawn import TinyWorld, ingest_tiny_world
 from bs_ray.train.run import train
 
-PHOTO_SLIDER = "photo/train-age.yaml"
+PHOTO_SLIDER = "tiny-photo/train-age.yaml"
 """The shipped job that trains a slider on the base of photographs."""
-WITHOUT_PHOTOS = ["photos=null", "losses.perceptual=0", "steps=60"]
+WITHOUT_PHOTOS = ["photos=null", "region=photo", "people=all", "losses.perceptual=0", "steps=60"]
 """How the demo changes it: it learns from pictures that the base makes, and in a minute."""
 _SHOWN = ("effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact")
 

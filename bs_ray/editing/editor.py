@@ -42,6 +42,7 @@ from bs_ray.images.faces import CenterFace, Face, FaceDetector
 from bs_ray.images.pixels import images_of
 from bs_ray.images.scaling import shrunk
 from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.resident import Resident
 from bs_ray.sliders.slider import Slider
@@ -130,11 +131,11 @@ class Editor:
         methods: what the names in `EditorSettings.method` stand for. detector: what finds faces,
         where settings ask for them; CenterFace where left out.
 
-        Raises SliderError where a slider was trained on another base or its words mean nothing to
-        the base, and FacesUnavailable.
+        Raises SliderError where a slider is of another family or its words mean nothing to the
+        base, and FacesUnavailable.
         """
         for slider in sliders:
-            slider.check_base(model.base_id)
+            slider.on(BaseIdentity.of(model), "allow")  # verbs ask whether another base may be
         self.model, self.settings, self._methods = model, settings, methods
         self.sliders = {slider.reference: slider for slider in sliders}
         """The sliders that mixes may name, by name@version."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EditorSettings, JobError, WordsAtStrength, words_at_strength
-from bs_ray.config.base import MAX_PIXELS
+from bs_ray.config.base import MAX_PIXELS, OtherBases
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import encode
@@ -42,19 +42,22 @@ class OnePhoto:
         seed: int = 0,
         boxes: Sequence[Box] | None = None,
         words: Sequence[WordsAtStrength] = (),
+        other_bases: OtherBases = "warn",
     ):
         """sliders: reference -> strength, in the order in which `compose` adds them; then words,
-        each at one strength. boxes: where the photo is edited, with `region: boxes`.
+        each at one strength. boxes: where the photo is edited, with `region: boxes`. other_bases:
+        whether sliders of another base of the family are used.
 
         Raises EditError for a photo that cannot be read, SliderError, BaseNotFound and
         FacesUnavailable.
         """
         self.row = _read(photo)
-        found = [Registry(registry).resolve(reference) for reference in sliders]
+        here = identify_base(base)
+        found = [Registry(registry).resolve_on(one, here, other_bases) for one in sliders]
         strengths = list(sliders.values())
         for one in words:
             assert isinstance(one.strength, float)
-            found.append(Slider.of_words(one, base, identify_base(base)))
+            found.append(Slider.of_words(one, base, here.id))
             strengths.append(one.strength)
         self.editor = Editor(load_base(base), found, settings)
         self.strengths = dict(zip((s.reference for s in found), strengths, strict=True))

@@ -59,6 +59,9 @@ class Card(BaseModel):
     calibration: Calibration | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     """The job's settings and what the run measured."""
+    elsewhere: str = Field("", exclude=True)
+    """What every output says where the slider is used on another base than its own. No file has
+    it."""
 
     @classmethod
     def of_file(cls, data: bytes, source: str) -> Self:
@@ -120,7 +123,11 @@ class Card(BaseModel):
         return scale
 
     def note(self, strength: float, calibrated: bool = True) -> str:
-        """What to tell a user about a strength beyond the usable range; "" within it."""
+        """What to tell a user about a strength: on another base, or beyond the usable range."""
+        away = self.elsewhere if strength else ""
+        return "; ".join(filter(None, [away, self._range_note(strength, calibrated)]))
+
+    def _range_note(self, strength: float, calibrated: bool) -> str:
         measured = self.calibration
         if not measured or not measured.unit:
             return ""

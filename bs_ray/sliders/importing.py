@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bs_ray.models.base import DiffusionModel
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.layer_names import Covered, flat, published_names
 from bs_ray.sliders.lora_file import LoraFile, read_lora
@@ -39,7 +40,8 @@ def import_slider(
     rank = max(a.shape[0] for a, _ in factors.values())
     exported = found.card
     # What was measured on another base says nothing about this one.
-    measured_here = exported is not None and exported.base_id == model.base_id
+    here = BaseIdentity.of(model)
+    measured_here = exported is not None and here.goes_by(exported.base_id)
     training = {"imported_from": path.name} | ({"left_out": left_out} if left_out else {})
     card = Card(
         name=name,

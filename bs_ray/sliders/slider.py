@@ -7,6 +7,7 @@ loader is our LoRA scale 1.0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,6 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bs_ray.config import Words
+from bs_ray.config.base import OtherBases
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.card import CARD_KEY, Card, SliderError, not_a_slider
 from bs_ray.sliders.words import card_of_words
 
@@ -65,13 +68,41 @@ class Slider:
             raise SliderError(f"slider {source}: got weights that are not finite; train it again")
         return cls(card, factors)
 
-    def check_base(self, base_id: str) -> None:
-        """Raise SliderError unless the slider was trained on the base with this hash.
+    def on(self, base: BaseIdentity, others: OtherBases = "warn") -> Slider:
+        """The slider as this base uses it: itself where it was trained on it.
 
-        An imported slider that names no base passes: the shapes of its layers decide (`attach`).
+        On another base of its family, its card says so in the notes of every output, unless
+        `others` is "allow". Raises SliderError for another family or other layers, and for any
+        other base where `others` is "refuse". An imported slider that names no base passes: the
+        shapes of its layers decide (`SliderBank.load`).
         """
-        if self.card.base_id and self.card.base_id != base_id:
+        if base.goes_by(self.card.base_id):
+            return self
+        own = f"{self.card.base_id} ({self.card.base}), which it was trained on"
+        if self.card.family not in ("", base.family):
             raise SliderError(
-                f"slider {self.reference}: got base {base_id}; expected {self.card.base_id} "
-                f"({self.card.base}), which it was trained on. Use that base, or train it again"
+                f"slider {self.reference}: got a base of the family {base.family}; expected one of "
+                f"{self.card.family}, best {own}. Use that base, or train it again"
             )
+        if others == "refuse":
+            raise SliderError(
+                f"slider {self.reference}: got base {base.id}; expected {own}. Use that base, set "
+                "other_bases=warn, or train it again"
+            )
+        if odd := self._layer_that_does_not_fit(base.layers):
+            raise SliderError(
+                f"slider {self.reference}: got base {base.id}, which has no layer {odd} of its "
+                f"shape; expected {own}, or a fine-tune of it. Use such a base, or train it again"
+            )
+        if others == "allow":
+            return self
+        note = f"{self.card.name} was trained on another base ({self.card.base})"
+        if self.card.calibration:
+            note += ", and its strengths were not measured on this one"
+        return Slider(self.card.model_copy(update={"elsewhere": note}), self.factors)
+
+    def _layer_that_does_not_fit(self, layers: Mapping[str, Sequence[int]]) -> str | None:
+        for layer, (a, b) in self.factors.items() if layers else ():
+            if list(layers.get(layer, [])) != [len(b), *a.shape[1:]]:
+                return layer
+        return None

@@ -31,7 +31,7 @@ from bs_ray.datasets.pool import PhotoPool, PhotosError
 from bs_ray.datasets.sources import read_photos
 from bs_ray.images.faces import need_centerface
 from bs_ray.judges.load import OWN, find_judges
-from bs_ray.models import absolute_base, base_folder, load_base
+from bs_ray.models import absolute_base, base_folder, identify_base, load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
 from bs_ray.models.prompts import cut_notes
 from bs_ray.progress import ProgressBoard, counted, progress
@@ -159,6 +159,7 @@ def _references(sliders: dict[str, Slider]) -> str:
 
 def _check(job: TrainJob) -> DiffusionModel:
     """Check everything that can be checked before workers start; the base, without weights."""
+    identify_base(job.base)
     model = load_base(job.base, device="meta")
     check_rows(job, job.max_workers)
     check_tracking(job)

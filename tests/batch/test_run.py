@@ -354,8 +354,9 @@ def test_bad_sliders(make_job: MakeJob, slider: Slider, tmp_path: Path) -> None:
         edit(make_job(sliders={"smile": 1.0, "smile@1": 1.0}))
     foreign = Slider(slider.card.model_copy(update={"base_id": "other"}), slider.factors)
     (tmp_path / "foreign.safetensors").write_bytes(foreign.to_bytes())
+    used = {str(tmp_path / "foreign.safetensors"): 1.0}
     with pytest.raises(SliderError, match="expected other"):
-        edit(make_job(sliders={str(tmp_path / "foreign.safetensors"): 1.0}))
+        edit(make_job(sliders=used, other_bases="refuse"))
 
 
 def test_a_changed_job_is_refused(ray_cluster: None, make_job: MakeJob, tmp_path: Path) -> None:

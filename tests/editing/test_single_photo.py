@@ -30,7 +30,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory, random_base: Path) -> str
     for seed, name in enumerate(("smile", "age", "foreign")):
         slider = random_slider(model, name, seed)
         if name == "foreign":
-            slider.card.base_id = "elsewhere"
+            slider.card.base_id, slider.card.family = "elsewhere", "sd3"
         Registry(str(folder)).publish(slider)
     return str(folder)
 

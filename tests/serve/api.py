@@ -18,6 +18,7 @@ from PIL import Image
 
 from bs_ray.config import Prompts, ServeJob
 from bs_ray.editing.locate import Sight
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.serve.engine.tasks import (
     EditTask,
     Event,
@@ -174,7 +175,8 @@ def stub_app(backend: StubBackend | None = None, metrics: object = None, **setti
         Card(name="age", version=2, calibration=CALIBRATION, **shared),
     ]
     listed = {card.name: Listed(card, f"{card.name}@{card.version}") for card in cards}
-    catalogue = Catalogue(Registry(job.registry), job.sliders, "0", 1e9, listed=listed)
+    base = BaseIdentity("0", "sdxl")
+    catalogue = Catalogue(Registry(job.registry), job.sliders, base, 1e9, listed=listed)
     return create_app(
         job,
         "0",

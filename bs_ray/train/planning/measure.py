@@ -16,13 +16,13 @@ from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import MAX_BYTES, MAX_PHOTOS, PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
+from bs_ray.models.published import architecture_folder
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import untrained_features
 from bs_ray.train.loop import assemble
 from bs_ray.train.losses import Features, LossNormaliser
 from bs_ray.train.planning.dry_run import FUSED_ATTENTION, OTHER, DryRun, RowCount
 from bs_ray.train.planning.memory import base_networks, bytes_of, engine_bytes, sharded_bytes
-from bs_ray.train.planning.published import architecture_folder
 from bs_ray.train.step import TrainState, train_step
 from bs_ray.train.targets.concept_sliders import concept_sliders_step
 from bs_ray.train.targets.samples import SampleMaker
