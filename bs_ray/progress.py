@@ -181,6 +181,11 @@ def _rate(speed: float | None) -> str:
     return f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 worker`, `2 workers`, `1,000 photos`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 @contextlib.contextmanager
 def bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """One bar with ETA; report(count) moves it on."""

@@ -19,6 +19,8 @@ from bs_ray.storage.seaweed import LocalObjectStore, available
 # Before anything imports Ray or torch, and inherited by every worker.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# A process for each run, to hear of nodes that a cloud takes away.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads that wait for each other sleep: where others want the cores too, most of what a worker of
 # two threads takes would else be their spinning.
@@ -134,6 +136,16 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("base")
     write_untrained_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_base(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float32, whose numbers are no float16's."""
+    from tests.models.layouts import write_whole
+
+    folder = tmp_path_factory.mktemp("layouts") / "fp32"
+    write_whole(random_base, folder)
     return folder
 
 

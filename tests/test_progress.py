@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.text import Text
 
-from bs_ray.progress import Bars, ProgressBoard, Reported, progress
+from bs_ray.progress import Bars, ProgressBoard, Reported, counted, progress
 
 NUMBERS = {
     "triplet": 0.12345,
@@ -75,3 +75,11 @@ def test_workers_report_to_the_driver(ray_cluster) -> None:
         ray.get(work.remote(board))
     last = screen.getvalue().splitlines()[-1]
     assert last.startswith("smile: train 2/2") and last.endswith("loss 0.25")
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    assert [counted(n, "worker") for n in (0, 1, 1000)] == [
+        "0 workers",
+        "1 worker",
+        "1,000 workers",
+    ]

@@ -18,11 +18,13 @@ import numpy as np
 from bs_ray.batch.prepare import digest
 from bs_ray.batch.rows import EditedRow, PlannedRow, pack, seconds_of, unpack
 from bs_ray.config import EditJob, EditorSettings
+from bs_ray.config.base import OtherBases
 from bs_ray.editing.editor import Edit, Editor, Outcome, outputs_of
 from bs_ray.editing.gate import GatedEditor, gate_judges
 from bs_ray.editing.locate import view_key
 from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
 from bs_ray.models import base_folder, load_base
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
@@ -44,11 +46,12 @@ class EditShard:
 
         torch.set_num_threads(max(1, round(job.cpus_per_worker)))
         registry, sliders = Registry(job.registry), []
+        model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
+        base = BaseIdentity.of(model)
         for used in settings["sliders"].values():
-            sliders.append(_slider(used, registry))
+            sliders.append(_slider(used, registry, base, job.other_bases))
             if digest(sliders[-1]) != used["sha256"]:
                 raise SliderError(f"slider {used['place']}: got other weights than at the start")
-        model = load_base(job.base, device="cuda" if job.gpus_per_worker else "cpu")
         self.job, self.editor = job, Editor(model, sliders, of_views(job.editor))
         self.edit = edit_function(self.editor, job)
 
@@ -60,11 +63,13 @@ class EditShard:
         return pack(row["shard"], rows, row["files"], **seconds)
 
 
-def _slider(used: dict[str, Any], registry: Registry) -> Slider:
+def _slider(
+    used: dict[str, Any], registry: Registry, base: BaseIdentity, others: OtherBases
+) -> Slider:
     """A slider of the input list; words are in the list themselves."""
     if "card" in used:
         return Slider(Card.model_validate_json(used["card"]), {})
-    return registry.resolve(used["place"])
+    return registry.resolve_on(used["place"], base, others)
 
 
 def copy_shard(row: dict[str, Any]) -> dict[str, Any]:

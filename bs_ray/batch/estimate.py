@@ -28,6 +28,7 @@ from bs_ray.config import EditJob
 from bs_ray.editing.editor import Editor
 from bs_ray.images.rows import is_quarantined
 from bs_ray.models import load_base
+from bs_ray.progress import counted
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
@@ -74,7 +75,7 @@ def estimate(job: EditJob, console: Console) -> Estimate:
     pinned = found.settings["sliders"] if found else {}
     sliders = resolve(job, registry, pinned, console)
     if found:
-        check_settings(found.settings, settings_of(job, sliders), output)
+        check_settings(found.settings, settings_of(job, sliders, found.settings), output)
     with tempfile.TemporaryDirectory() as folder:
         work = _work(job, source, output, found, Path(folder), console)
     references = {given: slider.reference for given, slider in sliders.items()}
@@ -159,8 +160,9 @@ def _work(
 def estimate_table(found: Estimate) -> Table:
     """An Estimate for people."""
     table = Table(show_header=False, box=None)
+    ignored = f" ({counted(found.ignored, 'other file')} ignored)" if found.ignored else ""
     rows = {
-        "photos": f"{found.photos:,} in {found.format} ({found.ignored:,} other files ignored)",
+        "photos": f"{found.photos:,} in {found.format}{ignored}",
         "bytes": size_of(found.bytes),
         "generation": f"{found.generation}: {described(found.changes)}",
         "edits of each": str(found.edits),

@@ -35,7 +35,7 @@ from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import slider_of_words, words_said
+from bs_ray.sliders.words import words_said
 from bs_ray.storage import MissingBucketError, Store
 
 _REPORT_EVERY = 100_000  # photos listed between two lines about it
@@ -103,7 +103,7 @@ def prepare(job: EditJob, console: Console) -> PreparedJob:
         output.check(write=True)
     input_list = open_input_list(
         output,
-        settings_of(job, sliders),
+        settings_of(job, sliders, before.settings if before else None),
         job.shard_images,
         lambda folder: listed(job, source, folder, console),
         job.shard_mb << 20,
@@ -191,29 +191,34 @@ def resolve(
     pinned: what the input list says of them. Raises SliderError, JudgeUnavailable for a gate whose
     judges are missing, and FacesUnavailable.
     """
-    base_id, sliders = identify_base(job.base), {}
+    base, sliders = identify_base(job.base), {}
     if job.editor.region == "face":
         need_centerface()
     if job.gate:
         gate_judges(base_folder(job.base), job.gate)
-    words = words_of(job, base_id)
+    words = words_of(job, base.id)
     for given in job.sliders:
         if given in words:
             sliders[given] = words[given]
             continue
-        newest = registry.resolve(_place(given))
-        slider = registry.resolve(pinned[given]["place"]) if given in pinned else newest
+        newest = registry.resolve_on(_place(given), base, job.other_bases)
+        slider = newest
+        if given in pinned:
+            slider = registry.resolve_on(pinned[given]["place"], base, job.other_bases)
         if slider.reference != newest.reference:
             console.print(
                 f"{job.name}: goes on with {slider.reference}, as it began; {newest.reference} is "
                 "newer, and another output would use it.",
                 soft_wrap=True,
             )
-        slider.check_base(base_id)
         sliders[given] = slider
     names = Counter(slider.card.name for slider in sliders.values())
     if twice := [name for name, count in names.items() if count > 1]:
         raise SliderError(f"sliders: got {twice[0]} more than once; expected each slider once")
+    for slider in sliders.values():
+        if slider.card.elsewhere:
+            advice = f"bs-ray sliders calibrate {slider.reference} --base {job.base}"
+            console.print(f"{job.name}: {slider.card.elsewhere} ({advice})", soft_wrap=True)
     if not job.edits_column:
         _check_strengths(job, sliders, console)
     return sliders
@@ -223,6 +228,7 @@ def _check_strengths(job: EditJob, sliders: Mapping[str, Slider], console: Conso
     """Raise SliderError for a strength that is refused; print what users should know of others."""
     cards = {given: slider.card for given, slider in sliders.items()}
     for given, wanted in job.strengths.items():
+        cards[given] = cards[given].model_copy(update={"elsewhere": ""})  # that has been printed
         for strength in wanted if isinstance(wanted, list) else [wanted]:
             for note in Mix.of({given: strength}, cards, job.editor.calibrated).notes:
                 console.print(f"{job.name}: {note}", soft_wrap=True)
@@ -231,7 +237,7 @@ def _check_strengths(job: EditJob, sliders: Mapping[str, Slider], console: Conso
 def words_of(job: EditJob, base_id: str) -> dict[str, Slider]:
     """The job's sliders of words, by its own names for them."""
     words = job.words.items()
-    return {name: slider_of_words(said, job.base, base_id, name) for name, said in words}
+    return {name: Slider.of_words(said, job.base, base_id, name) for name, said in words}
 
 
 def _place(given: str) -> str:
@@ -247,13 +253,18 @@ _DECISIVE = {
 }
 
 
-def settings_of(job: EditJob, sliders: Mapping[str, Slider]) -> dict[str, Any]:
+def settings_of(
+    job: EditJob, sliders: Mapping[str, Slider], before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What decides an output's pixels and place, and so must not change between runs of a job.
 
     batch_size and shard_images belong to it: they decide which photos share a forward pass, and
     with that the last bits of its floats. Where and how fast a job runs does not. Settings have the
-    names under which they are stored, which never change.
+    names under which they are stored, which never change. before: those of the job's last run,
+    which may have known the base by an id of earlier versions.
     """
+    base = identify_base(job.base)
+    begun_with = (before or {}).get("base_id", base.id)
     used = {
         given: {
             "place": _place(given) if "." in given else slider.reference,
@@ -268,7 +279,7 @@ def settings_of(job: EditJob, sliders: Mapping[str, Slider]) -> dict[str, Any]:
     return {
         **job.model_dump(mode="json", include=_DECISIVE | boxes, by_alias=True),
         "input": absolute_input(job.input),
-        "base_id": identify_base(job.base),
+        "base_id": begun_with if base.goes_by(begun_with) else base.id,
         "sliders": used,
         "bs_ray": __version__,
     }

@@ -25,6 +25,7 @@ from bs_ray.batch.survey import place_of_input
 from bs_ray.config import EditJob
 from bs_ray.images.rows import QuarantinedRow, is_quarantined
 from bs_ray.images.sheets import draw_pairs
+from bs_ray.progress import counted
 from bs_ray.storage import Store
 
 REPORT_KEY, LATEST_KEY = "report.html", "_bs_ray/latest.png"
@@ -98,6 +99,7 @@ def write_report(job: EditJob, input_list: InputList) -> None:
     png = sheet(job, input_list, spread(input_list)) if summary["made"]["outputs"] else b""
     page = pages.get_template("batch/report.html.j2").render(
         title=f"bs_ray: {job.name}",
+        counted=counted,
         job=job,
         version=__version__,
         summary=summary,

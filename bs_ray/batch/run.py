@@ -35,6 +35,7 @@ from bs_ray.batch.prepare import (
 from bs_ray.batch.report import LATEST_KEY, REPORT_KEY, sheet, write_report
 from bs_ray.batch.verify import lost_shards
 from bs_ray.config import EditJob
+from bs_ray.progress import counted
 from bs_ray.ray_session import ray_session
 
 # Among fewer photos than this, a few bad ones say little about the rest.
@@ -275,11 +276,12 @@ def _summarise(
 
 
 def _print_summary(job: EditJob, summary: EditSummary, console: Console) -> None:
-    edits = f" ({summary.outputs} edits)" if summary.outputs != summary.edited else ""
+    edits = f" ({counted(summary.outputs, 'edit')})" if summary.outputs != summary.edited else ""
+    ignored = f"; {counted(summary.ignored, 'other file')} ignored" if summary.ignored else ""
     console.print(
-        f"{job.name}: {summary.inputs} photos = {summary.edited} edited{edits} + "
-        f"{summary.quarantined} quarantined, in {summary.seconds:.1f} s; {summary.ignored} other "
-        f"files ignored. Report: {job.output}/report.html",
+        f"{job.name}: {counted(summary.inputs, 'photo')} = {summary.edited} edited{edits} + "
+        f"{summary.quarantined} quarantined, in {summary.seconds:.1f} s{ignored}. "
+        f"Report: {job.output}/report.html",
         soft_wrap=True,
     )
     if summary.generation > 1:

@@ -12,6 +12,7 @@ from rich.console import Console
 from bs_ray.batch.lease import JobTakenError
 from bs_ray.batch.prepare import EditFailed, described
 from bs_ray.batch.run import EditSummary
+from bs_ray.progress import counted
 from bs_ray.storage import StorageError
 
 
@@ -57,7 +58,7 @@ def watch(
 
 def _line(summary: EditSummary) -> str:
     if summary.nothing_to_do:
-        return f"nothing new among {summary.inputs:,} photos"
+        return f"nothing new among {counted(summary.inputs, 'photo')}"
     return (
         f"generation {summary.generation}: {described(summary.changes)}; "
         f"{summary.made['edited']:,} edited + {summary.made['quarantined']:,} quarantined "

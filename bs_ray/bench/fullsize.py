@@ -26,6 +26,7 @@ from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
+from bs_ray.models.published import architecture_folder
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import untrained_features
 from bs_ray.train.loop import MakeEngine, assemble
@@ -33,7 +34,6 @@ from bs_ray.train.losses import Features
 from bs_ray.train.planning.dry_run import RowCount
 from bs_ray.train.planning.memory import base_networks, bytes_of
 from bs_ray.train.planning.plan import plan
-from bs_ray.train.planning.published import architecture_folder
 from bs_ray.train.step import TrainState, train_step
 from bs_ray.train.targets.concept_sliders import concept_sliders_step
 from bs_ray.train.targets.samples import Row, SampleMaker

@@ -15,7 +15,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from bs_ray import __version__
-from bs_ray.cli import bench, edit, evaluate, ingest, keys, serve, sliders, tiny, tools, train
+from bs_ray.cli import (
+    bases,
+    bench,
+    edit,
+    edit_one,
+    evaluate,
+    ingest,
+    keys,
+    serve,
+    sliders,
+    tiny,
+    tools,
+    train,
+)
 from bs_ray.cli.shared import console
 
 app = typer.Typer(
@@ -26,11 +39,12 @@ app = typer.Typer(
     help="Train, apply, serve and measure continuous attribute sliders (LoRA), on Ray.",
     epilog="Start with [bold]bs-ray demo[/]; then read jobs/tiny/*.yaml.",
 )
-for verbs in (train, edit, serve, evaluate, tools):
+for verbs in (train, edit, edit_one, serve, evaluate, tools):
     app.add_typer(verbs.app)
 for name, group in {
     "tiny": tiny,
     "ingest": ingest,
+    "bases": bases,
     "sliders": sliders,
     "keys": keys,
     "bench": bench,

@@ -18,13 +18,20 @@ def demo(
         "demo-out"
     ),
     quick: Annotated[
-        bool, typer.Option(help="One slider and fewer photos: about five minutes.")
+        bool, typer.Option(help="One slider and fewer photos: about three minutes.")
     ] = False,
+    photos: Annotated[
+        str | None,
+        typer.Option(
+            help="Portraits to edit: a folder, local or s3://, of which the first four that show a "
+            "face are taken; two that come with bs_ray where left out."
+        ),
+    ] = None,
 ) -> None:
     """Do everything once, offline: ingest, train, edit, serve, evaluate, write a report."""
     from bs_ray.demo import demo as run
 
-    run(out, quick=quick, console=console)
+    run(out, quick=quick, photos=photos, console=console)
 
 
 @app.command(

@@ -21,6 +21,7 @@ from bs_ray.config.load import (
 )
 from bs_ray.config.overrides import apply_override
 from bs_ray.config.serve import Autoscaling, ServeJob
+from bs_ray.config.table import TableJob
 from bs_ray.config.train import (
     CachedTeacher,
     EarlyStop,
@@ -49,6 +50,7 @@ __all__ = [
     "Prompts",
     "QualityGate",
     "ServeJob",
+    "TableJob",
     "Tracking",
     "TrainJob",
     "Words",

@@ -17,6 +17,11 @@ class JobError(ValueError):
     """A job file that cannot be used; the message says got, expected and what to do."""
 
 
+OtherBases = Literal["refuse", "warn", "allow"]
+"""What becomes of a slider on another base of the family that it was trained on: it is refused, it
+is used and every output has a note, or it is used."""
+
+
 class Settings(BaseModel):
     """A section of a job file: unknown keys are errors, and a value never changes."""
 

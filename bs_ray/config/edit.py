@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bs_ray.config.base import MAX_PIXELS, Settings, check_name, with_new_name
+from bs_ray.config.base import MAX_PIXELS, OtherBases, Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings, QualityGate
 from bs_ray.config.words import WordsAtStrength
 
@@ -19,7 +19,11 @@ class EditJob(Settings):
     kind: Literal["edit"] = "edit"
     name: str
     base: str = "tiny"
-    """`tiny`, `tiny-flow`, `tiny-photo`, or a diffusers folder of any family that trains."""
+    """`tiny`, `tiny-flow`, `tiny-photo`; or of any family that trains a diffusers folder, a hub id,
+    a bucket's prefix, or a .safetensors file (docs/bases.md)."""
+    other_bases: OtherBases = "warn"
+    """Whether sliders may be used that were trained on another base of its family: `refuse`, `warn`
+    (a note on every output) or `allow`."""
     input: str
     """Prefix of the photos, local or s3://: image files at any depth, `*.parquet` or `*.tar`."""
     input_format: Literal["auto", "images", "parquet", "webdataset"] = "auto"

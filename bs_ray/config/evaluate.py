@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from bs_ray.config.base import Settings, check_name, with_new_name
+from bs_ray.config.base import OtherBases, Settings, check_name, with_new_name
 from bs_ray.config.editor import EditorSettings, JobEditor
 from bs_ray.config.judges import JudgeSettings
 from bs_ray.config.words import MeasuredWords
@@ -94,6 +94,9 @@ class EvalJob(Settings):
     kind: Literal["evaluate"] = "evaluate"
     name: str
     base: str = "tiny"
+    other_bases: OtherBases = "warn"
+    """Whether sliders may be used that were trained on another base of its family: `refuse`, `warn`
+    (the figures say so) or `allow`."""
     registry: str = "sliders"
     sliders: dict[str, str | MeasuredWords] = {}
     """Slider -> what it is meant to move: a reading of a judge, such as `age`, or `clip` for
@@ -151,7 +154,7 @@ class EvalJob(Settings):
         if isinstance(given.get("compare"), list):
             given["compare"] = {_name_of(slider): {"slider": slider} for slider in given["compare"]}
         if isinstance(given.get("splits"), dict):
-            given["splits"] = {name: _split_of(it) for name, it in given["splits"].items()}
+            given["splits"] = {name: split_of(it) for name, it in given["splits"].items()}
         return given
 
     @field_validator("strengths")
@@ -217,7 +220,7 @@ def _name_of(slider: str) -> str:
     return " ".join(re.sub(r"[^A-Za-z0-9 ,.@_-]+", "-", part).strip("- ") for part in parts).strip()
 
 
-def _split_of(given: Any) -> Any:
+def split_of(given: Any) -> Any:
     """A split in full: a text stands for a table of prompts, or for where photos lie."""
     if not isinstance(given, str):
         return given

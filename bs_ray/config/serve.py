@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bs_ray.config.base import Settings, check_name
+from bs_ray.config.base import OtherBases, Settings, check_name
 from bs_ray.config.editor import EditorSettings, JobEditor
 
 
@@ -34,6 +34,9 @@ class ServeJob(Settings):
     kind: Literal["serve"] = "serve"
     name: str
     base: str = "tiny"
+    other_bases: OtherBases = "warn"
+    """Whether sliders that `sliders` names may come from another base of the family: `refuse`,
+    `warn` (a note with every edit) or `allow`."""
     registry: str = "sliders"
     sliders: list[str] = Field(min_length=1)
     """`name` follows the newest version, `name@version` stays at one, and `*` takes every slider

@@ -193,9 +193,9 @@ class TrainJob(Settings):
     name: str
     """Name of the run, and of the slider it publishes."""
     base: str = "tiny"
-    """`tiny`, `tiny-flow`, `tiny-photo`, or a diffusers folder: SDXL, SD3.5, Flux.1, Flux.2 Klein,
-    Z-Image or Qwen-Image. To plan a run, the name of a published one will do, such as `sdxl-
-    base-1.0`."""
+    """`tiny`, `tiny-flow`, `tiny-photo`; or SDXL, SD3.5, Flux.1, Flux.2 Klein, Z-Image or
+    Qwen-Image as a diffusers folder, a hub id, a bucket's prefix or a .safetensors file
+    (docs/bases.md). To plan a run, the name of a published one will do, such as `sdxl-base-1.0`."""
     algorithm: Literal["beyond_sliders", "concept_sliders"] = "beyond_sliders"
     """`concept_sliders` is the reference procedure that results compare with: it trains one
     polarity, as its authors' code does."""
@@ -214,6 +214,12 @@ class TrainJob(Settings):
     """Where checkpoints, previews and events live, local or s3://."""
     losses: Losses = Losses()
     teacher: Annotated[LiveTeacher | CachedTeacher, Field(discriminator="mode")] = LiveTeacher()
+    region: Literal["photo", "face"] = Field("photo", exclude_if=lambda region: region == "photo")
+    """What of a photo the base is shown: the middle square, or the largest face, framed as an edit
+    with `editor.region: face` frames it. Photos without a face are then left out."""
+    people: Literal["all", "not-held-out"] = Field("all", exclude_if=lambda people: people == "all")
+    """`not-held-out`: leave out the people that `people: held-out` of an evaluation measures. For
+    LFW and UTKFace, whose files name them."""
     max_broken_share: float = Field(0.1, ge=0, le=1)
     """Pictures that cannot be decoded are listed and left out; beyond this share the job stops."""
     resolution: int | None = Field(None, ge=16)
@@ -325,6 +331,11 @@ class TrainJob(Settings):
     @model_validator(mode="after")
     def _settings_that_fit(self) -> Self:
         losses, cached = self.losses, isinstance(self.teacher, CachedTeacher)
+        if not self.photos and (self.region == "face" or self.people != "all"):
+            raise ValueError(
+                "got region face or people without photos; expected photos. Pictures of pairs are "
+                "taken as they are, since both must show the same place"
+            )
         if not self.photos and not self.pairs and (losses.perceptual or losses.adversary):
             raise ValueError(
                 "got no photos, but losses.perceptual and the adversarial loss compare with "

@@ -21,6 +21,7 @@ from bs_ray.datasets.shards import FORMATS, Row, ShardFormat, format_of, shard_k
 from bs_ray.images.decode import decode
 from bs_ray.images.formats import EmptyInputError
 from bs_ray.images.rows import QuarantinedRow, is_quarantined, quarantined
+from bs_ray.progress import counted
 from bs_ray.storage import Store
 
 
@@ -43,10 +44,12 @@ class IngestSummary:
     """Broken files, which are in no shard, with their reasons."""
 
     def __str__(self) -> str:
-        people = f" of {self.identities} people" if self.identities else ""
-        text = f"{self.photos} photos{people} in {self.shards} shards"
+        who = "1 person" if self.identities == 1 else f"{self.identities:,} people"
+        people = f" of {who}" if self.identities else ""
+        text = f"{counted(self.photos, 'photo')}{people} in {counted(self.shards, 'shard')}"
         broken = [f"  {row['key']}: {row['reason']}" for row in self.skipped]
-        return "\n".join([f"{text}; {len(broken)} broken files skipped", *broken])
+        skipped = f"; {counted(len(broken), 'broken file')} skipped" if broken else ""
+        return "\n".join([text + skipped, *broken])
 
 
 def ingest_photos(

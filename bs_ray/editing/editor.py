@@ -33,13 +33,16 @@ from bs_ray.editing.views import (
     changed,
     check_boxes,
     outputs_of,
+    to_uint8,
     views_of,
     with_changes,
-    working_copy,
 )
 from bs_ray.editing.words import WordBook, Words
 from bs_ray.images.faces import CenterFace, Face, FaceDetector
+from bs_ray.images.pixels import images_of
+from bs_ray.images.scaling import shrunk
 from bs_ray.models.base import Condition, DiffusionModel
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.resident import Resident
 from bs_ray.sliders.slider import Slider
@@ -128,11 +131,11 @@ class Editor:
         methods: what the names in `EditorSettings.method` stand for. detector: what finds faces,
         where settings ask for them; CenterFace where left out.
 
-        Raises SliderError where a slider was trained on another base or its words mean nothing to
-        the base, and FacesUnavailable.
+        Raises SliderError where a slider is of another family or its words mean nothing to the
+        base, and FacesUnavailable.
         """
         for slider in sliders:
-            slider.check_base(model.base_id)
+            slider.on(BaseIdentity.of(model), "allow")  # verbs ask whether another base may be
         self.model, self.settings, self._methods = model, settings, methods
         self.sliders = {slider.reference: slider for slider in sliders}
         """The sliders that mixes may name, by name@version."""
@@ -400,7 +403,7 @@ class Editor:
         used = source_of.unique()
         views = [views[i] for i in used.tolist()]
         if views:
-            photos = torch.cat([working_copy(view.pixels, size) for view in views])
+            photos = torch.cat([_working_copy(view.pixels, size) for view in views])
             x0 = model.encode(photos.to(model.device))
         else:
             x0 = torch.zeros(0, *model.latent_shape, device=model.device)
@@ -425,6 +428,6 @@ def _nothing(context: EditContext) -> EditGenerator:
     yield
 
 
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """float [0, 255] -> uint8, rounded."""
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+def _working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [1, 3, *size] in [-1, 1]."""
+    return images_of(shrunk(pixels, size))[None]

@@ -29,7 +29,7 @@ def subjects(pictures: Tensor, still: int, detector: FaceDetector | None) -> lis
 def with_pictures(
     seen: Measured, pictures: Tensor, judges: Panel, detector: FaceDetector | None
 ) -> Measured:
-    """Take drift, identity and their limits from pictures.
+    """Take drift, identity and their limits from pictures, each where it has a judge.
 
     The limits are half-way to the picture of another seed. Identity is 1 less the distance of the
     first identity judge; seeds whose picture shows it no face are left out.
@@ -44,9 +44,11 @@ def with_pictures(
         apart = [judge.distances(subject, [other.photo]) for subject, _, other in rows]
         return own[np.isfinite(own).all(1)], mean_of(apart)
 
-    drift, apart = distances_by(judges.perceptual[0])
-    cards = [judges.perceptual[0].card]
-    seen = replace(seen, drift=drift, max_drift=apart / 2)
+    cards = []
+    if judges.perceptual:
+        drift, apart = distances_by(judges.perceptual[0])
+        cards.append(judges.perceptual[0].card)
+        seen = replace(seen, drift=drift, max_drift=apart / 2)
     if judges.identity:
         away, apart = distances_by(judges.identity[0])
         if len(away):

@@ -32,7 +32,7 @@ def measured(slider: Slider, model: DiffusionModel, judges: Panel) -> Slider:
     Costs about 800 predictions. Raises PromptsDoNotSeparate.
     """
     editor = Editor(model, [slider], EditorSettings(calibrated=False))
-    if not judges.perceptual:
+    if not (judges.perceptual or judges.identity):
         editor.close()
         return slider
     strengths = swept(_MAX_STRENGTH)

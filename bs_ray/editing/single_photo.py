@@ -11,16 +11,18 @@ from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import EditorSettings, JobError, WordsAtStrength, words_at_strength
-from bs_ray.config.base import MAX_PIXELS
+from bs_ray.config.base import MAX_PIXELS, OtherBases
 from bs_ray.editing.editor import Edit, EditError, Editor, outputs_of, to_uint8
 from bs_ray.images.decode import decode
 from bs_ray.images.encode import encode
 from bs_ray.images.faces import Box
+from bs_ray.images.regions import surroundings
 from bs_ray.images.rows import DecodedRow, is_quarantined
 from bs_ray.images.sheets import draw_strip
 from bs_ray.models import identify_base, load_base
 from bs_ray.sliders.registry import Registry
-from bs_ray.sliders.words import slider_of_words, words_said
+from bs_ray.sliders.slider import Slider
+from bs_ray.sliders.words import words_said
 
 SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """A sweep's columns, as shares of the strength that was asked for."""
@@ -40,19 +42,22 @@ class OnePhoto:
         seed: int = 0,
         boxes: Sequence[Box] | None = None,
         words: Sequence[WordsAtStrength] = (),
+        other_bases: OtherBases = "warn",
     ):
         """sliders: reference -> strength, in the order in which `compose` adds them; then words,
-        each at one strength. boxes: where the photo is edited, with `region: boxes`.
+        each at one strength. boxes: where the photo is edited, with `region: boxes`. other_bases:
+        whether sliders of another base of the family are used.
 
         Raises EditError for a photo that cannot be read, SliderError, BaseNotFound and
         FacesUnavailable.
         """
         self.row = _read(photo)
-        found = [Registry(registry).resolve(reference) for reference in sliders]
+        here = identify_base(base)
+        found = [Registry(registry).resolve_on(one, here, other_bases) for one in sliders]
         strengths = list(sliders.values())
         for one in words:
             assert isinstance(one.strength, float)
-            found.append(slider_of_words(one, base, identify_base(base)))
+            found.append(Slider.of_words(one, base, here.id))
             strengths.append(one.strength)
         self.editor = Editor(load_base(base), found, settings)
         self.strengths = dict(zip((s.reference for s in found), strengths, strict=True))
@@ -114,9 +119,11 @@ class OnePhoto:
         return Edit(self.row["sha256"], self.row["pixels"], mixes, self.seed, boxes=self.boxes)
 
     def _pictures(self, wanted: Sequence[dict[str, float]]) -> list[np.ndarray]:
-        """uint8 [H, W, 3] for each dict of strengths, computed together."""
+        """uint8 [h, w, 3] for each dict of strengths, computed together: the photo, or what is
+        around its regions."""
         outputs = outputs_of(self.editor.edit([self._edit(wanted)])[0])
-        return [to_uint8(output.pixels) for output in outputs]
+        left, top, right, bottom = surroundings(outputs[0].regions, outputs[0].pixels.shape[:2])
+        return [to_uint8(output.pixels[top:bottom, left:right]) for output in outputs]
 
 
 def strengths_of(given: list[str]) -> dict[str, float]:

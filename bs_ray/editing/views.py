@@ -1,20 +1,25 @@
-"""What the base sees of an edit's photo, all of it or some regions, and how it comes back."""
+"""What the base sees of an edit's photo, all of it or some regions, and how it comes back.
+
+No torch: who asks for edits, in another process, does without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from bs_ray.config import EditorSettings
 from bs_ray.editing.locate import view_key, wrong_box
 from bs_ray.images.faces import Box
-from bs_ray.images.pixels import images_of
 from bs_ray.images.regions import Region, crop, pasted
-from bs_ray.images.scaling import moved, shrunk
+from bs_ray.images.scaling import moved
 from bs_ray.sliders.mix import Mix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EditError(ValueError):
@@ -124,9 +129,9 @@ def as_pixels(residual: Tensor) -> np.ndarray:
     return residual.permute(1, 2, 0).numpy() * 127.5
 
 
-def working_copy(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [1, 3, *size] in [-1, 1]."""
-    return images_of(shrunk(pixels, size))[None]
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """float [0, 255] -> uint8, rounded."""
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
 def check_boxes(edit: Edit, settings: EditorSettings) -> None:

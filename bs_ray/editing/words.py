@@ -23,7 +23,7 @@ from bs_ray.sliders.bank import Predict
 from bs_ray.sliders.card import Card
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import MIN_GAP, PromptsDoNotSeparate
+from bs_ray.sliders.words import MIN_GAP, PromptsDoNotSeparate, check_known
 
 _KEPT = 256
 """Embedded prompts and checked sliders that are kept; a server's callers may send any number."""
@@ -113,6 +113,7 @@ class WordBook:
         if card.prompts is None or not card.pulls:
             return
         ends = card.prompts.positive, card.prompts.negative
+        check_known(card.name, ends, self._model.readers())
         gap, cosine = self._check(*ends)
         if gap < MIN_GAP:
             raise PromptsDoNotSeparate.measured(card.name, ends, gap, cosine)

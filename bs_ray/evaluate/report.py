@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from PIL import Image
 
 from bs_ray import __version__
@@ -26,9 +27,11 @@ def render_report(
     sheets: Sequence[Sheet] = (),
     *,
     summary: dict | None = None,
+    lead: str = "",
     contact_sheet: bytes | None = None,
 ) -> str:
-    """The page as HTML. `summary` (label -> value) and `contact_sheet` (a PNG) come from a demo."""
+    """The page as HTML. A demo brings `summary` (label -> value), `lead` (HTML for the beginning)
+    and `contact_sheet` (a PNG)."""
     pages = Environment(loader=PackageLoader("bs_ray", "."), autoescape=True)
     found = tables_of(figures)
     arms = arms_of(job)
@@ -37,6 +40,7 @@ def render_report(
         job=job,
         version=__version__,
         summary=summary,
+        lead=Markup(lead),
         contact_sheet=_data_uri(contact_sheet, "image/png") if contact_sheet else None,
         verdicts=_verdicts(figures),
         tables=[one for one in found if one.title not in ("Sliders", "Interference", BASE)],
@@ -51,7 +55,7 @@ def render_report(
         trained_with=_trained_with(figures),
         base=figures.get("base"),
         base_tables=[one for one in found if one.title == BASE],
-        sheets=[{"image": _image_uri(one.image), "caption": one.caption} for one in sheets],
+        sheets=[{"image": image_uri(one.image), "caption": one.caption} for one in sheets],
     )
 
 
@@ -103,7 +107,7 @@ def _comparisons(figures: dict, table: pd.DataFrame, arms: list[Arm]) -> list[di
             {
                 "title": split if group == COMPARED else f"{group}, {split}",
                 "fronts": _data_uri(plots.fronts(curves, unit, effect), "image/png"),
-                "strip": _image_uri(strip) if strip else None,
+                "strip": image_uri(strip) if strip else None,
                 "arms": [arm.name for arm in rows],
             }
         )
@@ -130,7 +134,7 @@ def _slider_section(job: EvalJob, figures: dict, table: pd.DataFrame, arm: Arm) 
         "strips": [
             {
                 "images": [
-                    _image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
+                    image_uri(half) for half in strips.halves(strips.kept(table, split, arm))
                 ],
                 "caption": f"{titles[split]}: strengths {shown}, one face a row",
             }
@@ -171,7 +175,8 @@ def _trained_with(figures: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _image_uri(image: Image.Image) -> str:
+def image_uri(image: Image.Image) -> str:
+    """A picture that a page holds in itself."""
     return _data_uri(*strips.as_file(image))
 
 

@@ -32,7 +32,6 @@ from bs_ray.evaluate.sweep import (
 )
 from bs_ray.evaluate.trust import identity_test
 from bs_ray.images.faces import need_centerface
-from bs_ray.models import identify_base
 from bs_ray.progress import bar
 from bs_ray.ray_session import ray_session
 from bs_ray.storage import Store
@@ -52,6 +51,9 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
     splits = open_splits(job)
     wanted = check(job, arms, splits)
     base = base_measure(job, splits, wanted.judging) if job.base_images else None
+    elsewhere = notes_of(arms)
+    for note in elsewhere:
+        console.print(f"{job.name}: {note}", soft_wrap=True)
     parts = Parts(job, splits, wanted.judging, base)
     sweeps = sweep_tasks(job, arms, splits)
     costs = cost_tasks(splits) if job.methods or job.compare else []
@@ -68,6 +70,8 @@ def evaluate(job: EvalJob, *, console: Console | None = None) -> dict:
         rows = pd.concat([frame for task, frame in frames if isinstance(task, BaseTask)])
         figures["base"] = without_nan(base.figures(rows))
         sheets = base.sheets(rows)
+    if elsewhere:
+        figures["other_bases"] = elsewhere
     if spent:
         figures["costs"] = _costs(spent[0][1])
     for task, rows in frames:
@@ -84,7 +88,6 @@ def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Wan
     judging = judging_of(job, arms, splits)
     sliders = {arm: arm.resolved() for arm in arms}
     for arm, slider in sliders.items():
-        slider.check_base(identify_base(arm.base))
         for strength in job.strengths:
             slider.card.lora_scale(strength, arm.editor.calibrated)
     if job.base_images:
@@ -93,6 +96,11 @@ def check(job: EvalJob, arms: Sequence[Arm], splits: Mapping[str, Split]) -> Wan
     if "face" in regions or any(its.panel.needs_faces for its in judging.values()):
         need_centerface()
     return Wanted.of(arms, sliders, judging, splits)
+
+
+def notes_of(arms: Sequence[Arm]) -> list[str]:
+    """What has to be said of sliders that are used on another base than their own."""
+    return list(dict.fromkeys(filter(None, (arm.resolved().card.elsewhere for arm in arms))))
 
 
 class _Measurer:

@@ -26,6 +26,8 @@ to the left, then of the other."""
 
 FEATHER = 0.1
 """Share of a region's side over which its mask fades, at each border."""
+_AROUND = 0.25
+"""What a close-up shows beside a region, on every side, as a share of the region's."""
 _LEAST_SHARE = 0.8
 """A region's side is at least this share of the longer side of the face's box; frontal faces have
 1.0 to 1.17 with the eyes of tiny-photo and CenterFace's boxes."""
@@ -93,6 +95,22 @@ def region_of(face: Face, eyes: Eyes | None, margin: float) -> Region:
     turn = side * complex(math.cos(angle), math.sin(angle))
     centre = sum(there) / 2 + turn * (complex(0.5, 0.5) - sum(here) / 2)
     return Region(centre.real, centre.imag, side, angle)
+
+
+def surroundings(regions: Sequence[Region], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of what shows all regions with something around them, within a photo
+    of some (height, width); all of it where there are none."""
+    height, width = size
+    if not regions:
+        return 0, 0, width, height
+    around = round(_AROUND * max(region.side for region in regions))
+    lefts, tops, rights, bottoms = zip(*(region.bounds for region in regions), strict=True)
+    return (
+        max(0, min(lefts) - around),
+        max(0, min(tops) - around),
+        min(width, max(rights) + around),
+        min(height, max(bottoms) + around),
+    )
 
 
 def crop(pixels: np.ndarray, region: Region, px: int) -> np.ndarray:

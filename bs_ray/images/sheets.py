@@ -16,6 +16,7 @@ _CELL_PX, _GAP_PX, _LABEL_PX, _HEAD_PX = 192, 8, 22, 34
 _PAIRS_PER_ROW = 2
 _MAX_PIXELS = 1 << 30  # these photos have been decoded before, within their job's limit
 _INK, _PAPER = (30, 30, 30), (250, 250, 250)
+_SMOOTH = Image.Resampling.LANCZOS
 
 
 def draw_pairs(pairs: Sequence[tuple[str, bytes, bytes]], title: str) -> bytes:
@@ -35,9 +36,7 @@ def draw_pairs(pairs: Sequence[tuple[str, bytes, bytes]], title: str) -> bytes:
         sheet.paste(_cell(after), (x + 2 * _GAP_PX + _CELL_PX, y))
         name = key if len(key) <= 48 else f"...{key[-45:]}"
         draw.text((x + _GAP_PX, y + _CELL_PX + 3), name, _INK, ImageFont.load_default(13))
-    file = BytesIO()
-    sheet.save(file, "PNG")
-    return file.getvalue()
+    return _as_png(sheet)
 
 
 def _cell(data: bytes) -> Image.Image:
@@ -48,6 +47,43 @@ def _cell(data: bytes) -> Image.Image:
         return Image.new("RGB", size, _PAPER)
     upright = Image.fromarray(row["pixels"])
     return ImageOps.pad(upright, size, Image.Resampling.BICUBIC, color=_PAPER)
+
+
+def draw_captioned(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str) -> bytes:
+    """A PNG of rows of (picture uint8 [H, W, 3], its caption), all of one size."""
+    height, width = rows[0][0][0].shape[:2]
+    across, down = width + _GAP_PX, height + _LABEL_PX + _GAP_PX
+    columns = max(len(row) for row in rows)
+    size = (columns * across + _GAP_PX, _HEAD_PX + len(rows) * down + _GAP_PX)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((2 * _GAP_PX, _GAP_PX), title, _INK, ImageFont.load_default(18))
+    for n, row in enumerate(rows):
+        for k, (pixels, caption) in enumerate(row):
+            x, y = _GAP_PX + k * across, _HEAD_PX + n * down
+            sheet.paste(Image.fromarray(pixels), (x, y))
+            middle = (x + width // 2, y + height + _LABEL_PX // 2)
+            draw.text(middle, caption, _INK, ImageFont.load_default(14), anchor="mm")
+    return _as_png(sheet)
+
+
+def stacked(sheets: Sequence[bytes]) -> bytes:
+    """PNGs one below the other as one PNG, of the width of the first."""
+    images = [Image.open(BytesIO(sheet)) for sheet in sheets]
+    width = images[0].width
+    fitted = [i.resize((width, round(i.height * width / i.width)), _SMOOTH) for i in images]
+    whole = Image.new("RGB", (width, sum(image.height for image in fitted)), _PAPER)
+    y = 0
+    for image in fitted:
+        whole.paste(image, (0, y))
+        y += image.height
+    return _as_png(whole)
+
+
+def _as_png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 _MIN_SIDE_PX, _MAX_SIDE_PX = 128, 384

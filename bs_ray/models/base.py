@@ -105,7 +105,9 @@ class DiffusionModel(Protocol):
     """The denoiser's folder in the diffusers layout, "unet" or "transformer". It begins the keys of
     a slider's file."""
     base_id: str
-    """Content hash of the weights that a slider depends on."""
+    """Content hash of the weights that a slider depends on (`models.identity`)."""
+    former_ids: tuple[str, ...]
+    """What earlier versions called it."""
     prediction: Prediction
     latent_shape: tuple[int, int, int]
     """(C, h, w) at the model's native size."""

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from bs_ray.models.base import Framing
 from bs_ray.models.diffusion import FlowMatching, classifier_free
-from bs_ray.models.folder import base_hash, need_parts, read_part, scheduler_config
+from bs_ray.models.folder import need_parts, read_part, read_tokenizer, scheduler_config
+from bs_ray.models.identity import base_hash
 
 
 class FlowModel:
@@ -22,6 +23,7 @@ class FlowModel:
 
     part = "transformer"
     framing: Framing | None = None
+    former_ids: tuple[str, ...] = ()
     targets: re.Pattern[str]
     """Which layers of the transformer a slider adapts."""
 
@@ -125,7 +127,7 @@ class OneTower(FlowModel):
         made: Self = make(
             transformer,
             vae,
-            text=(AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.model),
+            text=(read_tokenizer(AutoTokenizer, folder / "tokenizer"), encoder.model),
             scheduler=scheduler_config(folder),
             base_id=base_hash(folder),
         )

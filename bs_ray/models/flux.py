@@ -16,13 +16,14 @@ from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import FlowMatching
 from bs_ray.models.flow import FlowModel, flow_shift, linear_mu, picture_of, tokens_of
 from bs_ray.models.folder import (
-    base_hash,
     clip_tokens,
     need_parts,
     read_part,
+    read_tokenizer,
     scheduler_config,
     token_ids,
 )
+from bs_ray.models.identity import base_hash
 
 _PARTS = (
     *("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
@@ -94,11 +95,11 @@ class Flux(FlowModel):
             read(FluxTransformer2DModel, "transformer"),
             read(AutoencoderKL, "vae"),
             clip=(
-                CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+                read_tokenizer(CLIPTokenizer, folder / "tokenizer"),
                 read(CLIPTextModel, "text_encoder"),
             ),
             t5=(
-                AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
+                read_tokenizer(AutoTokenizer, folder / "tokenizer_2"),
                 read(T5EncoderModel, "text_encoder_2"),
             ),
             scheduler=scheduler_config(folder),

@@ -12,22 +12,22 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from bs_ray.models.base import Condition
+from bs_ray.models.chat import ChatTower
 from bs_ray.models.diffusion import FlowMatching
-from bs_ray.models.flow import OneTower, flow_shift, picture_of, tokens_of
+from bs_ray.models.flow import flow_shift, picture_of, tokens_of
 
-_TOKENS = 512  # diffusers' default max_sequence_length
 _LAYERS = (9, 18, 27)  # layers of the text encoder whose states are concatenated
 _STEPS = 50  # diffusers' default number of steps, on which the shift depends
 
 
-class Flux2Klein(OneTower):
+class Flux2Klein(ChatTower):
     """A Flux.2 Klein base from a diffusers folder (Black Forest Labs 2026). Frozen.
 
     Latents are 2 x 2 patches of the autoencoder's latents, normalised by its batch norm: [B, 128,
     H / 16, W / 16].
     """
 
-    family = "flux2-klein"
+    family, thinking = "flux2-klein", False
     networks = (Flux2Transformer2DModel, AutoencoderKLFlux2, Qwen3ForCausalLM)
     source = ("a diffusers Flux.2 Klein folder", "black-forest-labs/FLUX.2-klein-4B")
     # The layers of the image stream; the two layers of a single block carry both streams.
@@ -77,28 +77,11 @@ class Flux2Klein(OneTower):
         images: Tensor = self.vae.decode(z.to(self.vae.dtype)).sample
         return images.float()
 
-    def readers(self) -> list[tuple[Any, int]]:
-        tokenizer = self.text[0]
-        return [(tokenizer, _TOKENS - len(tokenizer(self._chat("")).input_ids))]
-
-    def _chat(self, prompt: str) -> str:
-        chat: str = self.text[0].apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        return chat
-
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
         """Prompts -> the states of 512 tokens in three layers; padding is attended to."""
-        tokenizer, encoder = self.text
-        chats = [self._chat(prompt) for prompt in prompts]
-        inputs = tokenizer(
-            chats, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
-        ).to(self.device)
-        states = encoder(
+        inputs = self.tokens(prompts)
+        states = self.text[1](
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
             output_hidden_states=True,

@@ -1,42 +1,100 @@
-"""A base's diffusers folder: which parts it has, reading them, and a hash of their content.
+"""A base's diffusers folder: what it says of itself, whether it is whole, and reading its parts.
 
-Nothing is ever downloaded.
+Nothing is ever downloaded here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from bs_ray.models.base import BaseNotFound
+from bs_ray.models.identity import read_header
+from bs_ray.models.layout import NETWORKS, Weights, parts_of, weights_of
 
 # The libraries' own progress bars would garble those of this package.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 
-def pipeline_class(folder: Path) -> str:
-    """The name of the diffusers pipeline in the folder's model_index.json.
-
-    Raises BaseNotFound where there is no such file.
-    """
+def model_index(folder: Path) -> dict[str, Any]:
+    """The folder's model_index.json. Raises BaseNotFound where there is none that can be read."""
     try:
-        return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
-    except (OSError, ValueError, KeyError) as error:
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+        index["_class_name"] = str(index["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaseNotFound(
             f"base: got {folder}, which has no model_index.json that names its pipeline "
-            f"({type(error).__name__}); expected `tiny`, `tiny-flow`, `tiny-photo` or a "
-            "diffusers folder. Download one first: hf download "
-            "stabilityai/stable-diffusion-xl-base-1.0 --local-dir FOLDER"
+            f"({type(error).__name__}); expected `tiny`, `tiny-flow`, `tiny-photo`, a diffusers "
+            "folder, a hub id such as stabilityai/stable-diffusion-xl-base-1.0, s3://bucket/prefix "
+            "or a .safetensors file of SDXL"
         ) from None
+    return index
+
+
+def pipeline_class(folder: Path) -> str:
+    """The name of the diffusers pipeline in the folder's model_index.json. Raises BaseNotFound."""
+    return str(model_index(folder)["_class_name"])
+
+
+def check_whole(folder: Path) -> None:
+    """Raise BaseNotFound unless every network of the folder has its weights, in safetensors files
+    that are whole, and every tokenizer knows words. Takes a fraction of a second."""
+    index = model_index(folder)
+    for part in parts_of(index):
+        if part in NETWORKS and (folder / part).is_dir():
+            for path in part_files(folder / part):
+                read_header(path)
+        elif (folder / part).is_dir():
+            kind = getattr(transformers, index[part][1], transformers.AutoTokenizer)
+            read_tokenizer(kind, folder / part)
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The files with a network's weights. Raises BaseNotFound."""
+    weights = _weights(folder)
+    if weights.index:
+        named = json.loads((folder / weights.index).read_text())["weight_map"].values()
+        if missing := sorted(set(named) - set(weights.files)):
+            raise BaseNotFound(
+                f"base: got {folder}, which lacks {missing[0]}; expected every file that "
+                f"{weights.index} names. Copy or download it again"
+            )
+    return [folder / name for name in weights.files]
+
+
+def _weights(folder: Path) -> Weights:
+    return weights_of(os.listdir(folder), str(folder))
+
+
+def read_tokenizer(kind: Any, folder: Path) -> Any:
+    """A tokenizer of the class `kind`. Raises BaseNotFound for one that knows no words.
+
+    Where the vocabulary is missing, transformers makes up an empty one without a word.
+    """
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer("a photo of a person", add_special_tokens=False).input_ids
+        known = bool(ids) and tokenizer.unk_token_id not in ids
+        problem = "" if known else "whose vocabulary does not know `a photo of a person`"
+    except Exception as error:  # each class of tokenizers has errors of its own
+        problem = f"which cannot be read ({type(error).__name__})"
+    if problem:
+        raise BaseNotFound(
+            f"base: got {folder}, {problem}; expected a tokenizer with its vocabulary "
+            "(tokenizer.json, vocab.json and merges.txt, or spiece.model). Copy or download it "
+            "again"
+        )
+    return tokenizer
 
 
 def need_parts(folder: Path, parts: Sequence[str], what: str, repo: str) -> None:
@@ -47,7 +105,7 @@ def need_parts(folder: Path, parts: Sequence[str], what: str, repo: str) -> None
     if missing := [part for part in parts if not (folder / part).is_dir()]:
         raise BaseNotFound(
             f"base: got {folder}, which lacks {', '.join(missing)}; expected {what}. Use `tiny`, "
-            f"or download one first: hf download {repo} --local-dir FOLDER"
+            f"or fetch one first: bs-ray bases fetch {repo}"
         )
 
 
@@ -57,15 +115,21 @@ def read_part(part_class: Any, folder: Path, dtype: torch.dtype, device: str | t
     On the meta device the network has shapes and no numbers, and needs no weight files.
     """
     if torch.device(device).type == "meta":
-        shapes = nn.Module.to(
-            _shapes(part_class, folder), dtype
-        )  # the `to` of diffusers would warn
+        # The `to` of diffusers would warn.
+        shapes = nn.Module.to(shapes_of(part_class, folder), dtype)
         return shapes.eval().requires_grad_(False)
-    network = part_class.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    network = part_class.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        variant=_weights(folder).variant or None,
+    )
     return network.to(device).eval().requires_grad_(False)
 
 
-def _shapes(part_class: Any, folder: Path) -> Any:
+def shapes_of(part_class: Any, folder: Path) -> Any:
+    """A network on the meta device, by its config alone."""
     with torch.device("meta"):
         if hasattr(part_class, "load_config"):  # diffusers
             return part_class.from_config(part_class.load_config(folder, local_files_only=True))
@@ -93,25 +157,8 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-_HASHED = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet")
-"""The parts that a slider depends on: the denoiser and the encoders of its prompt."""
-
-
-def base_hash(folder: Path, sample_bytes: int = 1 << 16, samples: int = 64) -> str:
-    """16 hex digits that name a base by the weight files of its denoiser and its text encoders.
-
-    Large files are sampled at `samples` places, so that 5 GB take milliseconds.
-    """
-    digest = hashlib.sha256()
-    for part in _HASHED:
-        for file in sorted((folder / part).glob("*.safetensors")):
-            size = file.stat().st_size
-            digest.update(f"{part}/{file.name}:{size}".encode())
-            with file.open("rb") as stream:
-                if size <= sample_bytes * samples:
-                    digest.update(stream.read())
-                    continue
-                for index in range(samples):
-                    stream.seek((size - sample_bytes) * index // (samples - 1))
-                    digest.update(stream.read(sample_bytes))
-    return digest.hexdigest()[:16]
+def zero_for_empty(folder: Path) -> bool:
+    """Whether the pipeline takes zeros for the empty prompt; not where no index says so."""
+    if not (folder / "model_index.json").is_file():
+        return False
+    return bool(model_index(folder).get("force_zeros_for_empty_prompt", True))

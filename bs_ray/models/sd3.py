@@ -16,13 +16,14 @@ from bs_ray.models.base import Condition
 from bs_ray.models.diffusion import FlowMatching
 from bs_ray.models.flow import FlowModel, flow_shift, linear_mu
 from bs_ray.models.folder import (
-    base_hash,
     clip_tokens,
     need_parts,
     read_part,
+    read_tokenizer,
     scheduler_config,
     token_ids,
 )
+from bs_ray.models.identity import base_hash
 
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 _T5_TOKENS = 256  # diffusers' default max_sequence_length
@@ -91,7 +92,7 @@ class SD3(FlowModel):
 
         t5 = None
         if (folder / "text_encoder_3").is_dir():
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer_3")
+            tokenizer = read_tokenizer(AutoTokenizer, folder / "tokenizer_3")
             t5 = tokenizer, read(T5EncoderModel, "text_encoder_3")
         return cls(
             transformer=read(SD3Transformer2DModel, "transformer") if own else transformer,
@@ -101,7 +102,7 @@ class SD3(FlowModel):
                 read(CLIPTextModelWithProjection, "text_encoder_2"),
             ),
             tokenizers=tuple(
-                CLIPTokenizer.from_pretrained(folder / p) for p in ("tokenizer", "tokenizer_2")
+                read_tokenizer(CLIPTokenizer, folder / p) for p in ("tokenizer", "tokenizer_2")
             ),
             t5=t5,
             scheduler=scheduler_config(folder),

@@ -11,20 +11,22 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bs_ray.models.base import BaseNotFound, Condition, Framing
-from bs_ray.models.diffusion import EpsPrediction, Prediction, VPrediction, classifier_free
+from bs_ray.models.base import Condition, Framing
+from bs_ray.models.diffusion import Prediction, classifier_free
 from bs_ray.models.folder import (
-    base_hash,
     clip_tokens,
     need_parts,
     read_part,
+    read_tokenizer,
     scheduler_config,
     token_ids,
+    zero_for_empty,
 )
+from bs_ray.models.identity import base_hash
+from bs_ray.models.schedulers import diffusion_of
 
 _TARGET = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)$")
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
-_PREDICTIONS = {"epsilon": EpsPrediction, "v_prediction": VPrediction}
 
 
 class SDXL:
@@ -32,6 +34,7 @@ class SDXL:
 
     family, part = "sdxl", "unet"
     framing: Framing | None = None
+    former_ids: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -41,11 +44,13 @@ class SDXL:
         tokenizers: tuple[Any, Any],
         prediction: Prediction,
         base_id: str,
+        zero_for_empty: bool = False,
     ):
+        """zero_for_empty: whether zeros stand for the empty prompt, as published SDXL has it."""
         self.unet, self.vae = unet, vae
         self.text_encoders, self.tokenizers = encoders, tokenizers
         self.prediction = prediction
-        self.base_id = base_id
+        self.base_id, self._zero_for_empty = base_id, zero_for_empty
         for part in (unet, vae, *encoders):
             part.eval().requires_grad_(False)
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -83,10 +88,11 @@ class SDXL:
                 read(CLIPTextModelWithProjection, "text_encoder_2"),
             ),
             tokenizers=tuple(
-                CLIPTokenizer.from_pretrained(folder / p) for p in ("tokenizer", "tokenizer_2")
+                read_tokenizer(CLIPTokenizer, folder / p) for p in ("tokenizer", "tokenizer_2")
             ),
-            prediction=_prediction(folder),
+            prediction=diffusion_of(scheduler_config(folder), folder),
             base_id=base_hash(folder) if own else "untrained",
+            zero_for_empty=zero_for_empty(folder),
         )
 
     @property
@@ -101,11 +107,21 @@ class SDXL:
 
     def encode(self, images: Tensor) -> Tensor:
         latents = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mean
-        return latents.float() * self.vae.config.scaling_factor
+        mean, deviation = self._norm(latents.device)
+        return (latents.float() - mean) * self.vae.config.scaling_factor / deviation
 
     def decode(self, latents: Tensor) -> Tensor:
-        z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return self.vae.decode(z).sample.float()
+        mean, deviation = self._norm(latents.device)
+        z = latents * deviation / self.vae.config.scaling_factor + mean
+        return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+
+    def _norm(self, device: torch.device) -> tuple[Any, Any]:
+        """Mean and standard deviation of the latents' channels, where the VAE's config has both."""
+        found = self.vae.config.latents_mean, self.vae.config.latents_std
+        if None in found:
+            return 0.0, 1.0
+        mean, deviation = torch.tensor(found, device=device).view(2, 1, -1, 1, 1)
+        return mean, deviation
 
     def readers(self) -> list[tuple[Any, int]]:
         return [(tokenizer, clip_tokens(tokenizer)) for tokenizer in self.tokenizers]
@@ -118,7 +134,11 @@ class SDXL:
             output = encoder(ids.to(self.device), output_hidden_states=True)
             # SDXL reads the last but one layer of both towers, and the second tower's projection.
             states.append(output.hidden_states[-2])
-        return Condition(torch.cat(states, dim=-1), output.text_embeds)
+        tokens, pooled = torch.cat(states, dim=-1), output.text_embeds
+        if self._zero_for_empty:
+            said = torch.tensor([bool(prompt) for prompt in prompts], device=tokens.device)
+            tokens, pooled = tokens * said.view(-1, 1, 1), pooled * said.view(-1, 1)
+        return Condition(tokens, pooled)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         height, width = (side * self._factor for side in x_t.shape[-2:])
@@ -140,19 +160,3 @@ class SDXL:
             for name, layer in self.unet.named_modules()
             if isinstance(layer, nn.Linear) and _TARGET.search(name)
         ]
-
-
-def _prediction(folder: Path) -> Prediction:
-    """The prediction by the folder's scheduler file, or by SDXL's scaled-linear schedule."""
-    found = scheduler_config(folder)
-    kind = found.get("prediction_type", "epsilon")
-    schedule = found.get("beta_schedule", "scaled_linear")
-    if schedule != "scaled_linear" or kind not in _PREDICTIONS:
-        raise BaseNotFound(
-            f"base: got a scheduler with {schedule}, {kind} in {folder}; expected scaled_linear "
-            f"and one of {', '.join(_PREDICTIONS)}"
-        )
-    start, end = found.get("beta_start", 0.00085), found.get("beta_end", 0.012)
-    steps = int(found.get("num_train_timesteps", 1000))
-    betas = torch.linspace(start**0.5, end**0.5, steps) ** 2
-    return _PREDICTIONS[kind](torch.cumprod(1 - betas, dim=0))

@@ -11,20 +11,19 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from bs_ray.models.base import Condition, ragged
+from bs_ray.models.chat import ChatTower
 from bs_ray.models.diffusion import FlowMatching
-from bs_ray.models.flow import OneTower, flow_shift, linear_mu
-
-_TOKENS = 512  # diffusers' default max_sequence_length
+from bs_ray.models.flow import flow_shift, linear_mu
 
 
-class ZImage(OneTower):
+class ZImage(ChatTower):
     """A Z-Image base from a diffusers folder (Tongyi-MAI 2025). Frozen.
 
     diffusers writes its guidance as cond + g (cond - uncond): a `guidance_scale` of g there is
     1 + g here, as in every other family.
     """
 
-    family = "z-image"
+    family, thinking = "z-image", True
     networks = (ZImageTransformer2DModel, AutoencoderKL, Qwen3ForCausalLM)
     source = ("a diffusers Z-Image folder", "Tongyi-MAI/Z-Image-Turbo")
     # `context_refiner` is left out, since it sees text alone; `layers` carry both streams.
@@ -55,30 +54,13 @@ class ZImage(OneTower):
             multiple_px=2 * factor,
         )
 
-    def readers(self) -> list[tuple[Any, int]]:
-        tokenizer = self.text[0]
-        return [(tokenizer, _TOKENS - len(tokenizer(self._chat("")).input_ids))]
-
-    def _chat(self, prompt: str) -> str:
-        chat: str = self.text[0].apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        return chat
-
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Condition:
         """Prompts -> the states of their own tokens in the last but one layer."""
-        tokenizer, encoder = self.text
-        chats = [self._chat(prompt) for prompt in prompts]
-        inputs = tokenizer(
-            chats, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
-        )
-        states = encoder(
-            input_ids=inputs.input_ids.to(self.device),
-            attention_mask=inputs.attention_mask.to(self.device).bool(),
+        inputs = self.tokens(prompts)
+        states = self.text[1](
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask.bool(),
             output_hidden_states=True,
         ).hidden_states[-2]
         return ragged(states, inputs.attention_mask)

@@ -25,9 +25,9 @@ from rich.console import Console
 from bs_ray.config import JobError, ServeJob, load
 from bs_ray.editing.locate import Sight
 from bs_ray.images.faces import need_centerface
-from bs_ray.models import identify_base
+from bs_ray.models import absolute_base, identify_base
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.ray_session import ray_session
-from bs_ray.serve.engine.replica import EditorReplica
 from bs_ray.serve.engine.tasks import Busy, Event, Result, Task
 from bs_ray.serve.http.catalogue import Catalogue, Listed
 from bs_ray.serve.http.fetch import HostRule
@@ -66,8 +66,10 @@ def build(args: Mapping[str, str] | ServeJob) -> Application:
         job = job.model_copy(update={"editor": editor})
     rank = job.max_rank or max(1, *(slider.card.rank for slider in listed.values()))
     places = [slider.place for slider in listed.values()]
-    editor = _editor_deployment(job).bind(job, places, rank)
-    return _ingress_deployment(job).bind(job, catalogue.base_id, listed, editor)
+    # Replicas on all nodes load the same revision; callers know the base by the job's own name.
+    loaded = job.model_copy(update={"base": absolute_base(job.base)})
+    editor = _editor_deployment(job).bind(loaded, places, rank)
+    return _ingress_deployment(job).bind(job, catalogue.base, listed, editor)
 
 
 def serve_job(job: ServeJob, *, console: Console | None = None) -> None:
@@ -92,8 +94,11 @@ def running(job: ServeJob, *, console: Console | None = None) -> Iterator[str]:
     Before anything is started, raises BaseNotFound for a missing base, SliderError for a slider
     that is unknown or of another base, and JobError for a port that is taken.
     """
-    check(job)
+    listed = check(job)
     if console:
+        for slider in listed.values():
+            if slider.card.elsewhere:
+                console.print(f"{job.name}: {slider.card.elsewhere}", soft_wrap=True)
         console.print(f"Starting {job.name}: base {job.base}, sliders {', '.join(job.sliders)}")
     with ray_session():
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -119,12 +124,12 @@ def _stop_serve(timeout_s: float) -> None:
     serve.shutdown()
 
 
-def check(job: ServeJob) -> None:
-    """Check what can be checked in seconds, without loading the base.
+def check(job: ServeJob) -> dict[str, Listed]:
+    """Check what can be checked in seconds, without loading the base; the sliders by name.
 
     Raises ValueError (JobError, SliderError, KeysError, FacesUnavailable), which says what to do.
     """
-    _catalogue(job).load()
+    listed = _catalogue(job).load()
     KeyRing.load(job.keys)
     for host in job.image_hosts:
         HostRule.parse(host)
@@ -137,6 +142,7 @@ def check(job: ServeJob) -> None:
             f"port: got {job.host}:{job.port}, which cannot be listened on ({error.strerror}); "
             "expected a free port: add port=8001 to the command"
         ) from None
+    return listed
 
 
 def _refuse_a_second_serve() -> None:
@@ -159,7 +165,9 @@ def _load(args: Mapping[str, str]) -> ServeJob:
 
 
 def _catalogue(job: ServeJob) -> Catalogue:
-    return Catalogue(Registry(job.registry), job.sliders, identify_base(job.base), job.refresh_s)
+    base = identify_base(job.base)
+    registry, others = Registry(job.registry), job.other_bases
+    return Catalogue(registry, job.sliders, base, job.refresh_s, others=others)
 
 
 # --- the deployments --------------------------------------------------------------------------
@@ -170,6 +178,9 @@ def _replica_room(job: ServeJob) -> int:
 
 
 def _editor_deployment(job: ServeJob) -> serve.Deployment:
+    # Not at the top: with it comes torch, which an ingress does without.
+    from bs_ray.serve.engine.replica import EditorReplica
+
     return serve.deployment(EditorReplica).options(
         name="editor",
         ray_actor_options={"num_cpus": job.cpus_per_replica, "num_gpus": job.gpus_per_replica},
@@ -208,15 +219,20 @@ class _Ingress:
     """The HTTP side as a deployment."""
 
     def __init__(
-        self, job: ServeJob, base_id: str, listed: Mapping[str, Listed], editor: DeploymentHandle
+        self,
+        job: ServeJob,
+        base: BaseIdentity,
+        listed: Mapping[str, Listed],
+        editor: DeploymentHandle,
     ):
         setup("bs_ray.ingress")
         # Until the registry answers, the sliders of the deployment are served.
+        registry, others = Registry(job.registry), job.other_bases
         catalogue = Catalogue(
-            Registry(job.registry), job.sliders, base_id, job.refresh_s, listed=listed
+            registry, job.sliders, base, job.refresh_s, others=others, listed=listed
         )
         backend = _RemoteReplicas(editor)
-        self._app = create_app(job, base_id, catalogue, backend, IngressMetrics())
+        self._app = create_app(job, base.id, catalogue, backend, IngressMetrics())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app

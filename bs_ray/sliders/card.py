@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bs_ray.config import Prompts
 from bs_ray.sliders.calibration import Calibration
 
+CARD_KEY = "bs_ray_card"
+"""Where a slider's file has its card: an entry of the safetensors header."""
 _ROUNDING = 1e-6
 """How far a strength may lie beyond a limit that was itself computed."""
 
 
 class SliderError(ValueError):
     """A slider that cannot be used; the message says got, expected and what to do."""
+
+
+def not_a_slider(source: str, error: Exception) -> SliderError:
+    """The error for a file that could not be read."""
+    return SliderError(
+        f"slider {source}: got a file that is not a bs_ray slider ({type(error).__name__}); "
+        "expected the .safetensors file that `bs-ray train` publishes"
+    )
 
 
 class Card(BaseModel):
@@ -48,6 +59,19 @@ class Card(BaseModel):
     calibration: Calibration | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     """The job's settings and what the run measured."""
+    elsewhere: str = Field("", exclude=True)
+    """What every output says where the slider is used on another base than its own. No file has
+    it."""
+
+    @classmethod
+    def of_file(cls, data: bytes, source: str) -> Self:
+        """The card in a slider's file. Raises SliderError, which names `source`, for another
+        file."""
+        try:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            return cls.model_validate_json(header["__metadata__"][CARD_KEY])
+        except (ValueError, KeyError, TypeError) as error:  # pydantic's are ValueErrors
+            raise not_a_slider(source, error) from None
 
     @property
     def target(self) -> str:
@@ -99,7 +123,11 @@ class Card(BaseModel):
         return scale
 
     def note(self, strength: float, calibrated: bool = True) -> str:
-        """What to tell a user about a strength beyond the usable range; "" within it."""
+        """What to tell a user about a strength: on another base, or beyond the usable range."""
+        away = self.elsewhere if strength else ""
+        return "; ".join(filter(None, [away, self._range_note(strength, calibrated)]))
+
+    def _range_note(self, strength: float, calibrated: bool) -> str:
         measured = self.calibration
         if not measured or not measured.unit:
             return ""

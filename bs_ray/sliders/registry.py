@@ -1,21 +1,39 @@
 """Sliders by name and version on storage: `<root>/<name>/<version>.safetensors`.
 
 A version is never overwritten: publishing creates the next number, which only one writer can.
+Cards are read without torch.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from bs_ray.config import check_name
-from bs_ray.sliders.card import SliderError
-from bs_ray.sliders.slider import Slider
+from bs_ray.config.base import OtherBases
+from bs_ray.sliders.calibration import Calibration
+from bs_ray.sliders.card import Card, SliderError
 from bs_ray.storage import MissingKeyError, Store, split_uri
+
+if TYPE_CHECKING:
+    from bs_ray.models.base_identity import BaseIdentity
+    from bs_ray.sliders.slider import Slider
 
 _FILE = re.compile(r"([a-z0-9][a-z0-9_-]*)/(\d{4})\.safetensors")
 _VERSION = re.compile(r"[0-9]{1,4}")
+
+
+class Measurement(BaseModel):
+    """What a slider does on a base that it was not trained on, in a file beside the slider's."""
+
+    base: str
+    base_id: str
+    calibration: Calibration
 
 
 class Registry:
@@ -63,6 +81,16 @@ class Registry:
         A named version is read without listing the registry. Raises SliderError for a slider that
         does not exist; the message lists those that do.
         """
+        from bs_ray.sliders.slider import Slider
+
+        return Slider.from_bytes(*self._file(reference))
+
+    def card(self, reference: str) -> Card:
+        """The card of a slider that `resolve` would return, without its weights."""
+        return Card.of_file(*self._file(reference))
+
+    def _file(self, reference: str) -> tuple[bytes, str]:
+        """A slider's file, and what to call it. Raises SliderError."""
         if reference.endswith(".safetensors"):
             return _read_file(reference)
         name, at, version = reference.partition("@")
@@ -76,7 +104,41 @@ class Registry:
             data = self.store.local_copy(key).read_bytes()
         except MissingKeyError:
             raise self._missing(reference) from None
-        return Slider.from_bytes(data, f"{self.store.uri}/{key}")
+        return data, f"{self.store.uri}/{key}"
+
+    def resolve_on(self, reference: str, base: BaseIdentity, others: OtherBases = "warn") -> Slider:
+        """The slider as a base uses it (`Slider.on`), with what `keep_calibration` stored for that
+        base. Raises SliderError, too, for a slider that does not fit the base."""
+        slider = self.resolve(reference)
+        used = slider.on(base, others)
+        own = base.goes_by(slider.card.base_id)
+        if own and slider.card.calibration:
+            return used
+        store, key = self._place(reference, slider)
+        try:
+            data = store.read(_measured_key(key, base))
+        except MissingKeyError:
+            return used
+        found = Measurement.model_validate_json(data).calibration
+        note = "" if own or others == "allow" else used.card.elsewhere.partition(", and its")[0]
+        card = used.card.model_copy(update={"calibration": found, "elsewhere": note})
+        return replace(used, card=card)
+
+    def keep_calibration(
+        self, reference: str, base: BaseIdentity, name: str, calibration: Calibration
+    ) -> str:
+        """Store beside a slider what it does on a base that it was not trained on, in place of an
+        earlier measurement. Returns where it lies. name: the base's, for people."""
+        store, key = self._place(reference, self.resolve(reference))
+        kept = Measurement(base=name, base_id=base.id, calibration=calibration)
+        store.write(_measured_key(key, base), kept.model_dump_json(indent=1).encode())
+        return f"{store.uri}/{_measured_key(key, base)}"
+
+    def _place(self, reference: str, slider: Slider) -> tuple[Store, str]:
+        """The store and the key of a slider's file."""
+        if reference.endswith(".safetensors"):
+            return split_uri(reference)
+        return self.store, _key(slider.card.name, slider.card.version)
 
     def _missing(self, reference: str) -> SliderError:
         name = reference.partition("@")[0]
@@ -92,15 +154,21 @@ class Registry:
 
 def slider_with_version(slider: Slider, version: int) -> Slider:
     """The same slider under another version number."""
+    from bs_ray.sliders.slider import Slider
+
     return Slider(slider.card.model_copy(update={"version": version}), slider.factors)
+
+
+def _measured_key(key: str, base: BaseIdentity) -> str:
+    return f"{key.removesuffix('.safetensors')}.on-{base.id}.json"
 
 
 def _key(name: str, version: int) -> str:
     return f"{name}/{version:04d}.safetensors"
 
 
-def _read_file(uri: str) -> Slider:
+def _read_file(uri: str) -> tuple[bytes, str]:
     store, key = split_uri(uri)
     if "://" not in uri and not Path(uri).is_file():
         raise SliderError(f"slider: got {uri}, which is not a file; expected a .safetensors slider")
-    return Slider.from_bytes(store.read(key), uri)
+    return store.read(key), uri

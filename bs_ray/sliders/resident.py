@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from bs_ray.models.base import DiffusionModel
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.bank import SliderBank
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.slider import Slider
@@ -25,7 +26,7 @@ class Resident:
         layers: all that those sliders may move, by default `model.slider_targets()`; imported
         sliders may need more.
         """
-        self._base_id = model.base_id
+        self._base = BaseIdentity.of(model)
         layers = model.slider_targets() if layers is None else layers
         self.bank = SliderBank.empty(model.denoiser, layers, slots, rank)
         self._free = list(reversed(range(slots)))
@@ -57,7 +58,7 @@ class Resident:
 
     def _load(self, slider: Slider) -> int:
         """Load into a free slot, or else into that of the least recently used slider."""
-        slider.check_base(self._base_id)
+        slider.on(self._base, "allow")
         oldest = None if self._free else next(iter(self._held))
         slot = self._free[-1] if oldest is None else self._held[oldest][1]
         self.bank.load(slot, slider)  # raises before anything is changed

@@ -1,13 +1,16 @@
-"""Sliders of words: a card with prompts and no weights, which moves a photo all the same."""
+"""Sliders of words: a card with prompts and no weights, which moves a photo all the same.
+
+No torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from bs_ray.config import Words
+from bs_ray.models.prompts import Reader, unknown_words, words_of
 from bs_ray.sliders.card import Card, SliderError
-from bs_ray.sliders.slider import Slider
 
 MIN_GAP = 2e-3
 """Below this difference of e(c+) and e(c-), relative to a prediction, they differ by rounding
@@ -26,10 +29,32 @@ class PromptsDoNotSeparate(SliderError):
             f"at least {MIN_GAP:g}. Use words that the base knows and that say opposite things"
         )
 
+    @classmethod
+    def unknown(cls, name: str, ends: tuple[str, str], words: Iterable[str]) -> Self:
+        """words: what the ends say differently, of which the base knows none."""
+        some = ", ".join(sorted(words))
+        return cls(
+            f"slider {name}: got {ends[0]!r} and {ends[1]!r}, which differ by {some}, and the base "
+            "knows no such word; expected a word of its captions in one of them at least "
+            "(docs/training.md lists them)"
+        )
 
-def slider_of_words(words: Words, base: str, base_id: str, name: str | None = None) -> Slider:
-    """The words as a slider of this base. name: `words.label` where left out."""
-    card = Card(
+
+def check_known(name: str, ends: tuple[str, str], readers: Sequence[Reader]) -> None:
+    """Raise PromptsDoNotSeparate where c+ and c- differ by words alone that the base does not know.
+
+    Their predictions differ all the same, by what the base happens to make of single letters.
+    readers: of the base.
+    """
+    one, other = (set(words_of(end)) for end in ends)
+    apart = one ^ other
+    if apart and apart <= unknown_words(apart, readers):
+        raise PromptsDoNotSeparate.unknown(name, ends, apart)
+
+
+def card_of_words(words: Words, base: str, base_id: str, name: str | None = None) -> Card:
+    """The card of the words as a slider of this base. name: `words.label` where left out."""
+    return Card(
         name=name or words.label,
         base=base,
         base_id=base_id,
@@ -39,7 +64,6 @@ def slider_of_words(words: Words, base: str, base_id: str, name: str | None = No
         rank=0,
         eta=words.eta,
     )
-    return Slider(card, {})
 
 
 def words_said(cards: Iterable[Card]) -> dict[str, Any]:

@@ -130,6 +130,17 @@ class Store:
         folder = Path(cache_dir) if cache_dir is not None else None
         return self._backend().local_copy(checked_key(key), folder)
 
+    def download(
+        self, entry: Entry, path: Path, report: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Write an object of a listing to a file, which may hold the beginning of it already.
+
+        The file's size and, where the store knows one, its hash are checked; a file that fails is
+        removed. From S3 an interrupted download goes on where it stopped. report(count) is called
+        for every further bytes.
+        """
+        self._backend().download(entry, path, report)
+
     def check(self, write: bool = False, timeout_s: float = 5.0) -> None:
         """Raise StorageError within `timeout_s` unless the store can be listed (and written to).
 

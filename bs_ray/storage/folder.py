@@ -3,7 +3,8 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class Folder:
         if not (self.root / key).is_file():
             raise no_key(self.root / key)
         return self.root / key
+
+    def download(self, entry: Entry, path: Path, report: Callable[[int], None]) -> None:
+        with self._errors("read", entry.key):
+            shutil.copyfile(self.root / entry.key, path)
+        report(entry.size)
 
     def check(self, write: bool) -> None:
         if not write:

@@ -8,7 +8,7 @@ fsspec's, FSSPEC_<PROTOCOL>_<OPTION>.
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class Remote:
             Path(key).name,
             lambda path: self._download(key, entry, path),
         )
+
+    def download(self, entry: Entry, path: Path, report: Callable[[int], None]) -> None:
+        self._download(entry.key, entry, path)
+        report(entry.size)
 
     def check(self, write: bool) -> None:
         if write:

@@ -18,6 +18,8 @@ from bs_ray.storage.s3_client import client_of_environment, endpoint_url, region
 from bs_ray.storage.s3_errors import DamagedBody, explain, is_transient, status_of
 
 _CHUNK_BYTES = 1 << 20
+_PIECE_BYTES = 64 << 20
+"""Of a download that can be resumed, what one request brings."""
 
 
 class S3:
@@ -106,6 +108,16 @@ class S3:
             lambda path: self._retry("read", key, lambda: self._download(key, entry, path)),
         )
 
+    def download(self, entry: Entry, path: Path, report: Callable[[int], None]) -> None:
+        if path.exists() and path.stat().st_size > entry.size:
+            path.unlink()
+        path.touch()
+        report(path.stat().st_size)
+        while (start := path.stat().st_size) < entry.size:  # each piece has a deadline of its own
+            self._retry("read", entry.key, lambda: self._download_piece(entry, path))
+            report(path.stat().st_size - start)
+        self._check_file(entry, path)
+
     def check(self, write: bool) -> None:
         self._list("", None, max_keys=1)
         if write:
@@ -151,6 +163,40 @@ class S3:
         with open(path, "wb") as file:
             size, digest = _copy(reply["Body"], file)
         self._verify(key, reply, size, digest)
+
+    def _download_piece(self, entry: Entry, path: Path) -> None:
+        """Add the next bytes to a file. What arrives before a fault is kept."""
+        start = path.stat().st_size
+        end = min(start + _PIECE_BYTES, entry.size)
+        wanted = {"Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{entry.etag}"'}
+        body = self._call("get_object", entry.key, **wanted)["Body"]
+        with open(path, "ab") as file:
+            _copy(body, file)
+        if path.stat().st_size > end:
+            path.unlink()
+            raise StorageError(
+                f"{self._name(entry.key)}: got more bytes than were wanted; expected a store "
+                "that answers Range requests"
+            )
+        if path.stat().st_size < end:
+            raise DamagedBody(f"{path.stat().st_size - start} bytes came of {end - start}")
+
+    def _check_file(self, entry: Entry, path: Path) -> None:
+        """Remove a file, and raise StorageError, unless its hash is the object's."""
+        head = self._retry("read", entry.key, lambda: self._call("head_object", entry.key))
+        promised, kind = head.get("Metadata", {}).get("sha256"), "sha256"
+        if not promised and (tag := _MD5_TAG.fullmatch(entry.etag)):
+            promised, kind = tag[1], "md5"
+        if not promised:  # uploaded in parts by others: the listing's tag and size are all there is
+            return
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, kind).hexdigest()
+        if digest != promised:
+            path.unlink()
+            raise StorageError(
+                f"{self._name(entry.key)}: got bytes with {kind} {digest}; expected {promised}. "
+                "Run again; if it stays, write the object again"
+            )
 
     def _verify(self, key: str, reply: Mapping[str, Any], size: int, digest: str) -> None:
         if size != reply["ContentLength"]:

@@ -135,8 +135,8 @@ class Adversary:
 
 def balanced(
     parameters: list[torch.nn.Parameter], rest: Tensor, adversarial: Tensor, share: float
-) -> tuple[Tensor, Tensor]:
-    """(a loss with the gradient of rest + w * adversarial, w): the second pulls with `share` of the
+) -> tuple[list[Tensor], Tensor]:
+    """(this worker's gradients of rest + w * adversarial, w): the second pulls with `share` of the
     first one's norm.
 
     Gradients are averaged over the workers before their norms are taken: what cancels between rows
@@ -147,9 +147,7 @@ def balanced(
     ]
     norms = [_norm(pull) for pull in pulls]
     weight = share * norms[0] / norms[1].clamp_min(1e-12)
-    # The gradients are at hand, so the engine's own backward pass only has to collect them.
-    whole = [p * (a + weight * b) for p, a, b in zip(parameters, *pulls, strict=True)]
-    return torch.stack([part.sum() for part in whole]).sum(), weight
+    return [a + weight * b for a, b in zip(*pulls, strict=True)], weight
 
 
 def _norm(gradients: tuple[Tensor, ...]) -> Tensor:

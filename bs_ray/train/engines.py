@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,10 @@ class Engine(Protocol):
 
     def backward_and_step(self, loss: Tensor) -> None:
         """Average the gradients of `loss` [] over the workers and step the optimizer."""
+
+    def step_with(self, gradients: Sequence[Tensor]) -> None:
+        """The same with gradients that are at hand, one for each parameter. What they were made of
+        went through `module`, not through this engine."""
 
     def named_full_parameters(self) -> dict[str, Tensor]:
         """Whole fp32 parameters by name. Every worker must call it."""
@@ -89,6 +94,11 @@ class PlainEngine:
             if parameter.grad is not None:
                 mean_over_workers(parameter.grad)
 
+    def step_with(self, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(self.module.parameters(), gradients, strict=True):
+            parameter.grad = mean_over_workers(gradient)
+        self.step()
+
     def step(self) -> None:
         """Clip the gradients, step the optimizer, and clear the gradients."""
         nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP_NORM)
@@ -107,6 +117,22 @@ class PlainEngine:
 
     def load_state(self, state: State) -> None:
         _load_plain_state(self.module, self.optimizer, state)
+
+
+class _Network(nn.Module):
+    """A network, or gradients for it, in the one form in which DeepSpeed takes either: a forward
+    pass, to whose output it ties its hooks."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any, gradients: Sequence[Tensor] = ()) -> Tensor:
+        if not gradients:
+            output: Tensor = self.module(*inputs)
+            return output
+        pairs = zip(self.module.parameters(), gradients, strict=True)
+        return torch.stack([(parameter * gradient).sum() for parameter, gradient in pairs]).sum()
 
 
 class DeepSpeedEngine:
@@ -141,9 +167,9 @@ class DeepSpeedEngine:
         }
         # Our own optimizer: "Adam" by name would compile FusedAdam on first use (89 s).
         self.engine = deepspeed.initialize(
-            model=module, optimizer=_adamw(module, lr, betas), config=config
+            model=_Network(module), optimizer=_adamw(module, lr, betas), config=config
         )[0]
-        self.module = self.engine.module
+        self.module = module
         if zero_stage == 3:
             self._keep_parameters_whole()
 
@@ -170,6 +196,9 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         """The gradients of `loss`, averaged over the workers, not yet clipped."""
         self.engine.backward(loss)
+
+    def step_with(self, gradients: Sequence[Tensor]) -> None:
+        self.backward_and_step(self.engine(gradients=gradients))
 
     def step(self) -> None:
         """Clip the gradients, step the optimizer, and clear the gradients."""

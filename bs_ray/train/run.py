@@ -31,10 +31,10 @@ from bs_ray.datasets.pool import PhotoPool, PhotosError
 from bs_ray.datasets.sources import read_photos
 from bs_ray.images.faces import need_centerface
 from bs_ray.judges.load import OWN, find_judges
-from bs_ray.models import absolute_base, base_folder, load_base
+from bs_ray.models import absolute_base, base_folder, identify_base, load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
 from bs_ray.models.prompts import cut_notes
-from bs_ray.progress import ProgressBoard, progress
+from bs_ray.progress import ProgressBoard, counted, progress
 from bs_ray.ray_session import WORKER_ENV, ray_session
 from bs_ray.sliders.calibration import Calibration
 from bs_ray.sliders.card import Card
@@ -47,6 +47,7 @@ from bs_ray.train.checkpoint import CheckpointError, IncompleteCheckpoint, Progr
 from bs_ray.train.engines import DeepSpeedEngine, PlainEngine, shard_frozen
 from bs_ray.train.features import features_trunk, load_features
 from bs_ray.train.loop import MakeEngine, assemble, check_rows, run
+from bs_ray.train.photos import photos_of
 from bs_ray.train.step import TrainingDiverged, TrainState
 from bs_ray.train.targets.cache import ensure_cache, load_photos, read_cache
 from bs_ray.train.targets.teacher import texts_of
@@ -100,6 +101,11 @@ def train(job: TrainJob, *, console: Console | None = None) -> TrainResult:
     report = partial(console.print, markup=False) if console else _silent
     job = _as_begun(job, report)
     model = _check(job)
+    if model.framing and job.photos and job.region == "photo":
+        report(
+            "photos: the base knows faces by where their eyes are; region=face frames them so. The "
+            "middle squares of photos move less and keep less of the person"
+        )
     run_name = name_of(job)
     sliders = _published(job, run_name)
     if len(sliders) == len(job.slider_names):
@@ -153,6 +159,7 @@ def _references(sliders: dict[str, Slider]) -> str:
 
 def _check(job: TrainJob) -> DiffusionModel:
     """Check everything that can be checked before workers start; the base, without weights."""
+    identify_base(job.base)
     model = load_base(job.base, device="meta")
     check_rows(job, job.max_workers)
     check_tracking(job)
@@ -163,7 +170,8 @@ def _check(job: TrainJob) -> DiffusionModel:
         )
     if job.losses.needs_features:
         load_features(base_folder(job.base), "cpu")
-    if find_judges(base_folder(job.base), job.judges, OWN).needs_faces:
+    judges = find_judges(base_folder(job.base), job.judges, OWN)
+    if job.region == "face" or judges.needs_faces:
         need_centerface()
     for uri in (job.photos, job.pairs and job.pairs.images):
         if uri:
@@ -197,7 +205,9 @@ def _fit(
     base = absolute_base(job.base)
     datasets = _datasets(job, model, base, board, report)
     stage = f"ZeRO {job.zero_stage}" if job.engine == "deepspeed" else "plain torch"
-    report(f"run {run_name}: {job.workers} workers, {stage}, {job.steps} steps")
+    fewest = f"{job.min_workers} to " if job.min_workers < job.max_workers else ""
+    workers = fewest + counted(job.max_workers, "worker")
+    report(f"run {run_name}: {workers}, {stage}, {counted(job.steps, 'step')}")
     for note in cut_notes(model, texts_of(job.concepts)):
         report(note)
     absent = missing_judges_message(find_judges(base_folder(base), job.judges, OWN))
@@ -367,7 +377,9 @@ def _assemble_here(job: TrainJob, base: str, board: ProgressBoard) -> TrainState
     model = load_base(base, dtype=dtype, device=device)
     photos = _photos_here(job, model)
     if rank == 0:
-        board.report("photos", len(photos), len(photos), {"broken": len(photos.broken)})
+        left_out: dict[str, float] = {"broken": len(photos.broken)}
+        left_out["without a face"] = len(photos.faceless)
+        board.report("photos", len(photos), len(photos), left_out)
     features = load_features(base_folder(base), device) if job.losses.needs_features else None
     samples = ray.train.get_dataset_shard("teacher").iter_rows() if _cached(job) else ()
     state = assemble(job, model, photos, features, _engine(job), rank, workers, samples)
@@ -384,7 +396,7 @@ def _photos_here(job: TrainJob, model: DiffusionModel) -> PhotoPool:
     if not job.photos and not job.pairs:
         return load_photos(job, model)  # the base generates them
     rows = ray.train.get_dataset_shard("photos").iter_rows()
-    return PhotoPool.load(rows, model, job.resolution, job.max_broken_share)
+    return photos_of(job, rows, model)
 
 
 def _engine(job: TrainJob) -> MakeEngine:

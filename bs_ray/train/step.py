@@ -23,6 +23,7 @@ from bs_ray.train.engines import Engine, mean_over_workers
 from bs_ray.train.losses import (
     Features,
     LossNormaliser,
+    Weights,
     margin_loss,
     perceptual_loss,
     triplet_loss,
@@ -95,7 +96,9 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
 
     batch = state.batches.at(step, state.rows)
     near, x_t, t = batch.near, batch.x_t, batch.t
-    predicted = state.student(x_t, t, batch.lora_scales, batch.condition)
+    # Where pulls are measured before they are added, no engine must see their backward passes.
+    student = state.student.module if weights.adversarial_share else state.student
+    predicted = student(x_t, t, batch.lora_scales, batch.condition)
     found = {"triplet": _triplet(job, batch, predicted)}
     untrained = batch.neutral if batch.neutral is not None else predicted.detach()
     norms = {"triplet": _triplet(job, batch, untrained)}
@@ -123,23 +126,10 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
     if adversary and judged is not None and (weights.adversarial or weights.adversarial_share):
         found["adversarial"] = adversary.loss(judged)
 
-    # Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, the first two divided by their norms.
     numbers = _means(state, batch, step, found | {f"norm_{n}": v for n, v in norms.items()})
     if not state.normaliser.settled:
         state.normaliser.update({name: numbers[f"norm_{name}"] for name in norms})
-    total = weights.triplet * _share(state, batch, found["triplet"]) / state.normaliser["triplet"]
-    if "perceptual" in found:
-        perceptual = _share(state, batch, found["perceptual"]) / state.normaliser["perceptual"]
-        total = total + weights.perceptual * perceptual
-    if "adversarial" in found:
-        adversarial = _share(state, batch, found["adversarial"])
-        if weights.adversarial_share:
-            pull = weights.adversarial_share
-            total, weight = balanced(list(state.bank.parameters()), total, adversarial, pull)
-            numbers["w_adversarial"] = float(weight)
-        else:
-            total = total + weights.adversarial * adversarial
-    state.student.backward_and_step(total)
+    numbers |= _step_sliders(state, batch, found, weights)
 
     if adversary and judged is not None:
         with torch.no_grad():
@@ -148,6 +138,29 @@ def train_step(state: TrainState, step: int) -> dict[str, float]:
         numbers |= _discriminator_steps(state, adversary, batch, step, pairs)
     shown = {name: value for name, value in numbers.items() if not name.startswith("norm_")}
     return shown | {"w_triplet": weights.triplet, "w_perceptual": weights.perceptual}
+
+
+def _step_sliders(
+    state: TrainState, batch: TrainBatch, found: dict[str, Tensor], weights: Weights
+) -> dict[str, float]:
+    """Eq 8: L = l_tri L_triplet + l_perp L_perp + l_adv L_adv, the first two over their norms.
+
+    Returns the adversary's weight, where that follows from its share of the pull.
+    """
+    total = weights.triplet * _share(state, batch, found["triplet"]) / state.normaliser["triplet"]
+    if "perceptual" in found:
+        perceptual = _share(state, batch, found["perceptual"]) / state.normaliser["perceptual"]
+        total = total + weights.perceptual * perceptual
+    if "adversarial" in found:
+        adversarial = _share(state, batch, found["adversarial"])
+        if weights.adversarial_share:
+            factors = list(state.bank.parameters())
+            pulls, weight = balanced(factors, total, adversarial, weights.adversarial_share)
+            state.student.step_with(pulls)
+            return {"w_adversarial": float(weight)}
+        total = total + weights.adversarial * adversarial
+    state.student.backward_and_step(total)
+    return {}
 
 
 def _references(

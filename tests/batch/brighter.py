@@ -73,11 +73,30 @@ class HerePipeline:
                 sight=self.prepared.sight,
                 pending=self.pending,
             )
-            rows: list[Any] = []
-            for photo in unpack(row):
-                rows += [photo] if is_quarantined(photo) else edits_of(photo)
-            seconds = seconds_of(row) | {"edit_at_s": time.time(), "edit_s": 0.0}
-            row = pack(row["shard"], rows, row["files"], **seconds)
             yield write_shard(
-                row, job=job, stamp=self.prepared.stamp, generation=input_list.generation
+                self.edited(row),
+                job=job,
+                stamp=self.prepared.stamp,
+                generation=input_list.generation,
             )
+
+    def edited(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The shard as its editor hands it on."""
+        rows: list[Any] = []
+        for photo in unpack(row):
+            rows += [photo] if is_quarantined(photo) else edits_of(photo)
+        seconds = seconds_of(row) | {"edit_at_s": time.time(), "edit_s": 0.0}
+        return pack(row["shard"], rows, row["files"], **seconds)
+
+
+class EditingPipeline(HerePipeline):
+    """The same with the real editor."""
+
+    def __init__(self, prepared: PreparedJob, pending: Sequence[int]):
+        from bs_ray.batch.edit import EditShard  # not at the top: see there
+
+        super().__init__(prepared, pending)
+        self.editor = EditShard(prepared.job, prepared.input_list.settings)
+
+    def edited(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self.editor(row)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 
 from bs_ray.batch import pipeline
+from bs_ray.batch import run as run_module
 from bs_ray.batch.run import EditSummary, edit
 from bs_ray.config import EditJob, Prompts
 from bs_ray.models import load_base
@@ -18,7 +20,7 @@ from bs_ray.sliders.card import Card
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
-from tests.batch.brighter import Brighter
+from tests.batch.brighter import Brighter, EditingPipeline, HerePipeline
 
 MakeJob = Callable[..., EditJob]
 
@@ -58,6 +60,19 @@ def make_job(random_base: Path, registry: str, tmp_path: Path) -> MakeJob:
         return EditJob(**(settings | changes))
 
     return make
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run their stages in this process, and edit without a model."""
+    monkeypatch.setattr(run_module, "pipeline", HerePipeline)
+    monkeypatch.setattr(run_module, "ray_session", lambda **_: nullcontext())
+
+
+@pytest.fixture
+def editing_here(without_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run their stages in this process, with the real editor."""
+    monkeypatch.setattr(run_module, "pipeline", EditingPipeline)
 
 
 @pytest.fixture

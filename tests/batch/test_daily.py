@@ -7,7 +7,6 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from bs_ray.batch import run as run_module
 from bs_ray.batch.estimate import estimate
 from bs_ray.batch.external_sort import side_by_side
 from bs_ray.batch.generations import last_whole, publish
@@ -26,7 +24,6 @@ from bs_ray.cli import main
 from bs_ray.images.formats import EmptyInputError
 from bs_ray.storage import Store
 from bs_ray.tiny.drawn import write_wild
-from tests.batch.brighter import HerePipeline
 from tests.batch.conftest import MakeJob, files, run
 from tests.batch.reader import jsonl, manifest, read_as_others_do
 
@@ -34,9 +31,7 @@ QUIET = Console(file=io.StringIO())
 
 
 @pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "pipeline", HerePipeline)
-    monkeypatch.setattr(run_module, "ray_session", lambda **_: nullcontext())
+def _at_once(without_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bs_ray.batch.lease._WATCH_S", 0.0)
 
 

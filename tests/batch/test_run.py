@@ -150,7 +150,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole: EditJob, brighter: None) 
     assert files(output) == files(Store(whole.output))
 
 
-def test_what_the_store_has_lost_is_made_again(whole: EditJob, brighter: None) -> None:
+def test_what_the_store_has_lost_is_made_again(whole: EditJob, without_ray: None) -> None:
     """All shards are done, the reports are not, and a photo that was acknowledged is gone."""
     output, undisturbed = Store("s3://bs-ray-tests/batch/lost"), files(Store(whole.output))
     lost = next(key for key in undisturbed if key.startswith("images/"))
@@ -354,8 +354,9 @@ def test_bad_sliders(make_job: MakeJob, slider: Slider, tmp_path: Path) -> None:
         edit(make_job(sliders={"smile": 1.0, "smile@1": 1.0}))
     foreign = Slider(slider.card.model_copy(update={"base_id": "other"}), slider.factors)
     (tmp_path / "foreign.safetensors").write_bytes(foreign.to_bytes())
+    used = {str(tmp_path / "foreign.safetensors"): 1.0}
     with pytest.raises(SliderError, match="expected other"):
-        edit(make_job(sliders={str(tmp_path / "foreign.safetensors"): 1.0}))
+        edit(make_job(sliders=used, other_bases="refuse"))
 
 
 def test_a_changed_job_is_refused(ray_cluster: None, make_job: MakeJob, tmp_path: Path) -> None:

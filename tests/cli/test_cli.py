@@ -104,7 +104,7 @@ def test_slider_for_another_base(job, published, tmp_path, monkeypatch, capsys) 
 
     write_untrained_base(tmp_path / "other", seed=1)
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
-    words = ["edit", job(EDIT, base=str(tmp_path / "other"))]
+    words = ["edit", job(EDIT, base=str(tmp_path / "other")), "other_bases=refuse"]
     refused(run(monkeypatch, capsys, *words), "slider smile@1", "which it was trained on")
 
 

@@ -45,7 +45,7 @@ def test_folder_and_archive_give_the_same_photos(tree: Path, tmp_path: Path) -> 
     (skipped,) = folder.skipped
     assert skipped["key"] == "Ada_Lovelace/Ada_Lovelace_0002.jpg"
     assert skipped["reason"].startswith("truncated")
-    assert "5 photos of 3 people in 2 shards; 1 broken files skipped" in str(folder)
+    assert "5 photos of 3 people in 2 shards; 1 broken file skipped" in str(folder)
     packed = archive(tree, tmp_path / "lfw.tgz")
     again = ingest_photos(str(packed), str(tmp_path / "b"), shard_images=4)
     assert (again.photos, again.identities, again.skipped) == (5, 3, folder.skipped)
@@ -161,7 +161,7 @@ def test_any_folder_or_archive_of_pictures(
     people = {row["identity"] for row in iter_photos(str(tmp_path / "c"))}
     assert people == {"00000", "Ben", "img_align_celeba", ""}
     assert str(ingest_photos(str(packed), str(tmp_path / "d"), identities="none")).startswith(
-        "4 photos in 1 shards"
+        "4 photos in 1 shard"
     )
 
 

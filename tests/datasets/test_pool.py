@@ -1,9 +1,14 @@
 """The pool of real photos: the same on every worker, broken ones counted and listed."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bs_ray.datasets.pool import PhotoPool, PhotosError
+from bs_ray.images.faces import Face
 from bs_ray.models.base import DiffusionModel
 from tests.train.conftest import photo_rows
 
@@ -50,3 +55,36 @@ def test_without_photos_the_base_draws_some(model: DiffusionModel, monkeypatch) 
     pool, other = (PhotoPool.generated(model, ["a face", "a man"], seed=0) for _ in range(2))
     assert len(pool) == 3 and torch.equal(pool.pixels, other.pixels)
     assert not torch.equal(pool.pixels[0], pool.pixels[1])
+
+
+class _Detector:
+    """Says of a photo what its first pixel says: no face in black ones."""
+
+    def find(self, pixels: np.ndarray) -> list[Face]:
+        if not pixels[0, 0].any():
+            return []
+        eyes = np.array([[40, 30], [60, 30], [0, 0], [0, 0], [0, 0]], np.float32)
+        return [Face((0, 0, 4, 4)), Face((30, 20, 70, 70), eyes)]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_faces_are_framed_as_the_base_knows_them(model: DiffusionModel, monkeypatch) -> None:
+    monkeypatch.setattr(model, "framing", ((0.25, 0.25), (0.75, 0.25)))
+    photo = np.full((90, 120, 3), 200, np.uint8)
+    photo[28:33, 38:43] = (255, 0, 0)  # the left eye
+    rows = [
+        {"key": f"x/{i}", "identity": "x", "bytes": _png(pixels)}
+        for i, pixels in enumerate((photo, np.zeros_like(photo)))
+    ]
+    pool = PhotoPool.load(rows, model, detector=_Detector())
+    assert pool.keys == ["x/0"] and pool.faceless == ["x/1"] and not pool.broken
+    red = (pool.pixels[0, 0].int() - pool.pixels[0, 1].int()) > 100
+    at = red.nonzero().float().mean(0)  # the eye, at a quarter of 64 px
+    assert torch.allclose(at, torch.tensor([16.0, 16.0]), atol=1.5)
+    with pytest.raises(PhotosError, match=r"got 1 in which no face was found \(x/1\)"):
+        PhotoPool.load(rows[1:], model, detector=_Detector())

@@ -8,13 +8,13 @@ from bs_ray.config import Words
 from bs_ray.editing.measure_words import measured
 from bs_ray.judges.load import Panel, find_judges
 from bs_ray.models import load_base
-from bs_ray.sliders.words import slider_of_words
+from bs_ray.sliders.slider import Slider
 
 
 def test_a_unit_is_what_training_aims_at_and_judges_say_where_it_ends(random_base: Path) -> None:
     model = load_base(str(random_base))
     words = Words(positive="person, smiling", negative="person, frowning")
-    slider = slider_of_words(words, "random", model.base_id, "smiling")
+    slider = Slider.of_words(words, "random", model.base_id, "smiling")
     assert measured(slider, model, Panel()) is slider
     found = measured(slider, model, find_judges(random_base)).card.calibration
     assert found and found.unit == pytest.approx(1.0)

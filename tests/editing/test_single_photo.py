@@ -30,7 +30,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory, random_base: Path) -> str
     for seed, name in enumerate(("smile", "age", "foreign")):
         slider = random_slider(model, name, seed)
         if name == "foreign":
-            slider.card.base_id = "elsewhere"
+            slider.card.base_id, slider.card.family = "elsewhere", "sd3"
         Registry(str(folder)).publish(slider)
     return str(folder)
 
@@ -147,14 +147,25 @@ def test_bad_photos(tmp_path: Path, registry: str, random_base: Path) -> None:
             one(tmp_path / name, {"smile": 1.0}, registry, random_base)
 
 
-def test_the_command(tmp_path: Path, registry: str, random_base: Path) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which is not the photo's."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_command(tmp_path: Path, here: Path, registry: str, random_base: Path) -> None:
     path = photo(tmp_path, "jpeg")
     common = ["edit-one", str(path), "--registry", registry, "--base", str(random_base)]
     done = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1", "--sweep"])
     assert done.exit_code == 0 and "jpeg-sweep.png" in done.output.replace("\n", "")
-    assert (tmp_path / "jpeg-sweep.png").is_file()
+    assert (here / "jpeg-sweep.png").is_file()
     done = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1"])
-    assert done.exit_code == 0 and (tmp_path / "jpeg-edited.jpg").is_file()
+    assert done.exit_code == 0 and (here / "jpeg-edited.jpg").is_file()
+    # A job that edits the photo's folder must not find what was made of the photo.
+    assert [file.name for file in tmp_path.glob("*.*")] == [path.name]
     bad = CliRunner().invoke(cli.app, [*common, "--slider", "smile=1", "--method", "magic"])
     assert isinstance(bad.exception, JobError) and 'got "magic"' in str(bad.exception)
 
@@ -185,13 +196,15 @@ def test_boxes_are_edited_and_named_in_the_file(
         assert message in str(refused.exception)
 
 
-def test_words_of_the_shell_are_a_slider(tmp_path: Path, registry: str, random_base: Path) -> None:
+def test_words_of_the_shell_are_sliders(
+    tmp_path: Path, here: Path, registry: str, random_base: Path
+) -> None:
     path = photo(tmp_path, "wide")
     common = ["edit-one", str(path), "--base", str(random_base), "--registry", registry]
     words = ["--words", "person, smiling", "person, frowning", "--strength", "3"]
     done = CliRunner().invoke(cli.app, [*common, *words], catch_exceptions=False)
     assert done.exit_code == 0
-    made = read_provenance((tmp_path / f"wide-edited{path.suffix}").read_bytes())
+    made = read_provenance((here / f"wide-edited{path.suffix}").read_bytes())
     assert made is not None
     [(reference, strength)] = made["sliders"].items()
     assert reference.startswith("smiling@w") and strength == 3
@@ -199,10 +212,17 @@ def test_words_of_the_shell_are_a_slider(tmp_path: Path, registry: str, random_b
     assert (said["positive"], said["target"]) == ("person, smiling", "person")
     mixed = [*common, *words, "--slider", "smile=1", "--compose"]
     assert CliRunner().invoke(cli.app, mixed, catch_exceptions=False).exit_code == 0
+    two = [*words, "--words", "person, old", "person, young", "--strength", "-1"]
+    done = CliRunner().invoke(cli.app, [*common, *two], catch_exceptions=False)
+    made = read_provenance((here / f"wide-edited{path.suffix}").read_bytes())
+    assert made is not None
+    assert {r.partition("@")[0]: s for r, s in made["sliders"].items()} == {"smiling": 3, "old": -1}
     for wrong, message in [
         ([], "got neither --slider nor --words"),
         (["--slider", "smile=1", "--strength", "2"], "got --strength or --target without --words"),
         (["--words", "person", "person"], "got 'person' for both"),
+        (["--words", "person"], "--words: got ['person']; expected two prompts"),
+        ([*two, "--strength", "2"], "got --strength 3 times for 2 --words; expected it once, or"),
         (["--words", "PERSON", "person"], "the base predicts the same"),
     ]:
         refused = CliRunner().invoke(cli.app, [*common, *wrong])

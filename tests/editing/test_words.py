@@ -19,8 +19,9 @@ from bs_ray.editing.words import Words as Asked
 from bs_ray.models import load_base
 from bs_ray.models.base import Condition, DiffusionModel
 from bs_ray.models.diffusion import Prediction
+from bs_ray.models.prompts import unknown_words
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import PromptsDoNotSeparate, slider_of_words
+from bs_ray.sliders.words import PromptsDoNotSeparate
 from bs_ray.testing import random_slider
 from tests.editing.test_methods import KINDS, SHAPE
 
@@ -121,7 +122,7 @@ def editor(model: DiffusionModel) -> Iterator[Editor]:
 
 
 def of(model: DiffusionModel, words: Words) -> Slider:
-    return slider_of_words(words, "random", model.base_id)
+    return Slider.of_words(words, "random", model.base_id)
 
 
 def photo(seed: int = 0, height: int = 64, width: int = 64) -> np.ndarray:
@@ -169,6 +170,33 @@ def test_words_that_mean_the_same_to_the_base_are_refused(editor: Editor, model)
     editor.sliders[same.reference] = same
     with pytest.raises(PromptsDoNotSeparate):
         editor.begin([Edit("k", photo(), [editor.mix({same.reference: 1.0})])])
+
+
+def test_words_that_the_base_never_learnt_are_refused(editor: Editor, model) -> None:
+    """Their predictions do differ: each letter has an embedding, which no training touched."""
+    for ends in [("person, zorg", "person, blarg"), ("person", "person, zorg")]:
+        nonsense = of(model, Words(positive=ends[0], negative=ends[1]))
+        with pytest.raises(PromptsDoNotSeparate, match=r"differ by (blarg, )?zorg, and the base"):
+            Editor(model, [nonsense], SETTINGS)
+    one_known = of(model, Words(positive="person, zorg", negative="person, frowning"))
+    Editor(model, [one_known], SETTINGS).close()
+
+
+def test_a_base_of_published_size_spells_any_word() -> None:
+    class Published:
+        def __len__(self) -> int:
+            return 49_408
+
+        def tokenize(self, text: str) -> list[str]:
+            return [*text[:-1], f"{text[-1]}</w>"]
+
+    class Small(Published):
+        def __len__(self) -> int:
+            return 600
+
+    assert unknown_words(["zorg", "a"], [(Small(), 77)]) == {"zorg"}
+    assert unknown_words(["zorg"], [(Published(), 77)]) == set()
+    assert unknown_words(["zorg"], [(Small(), 77), (Published(), 77)]) == set()
 
 
 def test_generated_pictures_move_with_words(editor: Editor) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def make_job(random_base: Path, registry: str, output: Path | str, **changes) ->
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks are measured here, one after another: what is tested needs no actors."""
+    """Tasks are measured here, one after another: what is tested needs no Ray."""
 
     def stream(worker, tasks, actors, gpus):
         at_work = worker()
@@ -60,6 +61,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             yield number, pd.DataFrame(at_work.measure(task))
 
     monkeypatch.setattr(run_module, "_stream", stream)
+    monkeypatch.setattr(run_module, "ray_session", lambda **_: nullcontext())
+    monkeypatch.setattr(run_module.ray, "cluster_resources", dict)
 
 
 def test_table_figures_and_report(
@@ -108,7 +111,7 @@ def test_table_figures_and_report(
 
 
 def test_a_killed_run_goes_on_where_it_stopped(
-    ray_cluster, in_process, random_base, registry, tmp_path: Path, monkeypatch
+    in_process, random_base, registry, tmp_path: Path, monkeypatch
 ) -> None:
     job = make_job(random_base, registry, tmp_path / "whole", splits={"faces": 5})
     whole = evaluate(job)
@@ -151,7 +154,7 @@ def test_an_unknown_attribute_is_refused(random_base, registry, tmp_path: Path) 
 
 
 def test_photos_and_prompts_of_the_users_own(
-    ray_cluster, in_process, random_base, registry, saved: Callable[..., bytes], bucket: Store
+    in_process, random_base, registry, saved: Callable[..., bytes], bucket: Store
 ) -> None:
     """From a bucket and into it; effect from CLIP's direction between the slider's own prompts."""
     for who in ("ann", "bob"):
@@ -192,9 +195,7 @@ METHODS = {
 }
 
 
-def test_methods_are_compared(
-    ray_cluster, in_process, random_base, registry, tmp_path: Path
-) -> None:
+def test_methods_are_compared(in_process, random_base, registry, tmp_path: Path) -> None:
     job = make_job(
         random_base,
         registry,
@@ -222,7 +223,7 @@ def test_methods_are_compared(
 
 
 def test_versions_are_compared_with_a_verdict(
-    ray_cluster, in_process, random_base, registry, tmp_path: Path
+    in_process, random_base, registry, tmp_path: Path
 ) -> None:
     """A file of one of them is the same arm under another name, and so no better."""
     file = f"{registry}/smile/0001.safetensors"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bs_ray.images.faces import Face
-from bs_ray.images.regions import FEATHER, Region, crop, pasted, region_of
+from bs_ray.images.regions import FEATHER, Region, crop, pasted, region_of, surroundings
 
 EYES = ((0.3, 0.4), (0.7, 0.4))
 
@@ -191,3 +191,10 @@ def test_a_huge_region_needs_little_memory() -> None:
     tracemalloc.stop()
     assert (view[:, :30] == 0).all() and (view[:, 34:] == 200).all()
     assert peak < 150e6
+
+
+def test_surroundings_show_every_region_and_end_at_the_border() -> None:
+    near, far = Region(50, 40, 40), Region(150, 60, 20)
+    assert surroundings([near], (100, 200)) == (20, 10, 80, 70)  # a quarter of 40 on every side
+    assert surroundings([near, far], (100, 165)) == (20, 10, 165, 80)
+    assert surroundings([], (100, 200)) == (0, 0, 200, 100)

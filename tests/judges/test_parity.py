@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bs_ray.images.faces import Face
 from bs_ray.images.pixels import images_of
 from bs_ray.judges import lpips as lpips_judge
 from bs_ray.judges.age_gender import AgeGender
@@ -15,6 +16,7 @@ from bs_ray.judges.clip import ClipJudge
 from bs_ray.judges.dlib_faces import DlibIdentity
 from bs_ray.judges.features import Features
 from bs_ray.judges.fer import Fer
+from bs_ray.judges.jaw import Jaw
 from bs_ray.judges.judge import JudgeUnavailable, Subject
 from bs_ray.judges.lpips import Lpips
 
@@ -110,6 +112,23 @@ def random_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the package, about torchvision's arguments
+def test_jaw(subject: Subject, drawn: np.ndarray) -> None:
+    """A face that is stretched sideways has a wider jaw by as much, wherever that is judged."""
+    try:
+        judge = Jaw()
+    except JudgeUnavailable as missing:
+        pytest.skip(str(missing))
+    assert subject.face
+    photo = Image.fromarray(subject.photo)
+    wide = np.asarray(photo.resize((round(1.25 * photo.width), photo.height)))
+    left, top, right, bottom = subject.face.box
+    face = Face((1.25 * left, top, 1.25 * right, bottom), subject.face.landmarks)
+    [[plain]] = judge.read(subject, [subject.photo])
+    [[stretched]] = judge.read(Subject(wide, face), [wide])
+    assert stretched / plain == pytest.approx(1.25, rel=0.08)
+    assert np.isnan(judge.read(Subject(subject.photo), [subject.photo])).all()
+
+
 def test_lpips(random_trunk: None, drawn: np.ndarray) -> None:
     lpips = pytest.importorskip("lpips")
     package = lpips.LPIPS(net="alex", verbose=False)

@@ -158,6 +158,6 @@ def test_flux_is_told_its_guidance(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pipeline", FAMILIES)
 def test_a_part_that_is_missing_is_named(pipeline: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
-    expected = r"base: got .*, which lacks .*vae.*; expected a diffusers .* folder\. .*hf download"
+    expected = r"base: got .*, which lacks .*vae.*; expected a diffusers .* folder\. .*bases fetch"
     with pytest.raises(BaseNotFound, match=expected):
         load_base(str(tmp_path))

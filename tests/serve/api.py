@@ -18,6 +18,7 @@ from PIL import Image
 
 from bs_ray.config import Prompts, ServeJob
 from bs_ray.editing.locate import Sight
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.serve.engine.tasks import (
     EditTask,
     Event,
@@ -85,18 +86,25 @@ def assert_problem(reply: httpx.Response, status: int, words: str) -> None:
     assert len(reply.content) < 2500  # never echoes what was sent
 
 
-@dataclass
-class StubBackend:
-    """Adds ten times the summed strengths to every pixel; generates grey pictures alike."""
+class Answers:
+    """A backend that answers in events: the last one is the result."""
 
-    error: Exception | None = None
-    tasks: list[Task] = field(default_factory=list)
+    def events(self, task: Task) -> AsyncIterator[Event]:
+        raise NotImplementedError
 
     async def result(self, task: Task) -> Result:
         async for event in self.events(task):
             if isinstance(event, Result):
                 return event
         raise AssertionError
+
+
+@dataclass
+class StubBackend(Answers):
+    """Adds ten times the summed strengths to every pixel; generates grey pictures alike."""
+
+    error: Exception | None = None
+    tasks: list[Task] = field(default_factory=list)
 
     async def events(self, task: Task) -> AsyncIterator[Event]:
         await self.ready()
@@ -167,7 +175,8 @@ def stub_app(backend: StubBackend | None = None, metrics: object = None, **setti
         Card(name="age", version=2, calibration=CALIBRATION, **shared),
     ]
     listed = {card.name: Listed(card, f"{card.name}@{card.version}") for card in cards}
-    catalogue = Catalogue(Registry(job.registry), job.sliders, "0", 1e9, listed=listed)
+    base = BaseIdentity("0", "sdxl")
+    catalogue = Catalogue(Registry(job.registry), job.sliders, base, 1e9, listed=listed)
     return create_app(
         job,
         "0",

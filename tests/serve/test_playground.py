@@ -152,7 +152,6 @@ def slider_info(name: str) -> SliderInfo:
         base="tiny",
         base_id="0" * 16,
         rank=4,
-        training={},
         prompts=Prompts(target="face", positive=f"face, {name}", negative=HTML),
         range=(-1.37, 2.11) if name == "smile" else None,
         unit=None,

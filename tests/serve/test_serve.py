@@ -23,6 +23,7 @@ from bs_ray.models import load_base
 from bs_ray.models.base import BaseNotFound, DiffusionModel
 from bs_ray.serve.deploy import build, check, running
 from bs_ray.sliders.card import SliderError
+from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.testing import edit_of, random_slider
@@ -48,6 +49,8 @@ def world(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     sliders = [registry.publish(slider_for(model, n, i)) for i, n in enumerate(["smile", "age"])]
     card = sliders[0].card.model_copy(update={"name": "foreign", "base_id": "elsewhere"})
     registry.publish(Slider(card, sliders[0].factors))
+    other = card.model_copy(update={"name": "flow", "family": "sd3"})
+    registry.publish(Slider(other, sliders[0].factors))
     job = shipped_job(
         "tiny/serve.yaml",
         [
@@ -74,9 +77,14 @@ def slider_for(model: DiffusionModel, name: str, seed: int) -> Slider:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"sliders": ["smile", "beard"]}, SliderError, "expected one of age, foreign, smile"),
+        ({"sliders": ["smile", "beard"]}, SliderError, "expected one of age, flow, foreign, smile"),
         ({"sliders": ["smile@7"]}, SliderError, "expected a version of smile among"),
-        ({"sliders": ["smile", "foreign"]}, SliderError, "slider foreign@1: got base"),
+        ({"sliders": ["smile", "flow"]}, SliderError, "slider flow@1: got a base of the family"),
+        (
+            {"sliders": ["smile", "foreign"], "other_bases": "refuse"},
+            SliderError,
+            "slider foreign@1: got base",
+        ),
         ({"sliders": ["smile", "smile@1"]}, SliderError, "smile more than once"),
         ({"base": "no/such/base"}, BaseNotFound, "no/such/base"),
     ],
@@ -84,6 +92,15 @@ def slider_for(model: DiffusionModel, name: str, seed: int) -> Slider:
 def test_refused_before_start(world: World, change: dict, error: type, words: str) -> None:
     with pytest.raises(error, match=words), running(world.job.model_copy(update=change)):
         pytest.fail("started")
+
+
+def test_sliders_of_another_base_are_served_with_a_note_and_never_by_a_star(world: World) -> None:
+    job = world.job.model_copy(update={"sliders": ["smile", "foreign"], "port": free_port()})
+    listed = check(job)
+    assert not listed["smile"].card.elsewhere
+    mix = Mix.of({"foreign": 1.0}, {"foreign": listed["foreign"].card})
+    assert mix.notes == (f"foreign was trained on another base ({listed['foreign'].card.base})",)
+    assert set(check(job.model_copy(update={"sliders": ["*"]}))) == {"smile", "age"}
 
 
 def test_a_taken_port_is_refused(world: World) -> None:

@@ -243,7 +243,8 @@ def test_a_bank_is_attached_once_or_not_at_all(net: Net) -> None:
 
 # --- resident ------------------------------------------------------------------------------------
 def resident_of(net: Net, slots: int, rank: int = 4) -> Resident:
-    model: Any = SimpleNamespace(base_id="net", denoiser=net, slider_targets=lambda: list(LAYERS))
+    about = {"base_id": "net", "family": "sdxl", "former_ids": ()}
+    model: Any = SimpleNamespace(**about, denoiser=net, slider_targets=lambda: list(LAYERS))
     resident = Resident(model, slots, rank)
     resident.bank.attach(net)
     return resident
@@ -306,8 +307,8 @@ def test_what_does_not_fit_is_named_and_takes_no_slot(net: Net) -> None:
         "layer conv of rank 3; expected at most 2": slider_of(net, "b", 3, 0),
         r"layer row of factors \(2, 6\) and \(7, 2\); expected": slider_of(wide, "b", 2, 0),
         "layer extra; expected one of the 3 layers": slider_of(deeper, "b", 2, 0, ("extra",)),
-        "got base net; expected other": Slider(
-            Card(name="b", base="o", base_id="other", rank=2), small.factors
+        "got a base of the family sdxl; expected one of flux": Slider(
+            Card(name="b", base="o", base_id="other", family="flux", rank=2), small.factors
         ),
     }
     for message, slider in cases.items():

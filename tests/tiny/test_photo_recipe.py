@@ -1,14 +1,17 @@
 """tiny-photo: the base loads, its photos pack and unpack, captions and warps do what they say."""
 
+import io
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel
@@ -70,8 +73,8 @@ def test_a_pack_gives_back_its_pictures_and_labels(tmp_path: Path) -> None:
     pictures = [picture.resize((128, 128), Image.Resampling.BICUBIC) for picture in small]
     labels = {n: np.arange(5, dtype=np.float32) for n in captions.LABELS}
     labels["smile"][2] = np.nan
-    save_pack(tmp_path, [encoded(p) for p in pictures], labels, np.arange(5) == 3)
-    photos = Photos.load(tmp_path)
+    save_pack(tmp_path / "pack", [encoded(p) for p in pictures], labels, np.arange(5) == 3)
+    photos = Photos.load(tmp_path / "pack")
     assert photos.rows().tolist() == [0, 1, 2, 4] and photos.rows(held=True).tolist() == [3]
     assert photos.labels["smile"].isnan().tolist() == [False, False, True, False, False]
     for seen, picture in zip(photos.pixels, pictures, strict=True):
@@ -126,6 +129,96 @@ def test_the_recipe_needs_no_ray() -> None:
     """Where only torch is at hand: a machine that lends its GPU."""
     code = "import sys; sys.modules['ray'] = None; import bs_ray.tiny.photo.train"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Smooth noise under names as LFW and UTKFace give them."""
+    for package in ("dlib", "face_recognition_models"):
+        if find_spec(package) is None:
+            pytest.skip(f"needs {package} to find landmarks: pip install 'bs-ray[judges]'")
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "faces"
+    names = [f"Person_{i}/Person_{i}_0001.jpg" for i in range(20)] + ["7_0_0_2017.jpg"]
+    for name in names:
+        small = Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        small.resize((250, 250), Image.Resampling.BICUBIC).save(folder / name)
+    return folder
+
+
+def test_one_command_packs_once_and_goes_on_where_it_stopped(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bs_ray.tiny import build as building
+    from bs_ray.tiny.photo.readers import PerceptualStage, ReaderStage
+
+    reports: list[tuple[str, int, int]] = []
+
+    class Board:
+        def report(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
+            assert np.isfinite(numbers["loss"])
+            reports.append((stage, step, total))
+
+    def here(plan: dict, *_: object) -> None:
+        building._worker({**plan, "board": Board()})
+
+    monkeypatch.setattr(building, "_train", here)
+    monkeypatch.setattr(building, "get_device", lambda: torch.device("cpu"))
+    for stage in (ReaderStage, PerceptualStage):
+        monkeypatch.setattr(stage, "batch", 4)
+    screen = io.StringIO()
+
+    def build(*stages: str, faces: tuple[Path, ...]) -> None:
+        places = {"out": tmp_path / "base", "work": tmp_path / "work"}
+        console = Console(file=screen, width=200)
+        building.build(
+            **places, world="photos", faces=faces, stages=",".join(stages), share=0.006,
+            console=console,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="faces: got none, and no packed ones in"):
+        build("photo-reader", faces=())
+    build("photo-reader", faces=(faces,))
+    assert reports == [("photo-reader", 10, 15), ("photo-reader", 15, 15)]
+    pack = tmp_path / "work" / "pack"
+    photos, packed = Photos.load(pack), {f: f.stat().st_mtime_ns for f in pack.iterdir()}
+    assert len(photos.rows()) + len(photos.rows(held=True)) == len(photos.pixels) <= 21
+    assert len(photos.rows()) >= 12
+    # The same command does what is left, from the photos as they are packed.
+    reports.clear()
+    build("photo-reader", "photo-perceptual", faces=())
+    assert reports == [("photo-perceptual", 10, 10)]
+    assert "holds them packed already" in screen.getvalue()
+    assert {f: f.stat().st_mtime_ns for f in pack.iterdir()} == packed
+    judges = sorted(f.name for f in (tmp_path / "base" / "judges").iterdir())
+    assert judges == ["perceptual.safetensors", "reader.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"world": "planets"}, "world: got 'planets'; expected one of drawn, photos"),
+        ({"faces": [Path("lfw.tgz")]}, "expected --world photos"),
+        ({"world": "photos", "stages": "unet"}, "got unet; expected some of photo-reader, photo-"),
+    ],
+)
+def test_a_recipe_that_there_is_not_is_refused(wrong: dict, message: str, tmp_path: Path) -> None:
+    from bs_ray.tiny.build import build
+
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path / "base", tmp_path / "work", **wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_whole_photo_recipe_runs_on_ray_train(faces: Path, tmp_path: Path) -> None:
+    from bs_ray.tiny.build import build
+
+    places = {"out": tmp_path / "base", "work": tmp_path / "work"}
+    build(**places, world="photos", faces=[faces], share=0.001)
+    assert load_base(str(tmp_path / "base")).native_px == 128
+    assert list((tmp_path / "work" / "sheets").glob("photo-unet-*.png"))
 
 
 @pytest.mark.slow

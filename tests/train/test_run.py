@@ -67,7 +67,7 @@ def test_train_resume_and_finish(ray_cluster, places, monkeypatch) -> None:
     assert training["world_size"] == 2 and training["photos_broken"] == 1
     assert training["job"] == job.model_dump() and "deepspeed" in training["versions"]
     assert training["judges"] == [features_trunk(Path(job.base))]
-    slider.check_base(load_base(job.base).base_id)
+    assert slider.card.base_id == load_base(job.base).base_id
     assert any(b.any() for _, b in slider.factors.values())
 
     # And once more says so, without Ray.

@@ -31,6 +31,7 @@ from tests.train.conftest import make_job, photo_rows
 STAGES = (0, 1, 2, 3)
 NAMES = ("slider", "discriminator")
 BOUND = 1e-5
+SHARE = 0.3
 
 
 class Watch:
@@ -104,14 +105,20 @@ def load_states(state: TrainState, saved: dict[str, torch.Tensor]) -> None:
 def three_steps(
     state: TrainState, watch: Watch, folder: Path, label: str, begun: Path | None
 ) -> None:
-    """Files of the gradients of two steps and of the states; the second from `begun` if given."""
+    """Files of the gradients of two steps and of the states; the second from `begun` if given.
+
+    From the second step on the adversary pulls with a share of what the other losses pull.
+    """
     write = save_file if state.rank == 0 else (lambda *_: None)
     train_step(state, 0)
     write(watch.gradients, folder / f"{label}-gradients0.safetensors")
     write(states(state), folder / f"{label}-begun.safetensors")
     if begun:  # one process's checkpoint, continued by two
         load_states(state, load_file(begun))
-    train_step(state, 1)
+    losses = state.job.losses.model_copy(update={"adversarial": 0.0, "adversarial_share": SHARE})
+    state.job = state.job.model_copy(update={"losses": losses})
+    weight = train_step(state, 1)["w_adversarial"]
+    (folder / f"{label}-weight-{state.rank}.json").write_text(json.dumps(weight))
     write(watch.gradients, folder / f"{label}-gradients1.safetensors")
     train_step(state, 2)
     write(states(state), folder / f"{label}-continued.safetensors")
@@ -193,6 +200,14 @@ def test_two_workers_have_the_gradients_of_one(
     off = difference(expected, found, name)
     print(f"ZeRO {stage}, step {step}: gradients of the {name} differ by {off:.1e}")
     assert off < BOUND
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_workers_weigh_the_adversary_like_one(trained: Path, stage: int) -> None:
+    """Its pull is a share of a norm, which is that of all rows' gradient."""
+    expected = json.loads((trained / "plain-weight-0.json").read_text())
+    found = [json.loads((trained / f"zero{stage}-weight-{r}.json").read_text()) for r in (0, 1)]
+    assert found[0] == found[1] == pytest.approx(expected, rel=BOUND)
 
 
 @pytest.mark.parametrize("stage", STAGES)

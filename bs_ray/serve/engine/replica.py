@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from bs_ray.config import EditorSettings, ServeJob
+from bs_ray.config.base import OtherBases
 from bs_ray.editing.editor import Edit, Editor
 from bs_ray.editing.locate import Sight
 from bs_ray.models import load_base
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.serve.engine.batcher import Batcher
 from bs_ray.serve.engine.slider_cache import SliderCache
 from bs_ray.serve.engine.tasks import Event, Result, Task
@@ -39,7 +41,8 @@ class EditorReplica:
         model = load_base(job.base, device="cuda" if job.gpus_per_replica else "cpu")
         self._metrics = ReplicaMetrics()
         registry = Registry(job.registry)
-        first = _read(registry, places[: job.editor.resident_sliders], model.base_id)
+        base, others = BaseIdentity.of(model), job.other_bases
+        first = _read(registry, places[: job.editor.resident_sliders], base, others)
         # Photos are cut where they are decoded; here each view is a photo of its own.
         settings = job.editor.model_copy(update={"region": "photo"})
         slots = job.editor.resident_sliders
@@ -48,7 +51,7 @@ class EditorReplica:
         self._sight = Sight(side_px, model.multiple_px, model.framing)
         warm_up(editor)
         self._sliders = SliderCache(
-            registry, job.cached_sliders, model.base_id, self._metrics.slider_loaded, first
+            registry, job.cached_sliders, base, self._metrics.slider_loaded, first, others
         )
         self._batcher = Batcher(
             editor,
@@ -95,7 +98,9 @@ class EditorReplica:
         self._batcher.check()
 
 
-def _read(registry: Registry, places: Sequence[str], base_id: str) -> dict[str, Slider]:
+def _read(
+    registry: Registry, places: Sequence[str], base: BaseIdentity, others: OtherBases
+) -> dict[str, Slider]:
     """Place -> slider, for those that can be read now.
 
     A registry that is down must not keep a replica from starting.
@@ -103,12 +108,10 @@ def _read(registry: Registry, places: Sequence[str], base_id: str) -> dict[str, 
 
     def read(place: str) -> Slider | None:
         try:
-            slider = registry.resolve(place)
-            slider.check_base(base_id)
+            return registry.resolve_on(place, base, others)
         except Exception as error:  # a store's errors are of many kinds
             _log.warning("slider %s is left for its first use: %s", place, error)
             return None
-        return slider
 
     with ThreadPoolExecutor(_READERS) as pool:
         found = zip(places, pool.map(read, places), strict=True)

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from bs_ray.config.base import OtherBases
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 
@@ -21,16 +23,18 @@ class SliderCache:
         self,
         registry: Registry,
         max_sliders: int,
-        base_id: str,
+        base: BaseIdentity,
         report: Callable[[Origin], None],
         first: Mapping[str, Slider],
+        others: OtherBases = "warn",
     ):
         """max_sliders: how many stay in memory. first: place -> slider, in memory from the start.
 
         report(origin) is called for every slider that is asked for, and again with "failed" where
         the registry could not give it.
         """
-        self._registry, self._max, self._base_id = registry, max_sliders, base_id
+        self._registry, self._max = registry, max_sliders
+        self._base, self._others = base, others
         self._report = report
         # Place -> slider, least recently used first. A version never changes, so neither does its
         # entry.
@@ -71,6 +75,4 @@ class SliderCache:
                 del self._held[place]
 
     def _read(self, place: str) -> Slider:
-        slider = self._registry.resolve(place)
-        slider.check_base(self._base_id)
-        return slider
+        return self._registry.resolve_on(place, self._base, self._others)

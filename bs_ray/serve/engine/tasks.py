@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bs_ray.editing.editor import Edit
+from bs_ray.editing.views import Edit
 from bs_ray.sliders.card import Card
 from bs_ray.sliders.mix import Mix
 

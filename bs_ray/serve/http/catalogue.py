@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bs_ray.config.base import OtherBases
+from bs_ray.models.base_identity import BaseIdentity
 from bs_ray.sliders.card import Card, SliderError
 from bs_ray.sliders.registry import Registry
 
@@ -38,17 +40,20 @@ class Catalogue:
         self,
         registry: Registry,
         references: Sequence[str],
-        base_id: str,
+        base: BaseIdentity,
         refresh_s: float,
         *,
+        others: OtherBases = "warn",
         listed: Mapping[str, Listed] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """references: `name`, `name@version`, a file, or `*` for all that fit the base.
+        """references: `name`, `name@version`, a file, or `*` for all that were trained on the base.
+        others: whether those that are named may come from another base of its family.
 
         listed: the sliders to start with; by default none, until `load` is called.
         """
-        self._registry, self._references, self.base_id = registry, list(references), base_id
+        self._registry, self._references = registry, list(references)
+        self.base, self._others = base, others
         self._refresh_s, self._clock = refresh_s, clock
         self._listed = dict(listed or {})
         # Place -> slider, which never changes: a place is a version, or a file.
@@ -61,13 +66,8 @@ class Catalogue:
         found: dict[str, Listed] = {}
         for place in self._wanted():
             listed = self._look_up(place)
-            if not self._fits(listed):
-                if "*" in self._references:
-                    continue
-                raise SliderError(
-                    f"slider {listed.reference}: got base {listed.card.base_id}; expected this "
-                    f"server's, {self.base_id}"
-                )
+            if listed is None:
+                continue
             if listed.card.name in found:
                 raise SliderError(
                     f"sliders: got {listed.card.name} more than once; expected each name once"
@@ -93,10 +93,9 @@ class Catalogue:
             return listed.get(name)
         if name in self._references or "*" in self._references:
             try:
-                older = await asyncio.to_thread(self._look_up, f"{name}@{int(version)}")
+                return await asyncio.to_thread(self._look_up, f"{name}@{int(version)}")
             except SliderError:
                 return None
-            return older if self._fits(older) else None
         return None  # the job names one version, or a file
 
     async def _refresh(self) -> None:
@@ -123,10 +122,14 @@ class Catalogue:
                 wanted.append(reference)
         return wanted
 
-    def _look_up(self, place: str) -> Listed:
+    def _look_up(self, place: str) -> Listed | None:
+        """The slider of a place; None where all are wanted and it is another base's."""
         if place not in self._known:
-            self._known[place] = Listed(self._registry.resolve(place).card, place)
+            card = self._registry.card(place)
+            own = self.base.goes_by(card.base_id)
+            if "*" in self._references and not own:
+                return None
+            if not (own and card.calibration):  # another base's, or measured in a file beside it
+                card = self._registry.resolve_on(place, self.base, self._others).card
+            self._known[place] = Listed(card, place)
         return self._known[place]
-
-    def _fits(self, listed: Listed) -> bool:
-        return listed.card.base_id in ("", self.base_id)

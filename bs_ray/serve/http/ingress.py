@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Header, Path, Request
@@ -35,6 +36,7 @@ from bs_ray.serve.http.schema import (
     ImagesReply,
     ModelInfo,
     ModelList,
+    SliderDetail,
     SliderInfo,
     SliderList,
     Status,
@@ -120,6 +122,7 @@ _Timeout = Annotated[
         description="Seconds that you wait. A request that would be late is refused at once.",
     ),
 ]
+_SliderName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 _IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -131,28 +134,39 @@ _IdempotencyKey = Annotated[
 ]
 
 
-def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
-    replies: Replies[bytes] = Replies(size_of=len)
+class _Answers:
+    """Replies to requests for pictures. Under an idempotency key each is computed once."""
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._replies: Replies[bytes] = Replies(size_of=len)
 
     async def answer(
-        prepared: Callable[[], Any], request: Any, caller: Caller, idempotency_key: str | None
+        self,
+        prepare: Callable[[], Awaitable[Prepared]],
+        request: EditRequest | GenerateRequest,
+        caller: Caller,
+        idempotency_key: str | None,
     ) -> Response:
         """The reply, in the form that the request asks for."""
         if request.stream:
-            events = await sse.begin(service, await prepared(), caller)
+            events = await sse.begin(self._service, await prepare(), caller)
             return StreamingResponse(events, media_type="text/event-stream")
 
         async def compute() -> bytes:
-            reply = await service.reply(await prepared(), caller)
+            reply = await self._service.reply(await prepare(), caller)
             return reply.model_dump_json(exclude_none=True).encode()
 
         if idempotency_key is None:
             return Response(await compute(), media_type="application/json")
         digest = hashlib.sha256(repr(request).encode()).hexdigest()
-        body, replayed = await replies.once(caller.key.id, idempotency_key, digest, compute)
+        body, replayed = await self._replies.once(caller.key.id, idempotency_key, digest, compute)
         headers = {"idempotent-replayed": "true"} if replayed else {}
         return Response(body, media_type="application/json", headers=headers)
 
+
+def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
+    answers = _Answers(service)
     documented: Any = {200: _EVENTS, **_refusals(400, 401, 413, 415, 422, 429, 503)}
 
     @app.post("/v1/images/edits", response_model=ImagesReply, responses=documented)
@@ -163,11 +177,8 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
         with span("edits"):
             caller = await door.caller(http, timeout_s)
             request = await _read(http, EditRequest)
-
-            async def prepared() -> Prepared:
-                return await service.prepare_edit(request, caller)
-
-            return await answer(prepared, request, caller, idempotency_key)
+            prepare = partial(service.prepare_edit, request, caller)
+            return await answers.answer(prepare, request, caller, idempotency_key)
 
     @app.post("/v1/images/faces", responses=_refusals(400, 401, 413, 415, 422, 429, 503))
     async def find_faces(http: Request) -> FacesReply:
@@ -185,11 +196,8 @@ def _add_images(app: FastAPI, service: Service, door: _Door) -> None:
             caller = await door.caller(http, timeout_s)
             _expect_media(http, "application/json")
             request = parse_json(GenerateRequest, await http.body())
-
-            async def prepared() -> Prepared:
-                return await service.prepare_generation(request, caller)
-
-            return await answer(prepared, request, caller, idempotency_key)
+            prepare = partial(service.prepare_generation, request, caller)
+            return await answers.answer(prepare, request, caller, idempotency_key)
 
     @app.get("/v1/files/{name}", response_class=Response, responses=_refusals(404, 422))
     async def file(
@@ -210,6 +218,12 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
         listed = await service.catalogue.listed()
         return {name: one for name, one in listed.items() if key.allows(name)}
 
+    async def named(http: Request, name: str) -> Listed:
+        listed = (await allowed(http)).get(name)
+        if listed is None:
+            raise Problem(404, "unknown-slider", f"slider: got {name!r}; see /v1/sliders")
+        return listed
+
     @app.get("/v1/sliders", responses=_refusals(401))
     async def sliders(http: Request) -> SliderList:
         """The sliders that requests may name."""
@@ -218,18 +232,19 @@ def _add_lists(app: FastAPI, service: Service, door: _Door) -> None:
         limit, finds_faces = service.job.max_strength, service.finds_faces
         return SliderList(data=infos, max_strength=limit, finds_faces=finds_faces, words=words)
 
+    @app.get("/v1/sliders/{name}", responses=_refusals(401, 404, 422))
+    async def slider(http: Request, name: _SliderName) -> SliderDetail:
+        """One slider with its card: its calibration, and what its training measured."""
+        return _detail(await named(http, name))
+
     @app.get(
         "/v1/sliders/{name}/preview",
         response_class=Response,
         responses={200: {"content": {"image/png": {}}}, **_refusals(401, 404, 422, 503)},
     )
-    async def preview(
-        http: Request, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-    ) -> Response:
+    async def preview(http: Request, name: _SliderName) -> Response:
         """Pictures of the slider's own prompt at strengths -1, 0 and 1."""
-        listed = (await allowed(http)).get(name)
-        if listed is None:
-            raise Problem(404, "unknown-slider", f"slider: got {name!r}; see /v1/sliders")
+        listed = await named(http, name)
         if listed.reference not in previews:
             previews[listed.reference] = await _preview(service, listed)
         return Response(previews[listed.reference], media_type="image/png")
@@ -335,6 +350,15 @@ def _info(listed: Listed) -> SliderInfo:
         range=measured.units if measured and measured.unit else None,
         unit=measured.judge if measured else None,
         preview=f"/v1/sliders/{card.name}/preview",
+    )
+
+
+def _detail(listed: Listed) -> SliderDetail:
+    card = listed.card
+    return SliderDetail(
+        **dict(_info(listed)),
+        **card.model_dump(include={"family", "eta", "calibration"}),
+        subject=card.target,
         # The training job is left out: it names buckets and folders that callers need not know.
         training={key: value for key, value in card.training.items() if key != "job"},
     )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bs_ray import __version__
 from bs_ray.config import ServeJob
-from bs_ray.editing.editor import to_uint8
+from bs_ray.editing.views import to_uint8
 from bs_ray.images.decode_pool import shared_decode_pool
 from bs_ray.images.encode import encode, not_written
 from bs_ray.images.rows import NO_SIDE_DATA, DecodedRow, is_quarantined

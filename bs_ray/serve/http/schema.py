@@ -293,6 +293,18 @@ class SliderInfo(BaseModel):
     """The judge that measured the unit."""
     preview: str
     """Path of a strip that shows the slider at work."""
+
+
+class SliderDetail(SliderInfo):
+    """A slider with its card."""
+
+    family: str
+    subject: str
+    """What it acts on: the target of its prompts, or what its pictures show."""
+    eta: float | None
+    """Of a slider of words: what the difference of its predictions is multiplied by."""
+    calibration: dict[str, Any] | None
+    """What was measured at which LoRA scale (docs/method.md, "Measuring")."""
     training: dict[str, Any]
     """What its training measured."""
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from bs_ray.config import EditorSettings, ServeJob
-from bs_ray.editing.editor import Edit, EditError
 from bs_ray.editing.locate import Sight, chosen_faces
+from bs_ray.editing.views import Edit, EditError
 from bs_ray.images.faces import CenterFace, FacesUnavailable, need_centerface
 from bs_ray.images.rows import DecodedRow
 from bs_ray.serve.engine.tasks import Busy, EditTask, Event, GenerateTask, Result, Task
@@ -40,7 +40,7 @@ from bs_ray.serve.http.subject import Subject, no_detector, subject_of
 from bs_ray.serve.tracing import carrier, span
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
-from bs_ray.sliders.words import slider_of_words, words_said
+from bs_ray.sliders.words import card_of_words, words_said
 from bs_ray.storage import StorageError, Store
 
 MAX_PICTURES = 64
@@ -253,7 +253,7 @@ class Service:
             raise Problem(422, "wrong-value", detail)
         if words.target is None:
             words = words.model_copy(update={"target": self.job.editor.prompt})
-        return Listed(slider_of_words(words, self.job.base, self.base_id).card, "")
+        return Listed(card_of_words(words, self.job.base, self.base_id), "")
 
     def _check_predictions(
         self, request: EditRequest | GenerateRequest, found: Mapping[str, Listed]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bs_ray.judges.packages import need, package_file
 
+_CHUNK = 512
 _ALIGNED = 96
 _EYES_Y, _EYES_APART = 30, 36
 _SIDE = 256
@@ -76,7 +77,7 @@ def measured(pixels: np.ndarray, marks: Landmarks, tight: np.ndarray) -> dict[st
         rows = np.flatnonzero(frontal & framing)
         chubby[rows] = _rank(jaw[rows])
     mouth = np.clip(_apart(points, 62, 66) / _apart(points, 60, 64), 0, 1)
-    spread = pixels.max(3).astype(np.float32) - pixels.min(3)
+    spread = pixels.max(3) - pixels.min(3)
     edges = np.array([_edges(p) for p in pixels])
     return {
         "chubby": chubby,
@@ -123,17 +124,20 @@ def read_looks(
 
     never: look -> rows that surely lack it, which it also learns from.
     """
-    aligned = torch.from_numpy(
-        np.stack([_aligned(p, m) for p, m in zip(pixels, marks.points, strict=True)])
-    )
-    faces = aligned.permute(0, 3, 1, 2).float()
-    features = {"glasses": _eye_features(faces), "beard": _chin_features(faces)}
+    eyes, chins = [], []
+    for first in range(0, len(pixels), _CHUNK):  # all at once their gradients fill 20 GB
+        part = slice(first, first + _CHUNK)
+        upright = [_aligned(p, m) for p, m in zip(pixels[part], marks.points[part], strict=True)]
+        faces = torch.from_numpy(np.stack(upright)).permute(0, 3, 1, 2).float()
+        eyes.append(_eye_features(faces))
+        chins.append(_chin_features(faces))
+    features = {"glasses": torch.cat(eyes), "beard": torch.cat(chins)}
     sure, found = {"glasses": (-3.0, 2.5), "beard": (-2.5, 2.0)}, {}
     for look, known in by_eye().items():
         rows = [i for i, file in enumerate(files) if file in known]
         truth = torch.tensor([known[files[i]] for i in rows])
         lacking = torch.from_numpy(np.flatnonzero(never[look]))
-        score = _fit(features[look], torch.tensor(rows), truth, lacking)
+        score = _fit(features[look], torch.tensor(rows, dtype=torch.long), truth, lacking)
         low, high = sure[look]
         label = np.full(len(files), np.nan, np.float32)
         label[score > high], label[score < low] = 1, 0

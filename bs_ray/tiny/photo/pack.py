@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
+from bs_ray.progress import bar
 from bs_ray.tiny.photo.looks import LandmarkFinder, Landmarks, measured, read_looks
 from bs_ray.tiny.photo.people import LFW, UTKFACE, held_out
 from bs_ray.tiny.photo.photos import SIZE, encoded, save_pack
@@ -34,13 +36,17 @@ class Face:
     woman: float = float("nan")
 
 
-def read_faces(source: Path) -> Iterator[Face]:
+def read_faces(source: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Face]:
     """Faces of one source: an LFW or UTKFace archive, or its extracted folder, in name order.
+
+    wanted: whether to read a file, by its name within the source; by default all are read.
 
     Raises ValueError where it holds a file that is named like neither.
     """
     for name, data in sorted(_files(source)):
         file = PurePosixPath(name)
+        if wanted and not wanted(name):
+            continue
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
         if match := UTKFACE.fullmatch(file.name):
@@ -70,15 +76,36 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, stream.read()
 
 
-def pack(sources: Sequence[Path], smiles: Path | None, out: Path) -> list[Path]:
+def ensure_pack(sources: Sequence[Path], smiles: Path | None, out: Path, console: Console) -> None:
+    """Pack the faces into `out`, unless it is there. Raises ValueError where there are none."""
+    if out.exists():
+        console.print(f"faces: {out} holds them packed already", markup=False)
+        return
+    if not sources:
+        raise ValueError(
+            f"faces: got none, and no packed ones in {out}; expected LFW (deep-funneled) and "
+            "UTKFace, each an archive or an extracted folder"
+        )
+    for path in pack(sources, smiles, out, console):
+        console.print(f"{path}  {path.stat().st_size / 1e6:.0f} MB", markup=False)
+
+
+def pack(sources: Sequence[Path], smiles: Path | None, out: Path, console: Console) -> list[Path]:
     """Read, measure, label and pack all faces; the parts written.
 
     smiles: a CSV of `file,smile` for LFW's photos. Photos of tight framing in which no face is
-    found are left out: UTKFace has some that show none.
+    found are left out: UTKFace has some that show none. Raises ValueError where a source has no
+    face, or a file that is named like neither's.
     """
     finder = LandmarkFinder()
     faces = [face for source in sources for face in read_faces(source)]
-    found = [finder.find(face.picture) for face in faces]
+    if not faces:
+        raise ValueError(f"faces: got no .jpg in {', '.join(map(str, sources))}; expected photos")
+    found = []
+    with bar(console, "landmarks", len(faces), "faces") as moved:
+        for face in faces:
+            found.append(finder.find(face.picture))
+            moved(1)
     marks = Landmarks(np.stack([f[0] for f in found]), np.array([f[1] for f in found]))
     labels = labelled(faces, marks, _smiles(smiles))
     tight = labels["tight"] > 0

@@ -10,6 +10,7 @@ source has no more to show. `tightened` makes a tight one of a wide one.
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,8 +74,13 @@ def tightened(x: Tensor) -> Tensor:
 def save_pack(
     pack: Path, pictures: list[bytes], labels: Mapping[str, np.ndarray], held: np.ndarray
 ) -> list[Path]:
-    """Write encoded pictures and what is known of them, in parts of at most 44 MB of pictures."""
-    pack.mkdir(parents=True, exist_ok=True)
+    """Write encoded pictures and what is known of them, in parts of at most 44 MB of pictures.
+
+    The folder has its name once all of them are written.
+    """
+    scratch = pack.with_name(f"{pack.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     bounds, size = [0], 0
     for index, picture in enumerate(pictures):
         if size + len(picture) > _PART_BYTES:
@@ -82,7 +88,6 @@ def save_pack(
             size = 0
         size += len(picture)
     bounds.append(len(pictures))
-    paths = []
     for number, (first, end) in enumerate(pairwise(bounds)):
         lengths = torch.tensor([0, *(len(p) for p in pictures[first:end])])
         flat = {
@@ -92,9 +97,9 @@ def save_pack(
         }
         for name in LABELS:
             flat[f"label/{name}"] = torch.from_numpy(labels[name][first:end].astype(np.float32))
-        paths.append(pack / f"part-{number:02d}.safetensors")
-        save_file(flat, paths[-1])
-    return paths
+        save_file(flat, scratch / f"part-{number:02d}.safetensors")
+    scratch.rename(pack)
+    return sorted(pack.iterdir())
 
 
 def encoded(picture: Image.Image, quality: int = 88) -> bytes:

@@ -1,8 +1,9 @@
-"""The recipe of tiny-photo, stage after stage, where only torch is at hand.
+"""The recipe of tiny-photo, stage after stage, where torch and diffusers are at hand but no Ray.
 
-`python -m bs_ray.tiny.photo.train --help`. Reader, text, vae and unet make the base; perceptual and
-clip are judges of its own, for training losses and previews: what measures the base are public
-judges, trained elsewhere.
+Elsewhere `bs-ray tiny build --world photos` does the same, from the archives on. Here the photos
+come packed, by `bs-ray tiny pack`, and the time of all stages may be given. Reader, text, vae and
+unet make the base; perceptual and clip are judges of its own, for training losses and previews:
+what measures the base are public judges, trained elsewhere.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SHARES: dict[type[PhotoStage], float] = {
     UnetStage: 1.0,
 }
 """Stage -> its share of the whole time; the last takes what is left."""
+STAGES = tuple(kind.name for kind in SHARES)
 _MARGIN_S = 12.0
 
 
@@ -49,7 +51,7 @@ def train(
     stages: a comma list of those to train; all by default.
     """
     began = time.monotonic()
-    album = Album(Photos.load(pack, device), torch.device(device))
+    album = open_album(pack, torch.device(device))
     print(f"{len(album.rows)} photos, {len(album.held)} held out", flush=True)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -71,9 +73,23 @@ def train(
     print(f"{time.monotonic() - began:6.0f} s  done: {out}", flush=True)
 
 
+def open_album(pack: Path, device: torch.device) -> Album:
+    """The packed photos on the device, which is set up for these networks."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return Album(Photos.load(pack, device), device)
+
+
+def build_stage(name: str, album: Album, base: Path) -> PhotoStage:
+    """The stage of that name, one of STAGES."""
+    kind = next(kind for kind in SHARES if kind.name == name)
+    return kind(album, base)
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bs_ray.tiny.photo.train", description=__doc__)
     parser.add_argument("--pack", type=Path, required=True, help="folder of part-*.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="the base's diffusers folder")
     parser.add_argument("--work", type=Path, required=True, help="states and sample sheets")
@@ -82,9 +98,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of every stage, for a try")
     parser.add_argument("--stages", default="", help="only these, comma between them")
     chosen = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     train(
         chosen.pack,
         chosen.out,

@@ -42,6 +42,10 @@ class DryRun:
         self._stack = ExitStack()
 
     def __enter__(self) -> DryRun:
+        # What was there before is not counted, and looking through it again at every mark would
+        # take most of the time.
+        gc.freeze()
+        self._stack.callback(gc.unfreeze)
         self._stack.enter_context(_fused_attention())
         self._stack.enter_context(_Watch(self))
         return self

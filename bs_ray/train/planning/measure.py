@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import MAX_BYTES, MAX_PHOTOS, PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.base import DiffusionModel, latent_shape_at
+from bs_ray.models.published import architecture_folder
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import untrained_features
 from bs_ray.train.loop import assemble
 from bs_ray.train.losses import Features, LossNormaliser
 from bs_ray.train.planning.dry_run import FUSED_ATTENTION, OTHER, DryRun, RowCount
 from bs_ray.train.planning.memory import base_networks, bytes_of, engine_bytes, sharded_bytes
-from bs_ray.train.planning.published import architecture_folder
 from bs_ray.train.step import TrainState, train_step
 from bs_ray.train.targets.concept_sliders import concept_sliders_step
 from bs_ray.train.targets.samples import SampleMaker
@@ -213,8 +213,8 @@ class _Gradients(PlainEngine):
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
-    def backward_and_step(self, loss: Tensor) -> None:
-        loss.backward()
+    def step(self) -> None:
+        pass
 
 
 def _count(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bs_ray.config import CachedTeacher, TrainJob
+from bs_ray.progress import counted
 from bs_ray.storage import StorageError
 from bs_ray.train.loop import check_rows
 from bs_ray.train.planning.advice import refusal
@@ -98,8 +99,8 @@ def show(made: Plan, console: Console) -> None:
     table = Table(
         "GiB on a worker",
         *(f"ZeRO {s}{' *' * (s == made.zero_stage)}" for s in STAGES),
-        title=f"{made.base} at {made.resolution} px, {made.dtype}; {made.workers} workers x "
-        f"{made.rows} rows (* as the job says)",
+        title=f"{made.base} at {made.resolution} px, {made.dtype}; "
+        f"{counted(made.workers, 'worker')} x {counted(made.rows, 'row')} (* as the job says)",
     )
     for part in made.memory[0]:
         table.add_row(part, *(f"{made.memory[s][part] / GIB:.2f}" for s in STAGES))

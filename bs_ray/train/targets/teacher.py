@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bs_ray.config import Prompts
 from bs_ray.models.base import Condition, DiffusionModel
-from bs_ray.sliders.words import MIN_GAP, PromptsDoNotSeparate
+from bs_ray.sliders.words import MIN_GAP, PromptsDoNotSeparate, check_known
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,11 @@ class Teacher:
     def check_gap(self, x_t: Tensor, t: Tensor) -> dict[str, float]:
         """By slider, the norm of e(c+) - e(c-) relative to that of e(c_n).
 
-        Raises PromptsDoNotSeparate for a slider whose difference is rounding alone.
+        Raises PromptsDoNotSeparate for a slider whose difference is rounding alone, or said in
+        words that the base does not know.
         """
+        for name, prompts in self.concepts.items():
+            check_known(name, (prompts.positive, prompts.negative), self.model.readers())
         predicted = self(x_t, t, torch.zeros_like(t))
         size = predicted.neutral.flatten(1).norm(dim=1)
         gaps = predicted.direction.flatten(1).norm(dim=1) / size

@@ -28,7 +28,7 @@ def calibrate(previewer: Previewer, predict: Predict) -> dict[str, Calibration]:
         return {}
     strengths = swept(previewer.max_strength)
     seen = [_on_latents(previewer, m, predict, strengths) for m in range(len(previewer.names))]
-    if previewer.judges.perceptual:
+    if previewer.judges.perceptual or previewer.judges.identity:
         pictures = previewer.pictures(predict, strengths)
         seen = [
             with_pictures(one, pictures[m], previewer.judges, previewer.detector)

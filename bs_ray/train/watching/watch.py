@@ -49,6 +49,9 @@ class Watch:
             state.photos.latent_shape,
         )
         self.plateau = Plateau(job.early_stop) if job.early_stop else None
+        # Where the base is in shards, a forward pass takes all workers.
+        in_shards = job.engine == "deepspeed" and job.zero_stage == 3
+        self._looks = state.rank == 0 or in_shards
         self._predict = partial(state.bank.predict, state.model)
 
     def begin(self, progress: Progress) -> None:
@@ -73,8 +76,8 @@ class Watch:
         return stop
 
     def _preview(self, step: int) -> float:
-        """Show all sliders. Returns the mean of their effects, over all workers too."""
-        previews = self.previewer(step, self._predict)
+        """Show all sliders. Returns the mean of their effects, the same on all workers."""
+        previews = self.previewer(step, self._predict) if self._looks else {}
         for name, preview in previews.items():
             alone = len(previews) == 1
             named = {(k if alone else f"{name}/{k}"): v for k, v in preview.numbers.items()}
@@ -84,16 +87,17 @@ class Watch:
                 self.shown[f"drift{'' if alone else ' ' + name}"] = preview.numbers["drift"]
             if self._tracker:
                 self._tracker.picture(step, name, preview.picture)
+        effects = [preview.effect for preview in previews.values()]
         # On the model's device: a GPU's process group (NCCL) reduces no tensor of the CPU.
-        effects = torch.tensor(
-            [preview.effect for preview in previews.values()], device=self.state.model.device
-        )
-        return float(mean_over_workers(effects.mean()))
+        looked = torch.tensor([sum(effects), len(effects)], device=self.state.model.device)
+        total, count = mean_over_workers(looked.double()).tolist()
+        return float(total / count)
 
     def calibrations(self) -> dict[str, Calibration]:
         """What the finished sliders do over a range of strengths, by name. Every worker calls
-        it."""
-        return calibrate(self.previewer, self._predict) if self.state.job.calibrate else {}
+        it, and the first one's are the run's."""
+        wanted = self.state.job.calibrate and self._looks
+        return calibrate(self.previewer, self._predict) if wanted else {}
 
     def saved(self) -> None:
         """A checkpoint has been made, so make what was logged as safe as it is."""

@@ -21,7 +21,6 @@ from bs_ray.serve.engine.tasks import Busy, Changes, EditTask, GenerateTask, Par
 from bs_ray.sliders.card import SliderError
 from bs_ray.sliders.mix import Mix
 from bs_ray.sliders.slider import Slider
-from bs_ray.sliders.words import slider_of_words
 from bs_ray.testing import random_slider
 
 TOLERANCE = 1e-5
@@ -314,7 +313,7 @@ def test_an_edit_called_off_leaves_at_the_next_step(editor, held, sliders) -> No
 
 def test_words_share_steps_with_trained_sliders(model, editor, held, sliders) -> None:
     """One request's words, under a prompt of their own, beside others' sliders, in one pass."""
-    said = slider_of_words(
+    said = Slider.of_words(
         Words(positive="a man", negative="a woman", target="a"), "", model.base_id
     )
     name, known = said.reference, sliders | {said.reference: said}

@@ -196,8 +196,7 @@ def test_sliders_and_models_are_listed(client: TestClient) -> None:
     assert (smile["name"], smile["range"], age["range"]) == ("smile", None, [-2, 2])
     expected = {"version": 2, "base": "tiny", "base_id": "0", "rank": 4, "unit": "stub"}
     assert expected.items() <= age.items()
-    assert age["training"] == {"seconds": 1.5}  # and no bucket's name
-    assert smile["prompts"]["target"] == "person"
+    assert "training" not in age and smile["prompts"]["target"] == "person"
     strip = client.get(smile["preview"])
     assert Image.open(io.BytesIO(strip.content)).size == (3 * 64, 64)
     assert_problem(client.get("/v1/sliders/beard/preview"), 404, "beard")
@@ -205,6 +204,16 @@ def test_sliders_and_models_are_listed(client: TestClient) -> None:
     assert model["id"] == "tiny" and model["object"] == "model"
     assert client.get("/v1/models/tiny").json() == model == client.get("/v1/models/0").json()
     assert_problem(client.get("/v1/models/a/b"), 404, "got 'a/b'; see /v1/models")
+
+
+def test_one_slider_has_its_whole_card(client: TestClient) -> None:
+    age = client.get("/v1/sliders/age").json()
+    assert client.get("/v1/sliders").json()["data"][1].items() <= age.items()
+    assert age["training"] == {"seconds": 1.5}  # and no bucket's name
+    assert age["calibration"]["judge"] == "stub" and age["calibration"]["effect"]
+    assert client.get("/v1/sliders/smile").json()["calibration"] is None
+    assert_problem(client.get("/v1/sliders/beard"), 404, "got 'beard'; see /v1/sliders")
+    assert_problem(client.get("/v1/sliders/BEARD"), 422, "name")
 
 
 def test_the_page(client: TestClient) -> None:
@@ -360,6 +369,8 @@ def test_keys_limit_who_may_ask_for_what(tmp_path: Path) -> None:
     assert client.get("/").status_code == client.get("/healthz").status_code == 200
     client.headers["authorization"] = f"Bearer {secret}"
     assert [s["name"] for s in client.get("/v1/sliders").json()["data"]] == ["smile"]
+    assert client.get("/v1/sliders/smile").status_code == 200
+    assert_problem(client.get("/v1/sliders/age"), 404, "got 'age'")
     assert_problem(ask(client, photo(0), scales(age=1)), 422, "expected one of smile")
     assert ask(client, photo(0), scales(smile=1)).status_code == 200
     limited = ask(client, photo(0), scales(smile=1))

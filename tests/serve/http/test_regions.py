@@ -24,12 +24,13 @@ from bs_ray.images.encode import read_provenance
 from bs_ray.images.faces import Face, FacesUnavailable
 from bs_ray.models import load_base
 from bs_ray.serve.engine.batcher import Batcher
-from bs_ray.serve.engine.tasks import EditTask, Event, Result, Task
+from bs_ray.serve.engine.tasks import EditTask, Event, Task
 from bs_ray.serve.http import service
 from bs_ray.serve.http.keys import new_key
 from bs_ray.sliders.slider import Slider
 from bs_ray.testing import edit_of, random_slider
 from tests.serve.api import (
+    Answers,
     StubBackend,
     ask,
     assert_problem,
@@ -302,19 +303,13 @@ def test_fields_in_two_forms_are_refused(client: TestClient) -> None:
 
 
 # --- with a real base -------------------------------------------------------------------------
-class Near:
+class Near(Answers):
     """A replica's batcher in this process."""
 
     def __init__(self, editor: Editor):
         self.editor, self.known = editor, dict(editor.sliders)
         self.batcher = Batcher(editor, Recorder(), max_rows=8, max_waiting=8)
         self.largest = 0
-
-    async def result(self, task: Task) -> Result:
-        async for event in self.events(task):
-            if isinstance(event, Result):
-                return event
-        raise AssertionError
 
     async def events(self, task: Task) -> AsyncIterator[Event]:
         assert isinstance(task, EditTask)

@@ -11,13 +11,13 @@ from bs_ray.config import TrainJob
 from bs_ray.datasets.pool import PhotoPool
 from bs_ray.models import load_base
 from bs_ray.models.folder import read_part
+from bs_ray.models.published import PUBLISHED, published_name, write_architecture
 from bs_ray.train.engines import PlainEngine
 from bs_ray.train.features import load_features
 from bs_ray.train.loop import assemble, one_step
 from bs_ray.train.planning.dry_run import DryRun, RowCount
 from bs_ray.train.planning.memory import GIB, engine_bytes, sharded_bytes
 from bs_ray.train.planning.plan import PlanDoesNotFit, plan
-from bs_ray.train.planning.published import PUBLISHED, published_name, write_architecture
 from bs_ray.train.targets.cache import to_parquet
 from bs_ray.train.targets.samples import SampleMaker
 from bs_ray.train.targets.teacher import Teacher

@@ -9,7 +9,7 @@ import pytest
 
 from bs_ray.config import TrainJob
 from bs_ray.datasets.shards import PHOTO_SCHEMA
-from bs_ray.models.folder import base_hash
+from bs_ray.models.identity import base_hash
 from bs_ray.progress import ProgressBoard
 from bs_ray.storage import MissingKeyError, Store
 from bs_ray.train.targets import cache

@@ -173,19 +173,18 @@ def test_only_pictures_with_a_face_count_for_judges_of_faces(model, faces: int) 
         assert found.identity[4] == 1 and 0 < 1 - numbers["identity"] < 1
 
 
-@pytest.mark.parametrize("judged", [True, False])
+@pytest.mark.parametrize("kinds", [["perceptual", "identity"], ["identity"], []])
 @pytest.mark.filterwarnings("ignore:slider smile. got no effect")
-def test_a_slider_is_calibrated_with_and_without_judges(model, judged: bool) -> None:
-    judges = find_judges(base_folder("tiny")) if judged else Panel()
+def test_a_slider_is_calibrated_with_the_judges_there_are(model, kinds: list[str]) -> None:
+    all_judges = find_judges(base_folder("tiny"))
+    judges = Panel(**{kind: getattr(all_judges, kind) for kind in kinds})
     predict = partial(bank_of(model, ["smile"]).predict, model)
     found = calibrate(previewer(model, {"smile": SMILE}, judges=judges), predict)["smile"]
     assert found.strengths == [-4, -3, -2, -1, 0, 1, 2, 3, 4]
     assert found.effect[4] == 0 and found.drift[4] == pytest.approx(0, abs=1e-6)
     assert found.judge.startswith("share of the target's change")
-    assert bool(found.identity) == judged and found.low <= 0 <= found.high
-    assert [name.split(" ")[0] for name in found.judges] == (
-        ["own-perceptual", "own-identity"] if judged else []
-    )
+    assert bool(found.identity) == ("identity" in kinds) and found.low <= 0 <= found.high
+    assert [name.split(" ")[0] for name in found.judges] == [f"own-{kind}" for kind in kinds]
 
 
 def test_the_strip_has_a_cell_for_each_seed_and_strength() -> None:

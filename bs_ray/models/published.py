@@ -16,7 +16,8 @@ from typing import Any
 
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from bs_ray.models import base_folder
+from bs_ray.models import EMBEDDED, base_folder
+from bs_ray.models.sources import at_hand
 
 Config = dict[str, Any]
 
@@ -151,10 +152,10 @@ def _tokenizer(kind: str) -> Any:
 @contextmanager
 def architecture_folder(base: str) -> Iterator[Path]:
     """The base's folder; where it is not at hand, the published architecture of its name."""
-    folder, published = base_folder(base), published_name(base)
-    if published and not folder.is_dir():
+    published = published_name(base)
+    if published and base not in EMBEDDED and not at_hand(base):
         with tempfile.TemporaryDirectory() as scratch:
             write_architecture(published, Path(scratch))
             yield Path(scratch)
     else:
-        yield folder
+        yield base_folder(base)

@@ -1,8 +1,8 @@
 """`bs-ray demo`: everything once, offline, from an empty folder to a report.
 
 It starts an object store on loopback (or takes a folder where its package is missing), fills it
-with photos of the tiny world, trains sliders by the paper's full method, edits a batch, calls an
-endpoint, and writes a report.
+with photos of the tiny world, trains sliders, edits a batch and some portraits, calls an endpoint,
+and writes a report.
 """
 
 from __future__ import annotations
@@ -30,18 +30,28 @@ from rich.table import Table
 from bs_ray.batch.report import contact_sheet
 from bs_ray.batch.run import edit
 from bs_ray.config import EditJob, EvalJob, ServeJob, TrainJob, shipped_job
+from bs_ray.demo import people
 from bs_ray.evaluate.figures import by_split
 from bs_ray.evaluate.report import render_report
 from bs_ray.evaluate.run import evaluate
 from bs_ray.images.decode import decode
+from bs_ray.images.faces import FacesUnavailable
 from bs_ray.images.rows import is_quarantined
+from bs_ray.images.sheets import stacked
+from bs_ray.progress import counted
 from bs_ray.ray_session import ray_session
 from bs_ray.serve.deploy import running
+from bs_ray.sliders.registry import Registry
+from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
 from bs_ray.storage.seaweed import LocalObjectStore, available
 from bs_ray.tiny.drawn import TinyWorld, ingest_tiny_world
 from bs_ray.train.run import train
 
+PHOTO_SLIDER = "tiny-photo/train-age.yaml"
+"""The shipped job that trains a slider on the base of photographs."""
+WITHOUT_PHOTOS = ["photos=null", "region=photo", "people=all", "losses.perceptual=0", "steps=60"]
+"""How the demo changes it: it learns from pictures that the base makes, and in a minute."""
 _SHOWN = ("effect", "drift_other", "monotone_share", "strictly_monotone_share", "zero_exact")
 
 
@@ -58,28 +68,46 @@ class Size:
     text: int
     base_images: int
     train_overrides: list[str] = field(default_factory=list)
+    photo_slider: bool = True
+    """Whether a slider is trained on the base of photographs, too."""
 
 
 FULL = Size(("smile", "age"), 500, 10, 200, 64, 32, 8, 64)
-QUICK = Size(("smile",), 48, 4, 40, 24, 8, 4, 16, ["steps=60"])
+QUICK = Size(("smile",), 48, 4, 40, 24, 8, 4, 16, ["steps=60"], photo_slider=False)
 
 
-def demo(out: Path, *, quick: bool = False, console: Console | None = None) -> dict:
+def demo(
+    out: Path, *, quick: bool = False, photos: str | None = None, console: Console | None = None
+) -> dict:
     """Run all stages into `out`. Returns the figures, which are also in `out`/metrics.json.
 
-    Everything that it starts is stopped again, also on Ctrl-C.
+    photos: a folder of portraits to edit, local or s3://; those that come with bs_ray where left
+    out. Everything that it starts is stopped again, also on Ctrl-C. Raises ValueError for a folder
+    without portraits before any work starts.
     """
     console = console or Console()
     size = QUICK if quick else FULL
+    portraits = _portraits(photos, console)
     shutil.rmtree(out / "runs", ignore_errors=True)
     shutil.rmtree(out / "evaluate", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     # Workers take the cores. This process only draws photos, with operations so small that two
     # threads for each would mostly wait for each other.
     torch.set_num_threads(1)
-    run = _Demo(out, size, console)
+    run = _Demo(out, size, portraits, console)
     run.everything()
     return run.figures
+
+
+def _portraits(photos: str | None, console: Console) -> list[people.Portrait]:
+    """The portraits to edit; none where no face detector is installed and nobody asked for one."""
+    try:
+        return people.portraits(photos or str(people.SAMPLES))
+    except FacesUnavailable as missing:
+        if photos:
+            raise
+        console.print(f"The demo leaves people out. {missing}", soft_wrap=True)
+        return []
 
 
 @contextmanager
@@ -104,9 +132,11 @@ def _object_store(out: Path, console: Console) -> Iterator[str]:
 class _Demo:
     """The stages in their order, and the figures of each."""
 
-    def __init__(self, out: Path, size: Size, console: Console):
-        self.out, self.size, self.console = out, size, console
+    def __init__(self, out: Path, size: Size, portraits: list[people.Portrait], console: Console):
+        self.out, self.size, self.portraits, self.console = out, size, portraits, console
         self.figures: dict = {"sliders": {}, "seconds": {}}
+        self.people: list[people.Row] = []
+        self.trained: Slider | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -125,8 +155,12 @@ class _Demo:
             with self.stage("train"):
                 for name in self.size.sliders:
                     self.train(name, root)
+                if self.portraits and self.size.photo_slider:
+                    self.train_on_photographs(root)
             with self.stage("edit"):
                 self.edit(root)
+                if self.portraits:
+                    self.edit_people()
             with self.stage("serve"):
                 self.serve(root)
             with self.stage("evaluate"):
@@ -146,12 +180,32 @@ class _Demo:
         result = train(job, console=self.console)
         self.figures["sliders"][name] = {"train_seconds": round(result.seconds, 1)}
 
+    def train_on_photographs(self, root: str) -> None:
+        places = [f"registry={root}/sliders", f"runs={root}/runs"]
+        job = shipped_job(PHOTO_SLIDER, [*places, *WITHOUT_PHOTOS])
+        assert isinstance(job, TrainJob)
+        result = train(job, console=self.console)
+        self.figures["people"] = {"train_seconds": round(result.seconds, 1)}
+        self.trained = Registry(job.registry).resolve(job.name)
+
+    def edit_people(self) -> None:
+        start = time.perf_counter()
+        self.people = people.under_sliders(self.portraits, self.trained)
+        self.figures["people"] = self.figures.get("people", {}) | {
+            "rows": [
+                {"portrait": row.portrait, "slider": row.slider.name, "measured": row.measured}
+                | {"strengths": row.slider.strengths}
+                for row in self.people
+            ],
+            "edit_seconds": round(time.perf_counter() - start, 1),
+        }
+
     def edit(self, root: str) -> None:
         places = [f"input={root}/data/wild", f"output={root}/edited", f"registry={root}/sliders"]
         job = shipped_job("tiny/edit-wild.yaml", places)
         assert isinstance(job, EditJob)
         summary = edit(job, console=self.console)
-        contact_sheet(job, self.out / "contact-sheet.png")
+        contact_sheet(job, self.out / "batch.png")
         self.figures["batch"] = {
             "inputs": summary.inputs,
             "outputs": summary.edited,
@@ -197,8 +251,13 @@ class _Demo:
         self.console.print(table)
         (self.out / "metrics.json").write_text(json.dumps(self.figures, indent=2) + "\n")
         measured = pd.read_parquet(self.out / "evaluate" / "metrics.parquet")
-        sheet = (self.out / "contact-sheet.png").read_bytes()
-        page = render_report(self.job, self.found, measured, summary=summary, contact_sheet=sheet)
+        batch = (self.out / "batch.png").read_bytes()
+        sheets = [people.as_sheet(self.people)] if self.people else []
+        (self.out / "contact-sheet.png").write_bytes(stacked([*sheets, batch]))
+        lead = people.as_html(self.people) if self.people else ""
+        page = render_report(
+            self.job, self.found, measured, summary=summary, lead=lead, contact_sheet=batch
+        )
         (self.out / "report.html").write_text(page, encoding="utf-8")
         self.console.print(f"Look at [bold]{self.out / 'report.html'}[/]")
 
@@ -215,6 +274,15 @@ def summarise(figures: dict) -> dict[str, str]:
             f"drift {_with_interval(on_faces, 'drift_other', '{:.3f}')}, "
             f"monotone {_with_interval(on_faces, 'monotone_share', '{:.0%}')}; "
             f"zero exact: {'yes' if slider['zero_exact'] else 'no'}"
+        )
+    if made := figures.get("people"):
+        trained = made.get("train_seconds")
+        learnt = f"; {people.TRAINED.name} trained in {trained:.0f} s" if trained else ""
+        portraits = {row["portrait"] for row in made["rows"]}
+        pictures = sum(len(row["strengths"]) for row in made["rows"])
+        rows["people"] = (
+            f"{counted(len(portraits), 'portrait')}, {pictures} pictures in "
+            f"{made['edit_seconds']:.0f} s{learnt}"
         )
     rows["batch"] = (
         f"{batch['inputs']} photos = {batch['outputs']} edited + {batch['quarantined']} "

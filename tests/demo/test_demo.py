@@ -41,6 +41,13 @@ def test_quick_demo(tmp_path: Path) -> None:
         assert (out / name).stat().st_size > 10_000
     written = json.loads((out / "metrics.json").read_text())
 
+    people = [(row["portrait"], row["slider"]) for row in written["people"]["rows"]]
+    portraits = ["collins.jpg", "hopper.jpg"]
+    assert people == [(who, slider) for who in portraits for slider in ("old", "smiling")]
+    page = (out / "report.html").read_text()
+    assert page.index("<h2>People") < page.index("<h2>Run") < page.index("<h2>The drawn world")
+    assert page.count("<figcaption>the photo") == 4
+
     assert written["base"]["vae_psnr_db"] >= 33
     smile = written["sliders"]["smile"]
     assert smile["zero_exact"] and smile["effect"] > 0.25
