@@ -81,6 +81,10 @@ def test_table_figures_and_report(
     found = figures["sliders"]["smile"]["faces"]
     assert found["effect"] == pytest.approx(float(np.mean(moves)), abs=1e-6)
     assert found["zero_exact"] is True and found["slider"] == "smile@2"
+    short = {
+        name: figures["sliders"]["smile"][name] for name in ("judged_change", "zero_exact", "n")
+    }
+    assert short == {"judged_change": found["effect"], "zero_exact": True, "n": 3}
     low, high = found["intervals"]["effect"]
     assert low < found["effect"] < high
     assert {"drift_other", "monotone_share", "identity", "perceptual", "clip_change"} <= set(found)
@@ -113,8 +117,13 @@ def test_table_figures_and_report(
 def test_a_killed_run_goes_on_where_it_stopped(
     in_process, random_base, registry, tmp_path: Path, monkeypatch
 ) -> None:
-    job = make_job(random_base, registry, tmp_path / "whole", splits={"faces": 5})
+    words = {"positive": "a person, old", "negative": "a person, young", "moves": "age"}
+    sliders = {"older": words}
+    job = make_job(random_base, registry, tmp_path / "whole", splits={"faces": 5}, sliders=sliders)
     whole = evaluate(job)
+    older = whole["sliders"]["older"]
+    assert older["faces"]["measure"] == "own-reader/age" and older["faces"]["effect"] != 0
+    assert older["faces"]["slider"].startswith("older@w")
     stream, done = run_module._stream, []
 
     def killed(*asked):
