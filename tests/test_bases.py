@@ -165,7 +165,9 @@ def test_the_verbs_from_end_to_end(
     photos = place / "photos"
     photos.mkdir()
     for number in range(3):
-        (photos / f"{number}.png").write_bytes(photo.read_bytes())
+        turned = np.rot90(np.asarray(Image.open(photo)), number)
+        Image.fromarray(turned).save(photos / f"{number}.png")
+    bs_ray(world, "ingest", "photos", str(photos), str(place / "shards"))
     made = {layout: layouts.in_layout(layout, whole_base, place) for layout in _END_TO_END}
 
     jobs = {
@@ -173,6 +175,7 @@ def test_the_verbs_from_end_to_end(
             "base": made["sharded"],
             "prompts": {"target": "person", "positive": "smiling", "negative": "frowning"},
             "losses": {"perceptual": 0, "adversarial": 0},
+            "photos": str(place / "shards"),
             "steps": 2,
             "workers": 1,
             "batch_size": 2,
