@@ -207,7 +207,7 @@ def test_the_verbs_from_end_to_end(
         file.write_text(json.dumps({"kind": kind, "name": "smile", **job}))
         bs_ray(world, kind, str(file))
     assert (place / "sliders" / "smile" / "0001.safetensors").is_file()
-    assert len(list((place / "out").glob("*.png"))) == 3
+    assert len(list((place / "out" / "images").glob("*.png"))) == 3
     assert (place / "report" / "report.html").is_file()
 
     out = place / "one.png"
