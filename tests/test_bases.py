@@ -33,6 +33,7 @@ from bs_ray.testing import edit_of, random_slider
 from bs_ray.train.run import _check as check_train
 from tests.models import layouts
 from tests.models.hub_server import Hub, serving
+from tests.serve.api import free_port
 
 LAYOUTS = ("fp32", "fp16 variant", "both", "sharded", "snapshot", "single file", "hub", "s3")
 HALF = {"fp16 variant", "snapshot", "hub"}
@@ -79,7 +80,9 @@ def edits_of_all_verbs(base: str, registry: str, photo: Path, place: Path) -> di
     editor = Editor(load_base(arm.base), [arm.resolved()], arm.editor)
     found["evaluate"] = _edited(editor, key, pixels)
 
-    served = check_serve(ServeJob(**shared, sliders=["smile"], other_bases="refuse", port=_PORT))
+    served = check_serve(
+        ServeJob(**shared, sliders=["smile"], other_bases="refuse", port=free_port())
+    )
     found["serve"] = served["smile"].card.base_id
     prompts = Prompts(target="person", positive="smiling", negative="frowning")
     places = {"registry": str(place / "sliders"), "runs": str(place / "runs")}
@@ -87,9 +90,6 @@ def edits_of_all_verbs(base: str, registry: str, photo: Path, place: Path) -> di
     train = TrainJob(name="smile", base=base, prompts=prompts, losses=losses, **places)  # type: ignore[arg-type]
     found["train"] = check_train(train).base_id
     return found
-
-
-_PORT = 18432
 
 
 def _edited(editor: Editor, key: str, pixels: np.ndarray) -> np.ndarray:
@@ -165,7 +165,9 @@ def test_the_verbs_from_end_to_end(
     photos = place / "photos"
     photos.mkdir()
     for number in range(3):
-        (photos / f"{number}.png").write_bytes(photo.read_bytes())
+        turned = np.rot90(np.asarray(Image.open(photo)), number)
+        Image.fromarray(turned).save(photos / f"{number}.png")
+    bs_ray(world, "ingest", "photos", str(photos), str(place / "shards"))
     made = {layout: layouts.in_layout(layout, whole_base, place) for layout in _END_TO_END}
 
     jobs = {
@@ -173,6 +175,7 @@ def test_the_verbs_from_end_to_end(
             "base": made["sharded"],
             "prompts": {"target": "person", "positive": "smiling", "negative": "frowning"},
             "losses": {"perceptual": 0, "adversarial": 0},
+            "photos": str(place / "shards"),
             "steps": 2,
             "workers": 1,
             "batch_size": 2,
@@ -204,7 +207,7 @@ def test_the_verbs_from_end_to_end(
         file.write_text(json.dumps({"kind": kind, "name": "smile", **job}))
         bs_ray(world, kind, str(file))
     assert (place / "sliders" / "smile" / "0001.safetensors").is_file()
-    assert len(list((place / "out").glob("*.png"))) == 3
+    assert len(list((place / "out" / "images").glob("*.png"))) == 3
     assert (place / "report" / "report.html").is_file()
 
     out = place / "one.png"
@@ -222,7 +225,7 @@ def test_the_verbs_from_end_to_end(
         sliders=["smile"],
         editor=SETTINGS,
         other_bases="refuse",
-        port=_PORT,
+        port=free_port(),
     )
     with running(served) as url:
         reply = httpx.post(
