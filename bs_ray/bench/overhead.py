@@ -11,19 +11,22 @@ from unittest.mock import patch
 
 import torch
 
-from bs_ray.bench.train import TrainBench, bench_job, fresh_hooks
+from bs_ray.bench.train_bench import TrainBench, fresh_hooks
 from bs_ray.train.loop import one_step
 from bs_ray.train.step import TrainState
 
 
-def overhead(report: Callable[[str], None]) -> dict[str, float]:
-    """Teacher mode -> 1 - (networks alone) / (whole step), the median of interleaved repeats."""
-    bench, found = TrainBench.load(), {}
+def overhead(report: Callable[[str], None], bench: TrainBench | None = None) -> dict[str, float]:
+    """Teacher mode -> 1 - (networks alone) / (whole step), the median of interleaved repeats.
+
+    bench: the tiny base's where left out.
+    """
+    bench, found = bench or TrainBench.load(), {}
     for mode, teacher in (
         ("live", {"mode": "live"}),
         ("cached", {"mode": "cached", "samples": 64}),
     ):
-        job = bench_job("smile", 0, batch_size=16, teacher=teacher)
+        job = bench.job("smile", 0, batch_size=16, teacher=teacher)
         with fresh_hooks(bench.model):
             state = bench.train_state(job, bench.samples(job))
             share = _overhead(state)

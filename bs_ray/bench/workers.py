@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bs_ray.bench.drawn_world import prompts_of
 from bs_ray.bench.overhead import overhead
-from bs_ray.bench.train import TrainBench, bench_job, prompts_of
+from bs_ray.bench.train_bench import TrainBench, bench_job
 from bs_ray.config import TrainJob
 from bs_ray.ray_session import ray_session
 from bs_ray.sliders.registry import Registry
@@ -19,6 +20,7 @@ from bs_ray.train.run import train
 
 TOGETHER = ("smile", "age", "chubby", "hair_length")
 _STEPS, _BATCH = 60, 4
+_FACES = 48
 
 
 def workers(repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def together(report: Callable[[str], None]) -> dict[str, Any]:
     steps_ratio: the same ratio of the training loops alone. effect: at strength 1, both ways.
     """
     bench = TrainBench.load()
+    faces = bench.world.held_out(_FACES)
     effects: dict[str, dict[str, float]] = {"alone": {}, "together": {}}
     seconds = {"alone": 0.0, "together": 0.0}
     loops = {"alone": 0.0, "together": 0.0}
@@ -74,7 +77,7 @@ def together(report: Callable[[str], None]) -> dict[str, Any]:
         for way, found in effects.items():
             registry = Registry(str(place / way))
             for name in TOGETHER:
-                found[name] = bench.effect(registry.resolve(name), name)["effect"]
+                found[name] = bench.effect(registry.resolve(name), name, faces).effect
     return {
         "wall_ratio": seconds["alone"] / seconds["together"],
         "steps_ratio": loops["alone"] / loops["together"],

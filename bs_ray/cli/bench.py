@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,14 @@ import typer
 from rich.table import Table
 
 from bs_ray.cli.shared import JsonFile, console, report, write_json
+
+WorldBase = Annotated[
+    str, typer.Option(help="tiny, tiny-flow or tiny-photo, or the folder of such a base.")
+]
+WorldFaces = Annotated[
+    str | None,
+    typer.Option(help="With tiny-photo: LFW, deep-funneled, as an archive or a folder."),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Measure what docs/results.md publishes.")
 
@@ -72,17 +81,21 @@ def bench_serve(
 @app.command("train", epilog="Example: bs-ray bench train --seeds 1 --json race.json")
 def bench_train(
     attributes: Annotated[
-        str, typer.Option(help="Comma list of sliders of the tiny world to race with.")
-    ] = "chubby,age",
+        str, typer.Option(help="Comma list of sliders to race with; two where left out.")
+    ] = "",
     seeds: Annotated[int, typer.Option(help="Seeds per slider.", min=1)] = 3,
+    base: WorldBase = "tiny",
+    faces: WorldFaces = None,
     json_file: JsonFile = None,
 ) -> None:
     """Time to the same effect: live and cached teacher against Concept Sliders' procedure."""
     from bs_ray.bench.overhead import overhead
     from bs_ray.bench.train import train
+    from bs_ray.bench.train_bench import TrainBench
 
-    figures = train(attributes.split(","), seeds, report)
-    _show_bench(figures | {"overhead_share": overhead(report)}, json_file)
+    bench = TrainBench.load(base, faces)
+    figures = train(bench, _names(attributes), seeds, report, partial(write_json, json_file))
+    _show_bench(figures | {"overhead_share": overhead(report, bench)}, json_file)
 
 
 @app.command("ablation", epilog="Example: bs-ray bench ablation --json ablation.json")
@@ -90,44 +103,73 @@ def bench_ablation(
     attributes: Annotated[str, typer.Option(help="Comma list: age, smile, chubby.")] = "age,smile",
     seeds: Annotated[int, typer.Option(help="Seeds per arm.", min=1)] = 3,
     arms: Annotated[str, typer.Option(help="Arms, separated by ;. All where left out.")] = "",
-    base: Annotated[str, typer.Option(help="tiny or tiny-flow.")] = "tiny",
+    base: WorldBase = "tiny",
+    faces: WorldFaces = None,
+    count: Annotated[int, typer.Option(help="Held-out faces to measure on.", min=2)] = 44,
     json_file: JsonFile = None,
 ) -> None:
-    """The paper's Table II and more on a tiny base: which loss does what at the same effect."""
-    from bs_ray.bench.ablation import ARMS, HARMS, ablation
+    """The paper's Table II and more: which loss does what at the same effect.
 
-    chosen = [name.strip() for name in arms.split(";") if name.strip()] or list(ARMS)
+    With --json the file is written after every slider, and the same command goes on from it.
+    """
+    from bs_ray.bench.ablation import ARMS, ablation
+    from bs_ray.bench.train_bench import TrainBench
+    from bs_ray.progress import Bars, Reported
+
+    chosen = _names(arms, ";") or list(ARMS)
     if unknown := [name for name in chosen if name not in ARMS]:
         raise typer.BadParameter(f"got {unknown}; expected some of {'; '.join(ARMS)}")
-    figures = ablation(attributes.split(","), seeds, chosen, base, report)
+    bench = TrainBench.load(base, faces)
+    with Bars(console, "ablation") as bars:
+
+        def after_run(done: int, total: int, line: str) -> None:
+            report(line)
+            bars.show({"sliders": Reported(done, total, {})})
+
+        bars.show({"sliders": Reported(0, len(chosen), {})})
+        figures = ablation(bench, _names(attributes), seeds, chosen, count, json_file, after_run)
     for attribute, found in figures["attributes"].items():
-        title = f"{attribute}: % against neither, at the same effect"
-        table = Table("arm", *HARMS, "seeds", "seconds", title=title)
-        for arm, measures in found.items():
-            cells = [_change(measures.get(name)) for name in HARMS]
+        _show_arms(attribute, found)
+    write_json(json_file, figures)
+
+
+def _show_arms(attribute: str, arms: dict[str, Any]) -> None:
+    harms = next(iter(arms.values()))["far"].keys() - {"effect"}
+    for title, part in (("at the same effect", None), ("at the far end", "far")):
+        table = Table(
+            *("arm", *harms, "seeds", "seconds"),
+            title=f"{attribute}: % against neither, {title}; kid: difference x 1000",
+        )
+        for arm, measures in arms.items():
+            shown = measures[part] if part else measures
+            cells = [_change(shown.get(name)) for name in harms]
             seconds = f"{measures['seconds']['mean']:.0f}"
             table.add_row(arm, *cells, str(measures["reached"]), seconds)
         console.print(table)
-    write_json(json_file, figures)
 
 
 def _change(found: dict[str, float] | None) -> str:
     return f"{found['mean']:+.1f} ± {found['sd']:.1f}" if found else "not reached"
 
 
+def _names(listed: str, between: str = ",") -> list[str]:
+    return [name.strip() for name in listed.split(between) if name.strip()]
+
+
 @app.command("words", epilog="Example: bs-ray bench words --json words.json")
 def bench_words(
-    attributes: Annotated[
-        str, typer.Option(help="Comma list of attributes of the tiny world.")
-    ] = "smile,age,chubby",
+    attributes: Annotated[str, typer.Option(help="Comma list of attributes.")] = "smile,age",
     seeds: Annotated[int, typer.Option(help="Seeds of each.", min=1)] = 3,
-    base: Annotated[str, typer.Option(help="`tiny` or `tiny-flow`.")] = "tiny",
+    base: WorldBase = "tiny",
+    faces: WorldFaces = None,
     json_file: JsonFile = None,
 ) -> None:
     """Words against trained sliders at the same effect, and from when on training pays."""
+    from bs_ray.bench.train_bench import TrainBench
     from bs_ray.bench.words import MEASURES, words
 
-    figures = words(attributes.split(","), seeds, base, report)
+    bench, save = TrainBench.load(base, faces), partial(write_json, json_file)
+    figures = words(bench, _names(attributes), seeds, report, save)
     for attribute, found in figures["attributes"].items():
         for arm in ("trained", "words"):
             shown = (

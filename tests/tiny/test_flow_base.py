@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bs_ray.bench.train import TrainBench, bench_job, fresh_hooks
+from bs_ray.bench.train_bench import TrainBench, fresh_hooks
 from bs_ray.evaluate.base import caption_figures, captioned
 from bs_ray.models import EMBEDDED
 from bs_ray.models.diffusion import FlowMatching
@@ -14,7 +14,7 @@ FLOW = EMBEDDED["tiny-flow"]
 
 
 @pytest.fixture(scope="module")
-def world() -> TrainBench:
+def bench() -> TrainBench:
     return TrainBench.load("tiny-flow")
 
 
@@ -24,7 +24,7 @@ def test_it_is_small_and_holds_no_pickle() -> None:
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
 
 
-def test_diffusers_loads_and_generates(world) -> None:
+def test_diffusers_loads_and_generates(bench) -> None:
     from diffusers import StableDiffusion3Pipeline
 
     # Without a T5, which is how diffusers documents running SD3 on less memory.
@@ -42,28 +42,29 @@ def test_diffusers_loads_and_generates(world) -> None:
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     ).images
-    reader = world.judges.reader
+    reader = bench.world.reader
     read = dict(zip(reader.names, reader.read(image * 2 - 1)[0].tolist(), strict=True))
     assert read["smile"] > 0.5 and read["hair_length"] > 0.5 and read["man"] < 0.5
 
 
-def test_captions_come_out_true(world) -> None:
-    assert isinstance(world.model.prediction, FlowMatching)
-    rows = pd.DataFrame(captioned(world.model, world.judges.reader, 0, 64, total=64))
+def test_captions_come_out_true(bench) -> None:
+    assert isinstance(bench.model.prediction, FlowMatching)
+    rows = pd.DataFrame(captioned(bench.model, bench.world.reader, 0, 64, total=64))
     found = caption_figures(rows)["class_accuracy"]
     print(found)
     assert min(found.values()) >= 0.85, found
 
 
-def test_a_slider_moves_its_attribute_both_ways(world) -> None:
+def test_a_slider_moves_its_attribute_both_ways(bench) -> None:
     losses = {"perceptual": 0, "adversarial": 0}
-    job = bench_job("age", 0, batch_size=4, steps=25, losses=losses)
-    with fresh_hooks(world.model):
-        state = world.train_state(job)
+    job = bench.job("age", 0, batch_size=4, steps=25, losses=losses)
+    with fresh_hooks(bench.model):
+        state = bench.train_state(job)
         for step in range(job.steps):
             one_step(state, step)
-        slider = world.slider(state, "age")
-    up, down = (world.effect(slider, "age", (strength,)) for strength in (1.0, -1.0))
+        slider = bench.slider(state, "age")
+    faces = bench.world.held_out(48)
+    up, down = (bench.effect(slider, "age", faces, strength) for strength in (1.0, -1.0))
     print(up, down)
-    assert up["effect"] > 0.3 and down["effect"] > 0.2
-    assert up["drift"] < 0.15 * up["effect"]
+    assert up.effect > 0.3 and down.effect > 0.2
+    assert up.drift < 0.15 * up.effect

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,13 +34,17 @@ class Face:
     woman: float = float("nan")
 
 
-def read_faces(source: Path) -> Iterator[Face]:
+def read_faces(source: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Face]:
     """Faces of one source: an LFW or UTKFace archive, or its extracted folder, in name order.
+
+    wanted: whether to read a file, by its name within the source; by default all are read.
 
     Raises ValueError where it holds a file that is named like neither.
     """
     for name, data in sorted(_files(source)):
         file = PurePosixPath(name)
+        if wanted and not wanted(name):
+            continue
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
         if match := UTKFACE.fullmatch(file.name):
