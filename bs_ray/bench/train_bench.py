@@ -14,7 +14,7 @@ from torch import nn
 from bs_ray.bench.drawn_world import prompts_of
 from bs_ray.bench.world import Faces, Moves, World, moves, open_world, read, unedited
 from bs_ray.config import EditorSettings, TrainJob
-from bs_ray.editing.editor import Edit, Editor, outputs_of
+from bs_ray.editing.editor import Edit, Editor, outputs_of, to_uint8
 from bs_ray.models import base_folder
 from bs_ray.models.base import DiffusionModel
 from bs_ray.sliders.card import Card
@@ -111,7 +111,8 @@ class TrainBench:
         at_once = range(0, len(edits), _EDITED_AT_ONCE)
         parts = [editor.edit(edits[i : i + _EDITED_AT_ONCE]) for i in at_once]
         editor.close()
-        return np.stack([[o.pixels for o in outputs_of(one)] for part in parts for one in part])
+        done = [outputs_of(one) for part in parts for one in part]
+        return np.stack([[to_uint8(output.pixels) for output in versions] for versions in done])
 
     def effect(self, slider: Slider, attribute: str, faces: Faces, strength: float = 1.0) -> Moves:
         """What the slider does to the faces at one strength."""
