@@ -52,12 +52,12 @@ ARMS: dict[str, dict[str, Any]] = {
 """Arm -> settings of the training job. The last two and the untrained adversary are controls."""
 GOALS = {
     "drawn": {"age": (0.3, 0.45), "smile": (0.15, 0.22), "chubby": (0.2, 0.3)},
-    "photos": {"age": (8.0, 14.0), "smile": (0.2, 0.35)},
+    "photos": {"age": (6.0, 11.0), "smile": (0.2, 0.35)},
 }
 """World -> attribute -> moves of each sign at which arms are compared, in the reading's unit."""
-STRENGTHS = (0.4, 0.8, 2.6)
-"""Beside 0. The first two enclose most goals, since harms rise faster than the effect; sliders are
-trained up to 2, so the last one over-drives them."""
+STRENGTHS = {"drawn": (0.4, 0.8, 2.6), "photos": (0.8, 1.6, 2.6)}
+"""World -> beside 0. The first two enclose most goals, since harms do not grow as the effect does;
+sliders are trained up to 2, so the last one over-drives them."""
 _SHARED = {"steps": 60, "batch_size": 8, "lr": 2e-3}
 
 
@@ -88,7 +88,7 @@ def ablation(
         "base_id": world.model.base_id,
         "world": world.kind,
         "faces": len(faces.subjects),
-        "strengths": list(STRENGTHS),
+        "strengths": list(STRENGTHS[world.kind]),
         "features": world.eyes,
         "judges": [judge.card.name for judge in world.panel.judges],
     }
@@ -126,8 +126,9 @@ def _sweep(
 ) -> dict[str, dict[str, list[float]]]:
     """See Run.sweep."""
     found: dict[str, dict[str, list[float]]] = {}
+    strengths = np.array(STRENGTHS[bench.world.kind])
     for sign in (-1, 1):
-        edits = bench.edited(slider, faces, [sign * strength for strength in STRENGTHS])
+        edits = bench.edited(slider, faces, (sign * strengths).tolist())
         versions = np.concatenate([unedited(faces)[:, None], edits], axis=1)
         found[str(sign)] = _measured(bench, faces, versions, attribute, sign)
     return found

@@ -28,7 +28,7 @@ class Run:
     seconds: float
     """Of the processor, to train it."""
     sweep: dict[str, dict[str, list[float]]]
-    """Sign -> `effect` and the harms at strength 0 and at STRENGTHS."""
+    """Sign -> `effect` and the harms at strength 0 and at the sweep's."""
     numbers: dict[str, float]
     """What training said at its last step."""
 

@@ -34,7 +34,6 @@ GOALS = {
 USUAL = {"drawn": ("chubby", "age"), "photos": ("smile", "age")}
 """World -> the sliders to race with where the caller names none."""
 LOOK_EVERY = {"concept_sliders": 10, "live": 5, "cached": 5}
-_FACES = 48
 
 
 @dataclass
@@ -95,10 +94,12 @@ def train(
     bench: TrainBench,
     attributes: list[str],
     seeds: int,
+    count: int,
     report: Callable[[str], None],
     save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Races over attributes and seeds. save: is given the figures so far after each seed.
+    """Races over attributes and seeds. count: faces to look at. save: is given the figures so far,
+    after each seed.
 
     wall_ratio_cached, wall_ratio_live: medians of the reference's seconds over theirs, within an
     attribute and a seed; `_spread`: min and max. forward_equivalents: medians by mode.
@@ -108,7 +109,7 @@ def train(
     attributes = attributes or list(USUAL[kind])
     if unknown := [name for name in attributes if name not in GOALS[kind]]:
         raise ValueError(f"attributes: got {unknown}; expected some of {', '.join(GOALS[kind])}")
-    held_out = bench.world.held_out(_FACES)
+    held_out = bench.world.held_out(count)
     races: dict[str, list[Race]] = {mode: [] for mode in MODES}
     figures: dict[str, Any] = {}
     for seed in range(seeds):

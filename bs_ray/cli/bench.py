@@ -86,6 +86,7 @@ def bench_train(
     seeds: Annotated[int, typer.Option(help="Seeds per slider.", min=1)] = 3,
     base: WorldBase = "tiny",
     faces: WorldFaces = None,
+    count: Annotated[int, typer.Option(help="Held-out faces to look at.", min=2)] = 48,
     json_file: JsonFile = None,
 ) -> None:
     """Time to the same effect: live and cached teacher against Concept Sliders' procedure."""
@@ -93,8 +94,8 @@ def bench_train(
     from bs_ray.bench.train import train
     from bs_ray.bench.train_bench import TrainBench
 
-    bench = TrainBench.load(base, faces)
-    figures = train(bench, _names(attributes), seeds, report, partial(write_json, json_file))
+    bench, save = TrainBench.load(base, faces), partial(write_json, json_file)
+    figures = train(bench, _names(attributes), seeds, count, report, save)
     _show_bench(figures | {"overhead_share": overhead(report, bench)}, json_file)
 
 

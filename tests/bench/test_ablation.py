@@ -82,7 +82,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for one in figures["runs"]:
         for swept in one["sweep"].values():
             assert swept.keys() == {"effect", "drift", "identity", "distance", "truth", "kid"}
-            assert {len(values) for values in swept.values()} == {1 + len(STRENGTHS)}
+            assert {len(values) for values in swept.values()} == {1 + len(STRENGTHS["drawn"])}
             nothing = [swept[name][0] for name in ("effect", "drift", "identity", "distance")]
             assert nothing == pytest.approx([0, 0, 0, 0], abs=1e-6)
             assert 0 < swept["truth"][0] < 0.1 and swept["identity"][-1] > 0
