@@ -135,17 +135,18 @@ def bench_ablation(
 
 
 def _show_arms(attribute: str, arms: dict[str, Any]) -> None:
-    harms = next(iter(arms.values()))["far"].keys() - {"effect"}
+    harms = [name for name in next(iter(arms.values()))["far"] if name != "effect"]
     for title, part in (("at the same effect", None), ("at the far end", "far")):
         table = Table(
-            *("arm", *harms, "seeds", "seconds"),
+            *("arm", *harms, "seeds", "effect", "seconds"),
             title=f"{attribute}: % against neither, {title}; kid: difference x 1000",
         )
         for arm, measures in arms.items():
             shown = measures[part] if part else measures
             cells = [_change(shown.get(name)) for name in harms]
+            effect = f"{measures['far']['effect']['mean']:.3g}" if part else "equal"
             seconds = f"{measures['seconds']['mean']:.0f}"
-            table.add_row(arm, *cells, str(measures["reached"]), seconds)
+            table.add_row(arm, *cells, str(measures["reached"]), effect, seconds)
         console.print(table)
 
 
