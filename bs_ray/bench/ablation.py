@@ -52,7 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
 """Arm -> settings of the training job. The last two and the untrained adversary are controls."""
 GOALS = {
     "drawn": {"age": (0.3, 0.45), "smile": (0.15, 0.22), "chubby": (0.2, 0.3)},
-    "photos": {"age": (6.0, 11.0), "smile": (0.2, 0.35)},
+    "photos": {"age": (8.0, 14.0), "smile": (0.2, 0.35)},
 }
 """World -> attribute -> moves of each sign at which arms are compared, in the reading's unit."""
 STRENGTHS = {"drawn": (0.4, 0.8, 2.6), "photos": (0.8, 1.6, 2.6)}

@@ -138,14 +138,14 @@ def _against(pairs: Sequence[tuple[Run, Run]], goals: Sequence[float]) -> dict[s
             absolute.append(_mean([a for a, _ in there]))
         far.append(_change(mine.far, theirs.far) | {"effect": mine.far["effect"]})
     own = [mine for mine, _ in pairs]
-    told = [name for name in ("accuracy", "w_adversarial") if name in own[0].numbers]
+    said = [name for name in ("accuracy", "w_adversarial") if name in own[0].numbers]
     return {
         **_spread(changes),
         "absolute": _spread(absolute),
         "far": _spread(far),
         "reached": reached,
         "seconds": mean_sd([run.seconds for run in own]),
-        **{name: mean_sd([run.numbers[name] for run in own]) for name in told},
+        **{name: mean_sd([run.numbers[name] for run in own]) for name in said},
     }
 
 

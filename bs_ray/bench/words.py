@@ -70,6 +70,7 @@ def words(
     pays_after_photos_by_evaluations: from how many edits on training costs less than it saves.
     """
     world = bench.world
+    attributes = attributes or list(GOALS[world.kind])
     if unknown := [name for name in attributes if name not in GOALS[world.kind]]:
         known = ", ".join(GOALS[world.kind])
         raise ValueError(f"attributes: got {unknown} on base {world.base}; expected {known}")

@@ -160,7 +160,9 @@ def _names(listed: str, between: str = ",") -> list[str]:
 
 @app.command("words", epilog="Example: bs-ray bench words --json words.json")
 def bench_words(
-    attributes: Annotated[str, typer.Option(help="Comma list of attributes.")] = "smile,age",
+    attributes: Annotated[
+        str, typer.Option(help="Comma list of attributes; all that have a goal where left out.")
+    ] = "",
     seeds: Annotated[int, typer.Option(help="Seeds of each.", min=1)] = 3,
     base: WorldBase = "tiny",
     faces: WorldFaces = None,

@@ -109,8 +109,8 @@ def test_photographs_of_strangers_are_measured_on(tmp_path: Path) -> None:
     left_out = [p for p in people if not held_out(p) and lot(p, 20) != 1][:2]
     drawn = pixels_of(render(sample_scenes(12, 3)))
     for person, picture in zip([*strangers, *trained, *left_out], drawn, strict=True):
-        photo = Image.new("RGB", (250, 250))
-        photo.paste(Image.fromarray(picture).resize((126, 126)), (62, 68))
+        photo = Image.new("RGB", (250, 250), (150, 150, 150))
+        photo.paste(Image.fromarray(picture).resize((52, 52)), (99, 105))
         (tmp_path / person).mkdir()
         for number in (1, 2):
             photo.save(tmp_path / person / f"{person}_{number:04d}.jpg", quality=95)
