@@ -162,9 +162,9 @@ class TableJob(Settings):
 
     def words(self, slider: str) -> MeasuredWords:
         """Its prompts as a slider that needs no training, with the eta that methods train with."""
-        told = self.prompts(slider).model_dump(include=set(Words.model_fields))
+        said = self.prompts(slider).model_dump(include=set(Words.model_fields))
         eta = self.train.get("losses", {}).get("eta", ETA)
-        return MeasuredWords.model_validate(told | {"eta": eta, "moves": self.reads(slider)})
+        return MeasuredWords.model_validate(said | {"eta": eta, "moves": self.reads(slider)})
 
     def reads(self, slider: str) -> str:
         """What it should move."""

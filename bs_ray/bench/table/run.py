@@ -50,8 +50,8 @@ def make_table(job: TableJob, *, console: Console | None = None) -> dict[str, An
             trained = make_slider(job, slider, methods, photos, console)
             figures["training_seconds"][slider] = trained.seconds
             console.print(f"measuring {slider}", markup=False)
-            asked = job.evaluation(slider, methods, trained.versions)
-            measured[slider] = Measured.of(asked, evaluate(asked, console=console))
+            evaluation = job.evaluation(slider, methods, trained.versions)
+            measured[slider] = Measured.of(evaluation, evaluate(evaluation, console=console))
             figures["rows"] = {
                 label: row_figures(job, label, measured[row.slider]) | dict.fromkeys(absent)
                 for label, row in job.rows.items()
@@ -81,9 +81,9 @@ def _check(job: TableJob, methods: list[str]) -> None:
     """What training need not wait for: storage, splits, and a judge for each row."""
     Store(job.output).check(write=True)
     for slider in job.sliders:
-        asked = job.evaluation(slider, methods)
-        splits = open_splits(asked)
+        evaluation = job.evaluation(slider, methods)
+        splits = open_splits(evaluation)
         for split in splits.values():
-            judging = Judging(panel_of(asked, split), {})
+            judging = Judging(panel_of(evaluation, split), {})
             if job.reads(slider) != CLIP:
-                judging.measure(arms_of(asked)[0], slider)
+                judging.measure(arms_of(evaluation)[0], slider)
