@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import ray
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -68,6 +67,8 @@ class ProgressBoard:
     def report(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
         """`step` of `total` of a stage are done; `numbers` stand beside the bar."""
         if self._actor is not None:
+            import ray
+
             reported = self._actor.report.remote(stage, Reported(step, total, numbers))
             if step >= total:
                 with contextlib.suppress(ray.exceptions.RayError):
@@ -204,6 +205,8 @@ def progress(console: Console | None, title: str) -> Iterator[ProgressBoard]:
     if console is None:
         yield ProgressBoard()
         return
+    import ray
+
     actor = ray.remote(num_cpus=0)(_BoardActor).remote()
     stop = threading.Event()
     with Bars(console, title) as bars:
@@ -218,6 +221,8 @@ def progress(console: Console | None, title: str) -> Iterator[ProgressBoard]:
 
 
 def _follow(actor: Any, bars: Bars, stop: threading.Event) -> None:
+    import ray
+
     with contextlib.suppress(ray.exceptions.RayError):  # the board is gone
         while not stop.wait(_POLL_S):
             bars.show(ray.get(actor.read.remote()))

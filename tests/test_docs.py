@@ -149,9 +149,10 @@ def wrong_call(words: list[str], whole: bool) -> Iterator[str]:
             yield message
         return
     overrides = given.get("overrides") or []
-    yield from (f"no setting {o}" for o in overrides if o.partition("=")[0] not in KNOWN)
     job = str(given.get("job", ""))
-    if job.startswith("jobs/"):
+    if not job.startswith("jobs/"):
+        yield from (f"no setting {o}" for o in overrides if o.partition("=")[0] not in KNOWN)
+    else:
         try:
             load(ROOT / job, overrides, None if path[-1] == "submit" else path[-1])
         except JobError as error:

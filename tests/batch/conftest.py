@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from bs_ray.batch import pipeline
 from bs_ray.batch import run as run_module
 from bs_ray.batch.run import EditSummary, edit
 from bs_ray.config import EditJob, Prompts
@@ -20,7 +19,7 @@ from bs_ray.sliders.card import Card
 from bs_ray.sliders.registry import Registry
 from bs_ray.sliders.slider import Slider
 from bs_ray.storage import Store
-from tests.batch.brighter import Brighter, EditingPipeline, HerePipeline
+from tests.batch.brighter import EditingPipeline, HerePipeline, brighter_pipeline
 
 MakeJob = Callable[..., EditJob]
 
@@ -78,7 +77,7 @@ def editing_here(without_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def brighter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs edit without a model."""
-    monkeypatch.setattr(pipeline, "EditShard", Brighter)
+    monkeypatch.setattr(run_module, "pipeline", brighter_pipeline)
 
 
 TIMINGS = ("report.html", "_bs_ray/drivers/", "_bs_ray/latest.png")  # of no two runs the same

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bs_ray.batch import pipeline
+from bs_ray.batch import run as run_module
 from bs_ray.batch.edit import edit_rows
 from bs_ray.batch.input_list import JobChangedError
 from bs_ray.batch.prepare import EditFailed
@@ -38,7 +38,7 @@ from bs_ray.sliders.slider import Slider
 from bs_ray.storage import AccessError, MissingBucketError, StorageError, Store, UnreachableError
 from bs_ray.testing import random_slider
 from bs_ray.tiny.drawn import wild_jpeg, write_wild
-from tests.batch.brighter import Brighter
+from tests.batch.brighter import brighter_pipeline
 from tests.batch.conftest import MakeJob, files, run
 from tests.promptly import promptly
 
@@ -67,7 +67,7 @@ def whole(ray_cluster: None, object_store: object, random_base: Path, registry: 
         batch_size=3,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "EditShard", Brighter)
+        patch.setattr(run_module, "pipeline", brighter_pipeline)
         summary, printed = run(job)
     assert (summary.inputs, summary.edited, summary.quarantined, summary.ignored) == (24, 19, 5, 1)
     assert summary.outputs == 19
@@ -119,12 +119,11 @@ def check_rows(source: Store, output: Store) -> None:
 
 KILLED = """
 import sys
-from bs_ray.batch import pipeline
-from bs_ray.batch.run import edit
+from bs_ray.batch import run
 from bs_ray.config import EditJob
-from tests.batch.brighter import Brighter
-pipeline.EditShard = Brighter
-edit(EditJob.model_validate_json(sys.argv[1]))
+from tests.batch.brighter import brighter_pipeline
+run.pipeline = brighter_pipeline
+run.edit(EditJob.model_validate_json(sys.argv[1]))
 """
 
 

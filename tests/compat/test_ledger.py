@@ -80,7 +80,8 @@ def test_a_job_half_way_is_finished(
         found, was = output.read(key), (rest / key).read_bytes()
         assert read_provenance(found) == (read_provenance(was) or {}) | {"bs_ray": __version__}
         found, was = (np.asarray(Image.open(io.BytesIO(d)), dtype=int) for d in (found, was))
-        assert np.abs(found - was).max() <= 2, key
+        off = np.abs(found - was)  # a level that rounds the other way moves its block of the JPEG
+        assert off.mean() < 0.02 and off.max() <= 6, key
     earlier = json.loads(output.read("_bs_ray/drivers/00001.beat"))
     assert f"<td>{earlier['started']}</td><td>2</td>" in output.read("report.html").decode()
 

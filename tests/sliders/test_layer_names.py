@@ -120,7 +120,9 @@ def kohya(sizes: dict[str, tuple[int, int]], alpha: float) -> dict[str, Tensor]:
 
 
 def imported(tensors: dict[str, Tensor], denoiser: nn.Module, folder: Path) -> dict[str, Any]:
-    model: Any = SimpleNamespace(denoiser=denoiser, base_id="b", family="flux", part="transformer")
+    model: Any = SimpleNamespace(
+        denoiser=denoiser, base_id="b", former_ids=(), family="flux", part="transformer"
+    )
     save_file(tensors, folder / "k.safetensors")
     return import_slider(folder / "k.safetensors", "x", "b", model).factors
 
