@@ -149,10 +149,12 @@ def wrong_call(words: list[str], whole: bool) -> Iterator[str]:
             yield message
         return
     overrides = given.get("overrides") or []
+    for override in overrides:
+        name = override.partition("=")[0]
+        if name not in KNOWN and not name.startswith("splits."):  # a split has any name
+            yield f"no setting {override}"
     job = str(given.get("job", ""))
-    if not job.startswith("jobs/"):
-        yield from (f"no setting {o}" for o in overrides if o.partition("=")[0] not in KNOWN)
-    else:
+    if job.startswith("jobs/"):
         try:
             load(ROOT / job, overrides, None if path[-1] == "submit" else path[-1])
         except JobError as error:
