@@ -133,8 +133,9 @@ def _measured(
                 worker, missing, min(job.workers, gpus or job.workers), gpus
             ):
                 parts.keep(missing[number], rows)
-                found[missing[number]] = rows
                 report(missing[number].count)
+        # Read back, since Ray makes tensors of lists: a first run has the rows that a resumed one has.
+        found |= parts.done(missing)
     return [(task, found[task]) for task in tasks]
 
 

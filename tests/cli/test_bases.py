@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from bs_ray.cli import app
+from bs_ray.cli.shared import console
 from bs_ray.models.describe import described
 from tests.models import layouts
 from tests.models.hub_server import COMMIT, Hub, serving
@@ -18,7 +19,7 @@ from tests.models.hub_server import COMMIT, Hub, serving
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BS_RAY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)  # it reads COLUMNS once, when it is made
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
