@@ -134,7 +134,7 @@ def _measured(
             ):
                 parts.keep(missing[number], rows)
                 report(missing[number].count)
-        # Read back, since Ray makes tensors of lists: a first run has the rows that a resumed one has.
+        # Ray makes tensors of lists: read back, so that a first run has a resumed one's rows.
         found |= parts.done(missing)
     return [(task, found[task]) for task in tasks]
 
